@@ -1,1 +1,3 @@
+//! The dispatch core.
 
+pub mod ingest;

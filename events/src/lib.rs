@@ -1,1 +1,22 @@
+//! The contract: what goes into the log, what comes out of it, and what travels on the sockets.
+//!
+//! - [`command`]: inputs of the engine. They may be refused. Internal ones travel between shards.
+//! - [`event`]: facts, published as CloudEvents 1.0 JSON for everybody. Never refused.
+//! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
+//! - [`ids`]: who and what is meant. Holding an id proves it is well formed.
+//!
+//! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
 
+pub mod codec;
+pub mod command;
+pub mod event;
+pub mod ids;
+pub mod wire;
+
+pub use codec::DecodeError;
+pub use command::{Command, CommandRecord};
+pub use event::{Event, EventRecord};
+pub use ids::{
+    Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId,
+    SessionId, ShardId, Time, VehicleClass,
+};

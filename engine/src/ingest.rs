@@ -1,0 +1,1 @@
+//! Which pings are believed.

@@ -1,0 +1,283 @@
+//! Inputs of the engine. Each command names the entity it is for; [`Command::entity`] gives it.
+//!
+//! External commands come from people and carry a [`CommandId`], which gets exactly one outcome. Internal ones
+//! travel between shards in the log (or hop inside one transaction) and carry the shard they come from.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{EndOfRide, LeaveReason};
+use crate::ids::{
+    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId, SessionId, ShardId,
+    Time, VehicleClass,
+};
+
+/// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
+pub const COMMAND_VERSION: u16 = 1;
+
+/// A command as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommandRecord {
+    /// Version of the record's layout.
+    pub v: u16,
+    /// Who waits for the outcome; present on external commands only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<CommandId>,
+    /// When the issuer first tried, on the domain clock; the same in every retry.
+    pub issued_at: Time,
+    /// The sending shard, on internal commands that went through the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ShardId>,
+    /// What is asked.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+impl CommandRecord {
+    /// An external command.
+    pub fn external(id: CommandId, issued_at: Time, command: Command) -> Self {
+        Self { v: COMMAND_VERSION, id: Some(id), issued_at, from: None, command }
+    }
+
+    /// A message from one shard to another through the log.
+    pub fn internal(from: ShardId, at: Time, command: Command) -> Self {
+        Self { v: COMMAND_VERSION, id: None, issued_at: at, from: Some(from), command }
+    }
+}
+
+/// The state machine a command is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntityId {
+    /// Lives in its place shard.
+    Ride(RideId),
+    /// Lives by id.
+    Driver(DriverId),
+    /// Lives by id.
+    Rider(RiderId),
+}
+
+impl std::fmt::Display for EntityId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            EntityId::Ride(ride) => write!(f, "ride/{ride}"),
+            EntityId::Driver(driver) => write!(f, "driver/{driver}"),
+            EntityId::Rider(rider) => write!(f, "rider/{rider}"),
+        }
+    }
+}
+
+impl std::str::FromStr for EntityId {
+    type Err = crate::ids::BadId;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some(("ride", id)) => Ok(EntityId::Ride(id.parse()?)),
+            Some(("driver", id)) => Ok(EntityId::Driver(id.parse()?)),
+            Some(("rider", id)) => Ok(EntityId::Rider(id.parse()?)),
+            _ => Err(crate::ids::BadId::Malformed {
+                what: "entity",
+                found: text.chars().take(crate::ids::ID_BYTES_MAX).collect(),
+                expected: "ride/…, driver/… or rider/…",
+            }),
+        }
+    }
+}
+
+/// Who cancels a ride.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelledBy {
+    /// The rider.
+    Rider,
+    /// A person at the operator's desk.
+    Ops,
+    /// The driver waited at the pickup until the no-show time was over.
+    NoShow,
+}
+
+/// Why a driver's entity did not grant a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimRefusal {
+    /// Another ride (or another attempt of this one) holds the driver.
+    Held,
+    /// The driver is not online.
+    Offline,
+    /// The driver is held and has said they are going home.
+    Leaving,
+    /// The driver may not be offered rides.
+    Suspended,
+    /// The driver's car is not of the class asked for.
+    WrongClass,
+}
+
+/// What a ride wants of a driver: enough for the driver's entity to check hard conditions (PROTOCOL 5).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenRide {
+    /// Minted by the rider's shard.
+    pub ride: RideId,
+    /// Who rides.
+    pub rider: RiderId,
+    /// The wish it came from.
+    pub key: IdempotencyKey,
+    /// Where to be fetched.
+    pub pickup: Place,
+    /// Where to, if told.
+    pub dropoff: Option<Place>,
+    /// What car.
+    pub class: VehicleClass,
+    /// When the rider first asked.
+    pub issued_at: Time,
+}
+
+/// An input of the engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "snake_case")]
+pub enum Command {
+    // -- for a rider -------------------------------------------------------------------------------------
+    /// A rider asks for a ride (external).
+    RequestRide {
+        rider: RiderId,
+        key: IdempotencyKey,
+        pickup: Place,
+        dropoff: Option<Place>,
+        class: VehicleClass,
+    },
+    /// A rider takes back a wish, by its key, whether or not it was seen before (external).
+    CancelByKey { rider: RiderId, key: IdempotencyKey },
+    /// The place shard opened the ride.
+    RideOpened { rider: RiderId, key: IdempotencyKey, ride: RideId },
+    /// The place shard did not open the ride.
+    OpenRefused { rider: RiderId, key: IdempotencyKey, ride: RideId, why: RefusedBecause },
+    /// The ride came to its end; the rider is free.
+    RideClosed { rider: RiderId, key: IdempotencyKey, ride: RideId, end: EndOfRide },
+
+    // -- for a ride --------------------------------------------------------------------------------------
+    /// The rider's shard asks the place shard to open a ride.
+    OpenRide(OpenRide),
+    /// Rider or operator calls the ride off (external, or by key through the rider's shard).
+    CancelRide { ride: RideId, by: CancelledBy, rider: Option<RiderId> },
+    /// The phone shows the offer: the clock of the answer starts (external).
+    ReceiveOffer { hold: HoldId, driver: DriverId },
+    /// The driver takes the ride (external).
+    AcceptOffer { hold: HoldId, driver: DriverId },
+    /// The driver does not want the ride (external).
+    DeclineOffer { hold: HoldId, driver: DriverId },
+    /// The driver is at the pickup (external).
+    Arrive { hold: HoldId, driver: DriverId },
+    /// The rider is in the car (external).
+    StartRide { hold: HoldId, driver: DriverId },
+    /// The rider is out of the car (external).
+    CompleteRide { hold: HoldId, driver: DriverId },
+    /// The driver gives the ride back before the pickup (external).
+    GiveBack { hold: HoldId, driver: DriverId },
+    /// The driver's shard grants a claim.
+    ClaimGranted { hold: HoldId, driver: DriverId, hold_number: u64 },
+    /// The driver's shard refuses a claim; `driver_seq` is the driver's event number then (PROTOCOL 4).
+    ClaimRefused { hold: HoldId, driver: DriverId, why: ClaimRefusal, driver_seq: u64 },
+    /// A held driver went offline; the ride alone releases (PROTOCOL 21).
+    DriverLeft { hold: HoldId, driver: DriverId, why: LeaveReason },
+
+    // -- for a driver ------------------------------------------------------------------------------------
+    /// A driver begins to work (external).
+    GoOnline { driver: DriverId, session: SessionId, classes: ClassSet },
+    /// A driver stops (external).
+    GoOffline { driver: DriverId, session: SessionId },
+    /// The node of the driver's shard has seen no sign of life for long.
+    DriverSilent { driver: DriverId, session: SessionId },
+    /// A ride asks to hold the driver.
+    ClaimDriver { driver: DriverId, hold: HoldId, class: VehicleClass },
+    /// A ride gives a hold back, or takes back a claim whose answer it no longer wants.
+    ReleaseDriver { driver: DriverId, hold: HoldId },
+}
+
+impl Command {
+    /// The entity that handles this command.
+    pub fn entity(&self) -> EntityId {
+        use Command::*;
+        match self {
+            RequestRide { rider, .. }
+            | CancelByKey { rider, .. }
+            | RideOpened { rider, .. }
+            | OpenRefused { rider, .. }
+            | RideClosed { rider, .. } => EntityId::Rider(rider.clone()),
+            OpenRide(open) => EntityId::Ride(open.ride),
+            CancelRide { ride, .. } => EntityId::Ride(*ride),
+            ReceiveOffer { hold, .. }
+            | AcceptOffer { hold, .. }
+            | DeclineOffer { hold, .. }
+            | Arrive { hold, .. }
+            | StartRide { hold, .. }
+            | CompleteRide { hold, .. }
+            | GiveBack { hold, .. }
+            | ClaimGranted { hold, .. }
+            | ClaimRefused { hold, .. }
+            | DriverLeft { hold, .. } => EntityId::Ride(hold.ride),
+            GoOnline { driver, .. }
+            | GoOffline { driver, .. }
+            | DriverSilent { driver, .. }
+            | ClaimDriver { driver, .. }
+            | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
+        }
+    }
+
+    /// May a person issue it? Internal commands never come from outside.
+    pub fn is_external(&self) -> bool {
+        use Command::*;
+        match self {
+            RequestRide { .. } | CancelByKey { .. } | CancelRide { .. } | ReceiveOffer { .. }
+            | AcceptOffer { .. } | DeclineOffer { .. } | Arrive { .. } | StartRide { .. }
+            | CompleteRide { .. } | GiveBack { .. } | GoOnline { .. } | GoOffline { .. } => true,
+            RideOpened { .. } | OpenRefused { .. } | RideClosed { .. } | OpenRide(_)
+            | ClaimGranted { .. } | ClaimRefused { .. } | DriverLeft { .. } | DriverSilent { .. }
+            | ClaimDriver { .. } | ReleaseDriver { .. } => false,
+        }
+    }
+}
+
+/// What became of an external command. Committed before anybody is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It changed what it meant to change.
+    Done,
+    /// An earlier command had done it; nothing changed.
+    AlreadyDone,
+    /// Nothing changed, and this is why.
+    Refused { why: RefusedBecause },
+}
+
+/// Why an external command changed nothing. The entity is exactly as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedBecause {
+    /// The rider has an active ride; one at a time.
+    AlreadyRiding,
+    /// The idempotency key was used before with another request.
+    KeyReused,
+    /// The rider has as many remembered keys as allowed; wait until some expire.
+    TooManyKeys,
+    /// The request is older than the configured patience.
+    TooOld,
+    /// The shard has as many open rides as allowed; try again later.
+    ShardFull,
+    /// The key was cancelled before the request came.
+    CancelledBefore,
+    /// No such ride (or it ended long ago).
+    UnknownRide,
+    /// The ride belongs to somebody else, or the driver holds no offer for it.
+    NotYours,
+    /// The offer is over: answered too late, withdrawn, or the hold has moved on.
+    Lapsed,
+    /// The ride has come to its end.
+    Ended,
+    /// The ride has begun; what was asked is possible only before.
+    AlreadyStarted,
+    /// The ride has not begun yet.
+    NotStarted,
+    /// The offer must be accepted first.
+    NotAccepted,
+    /// A newer session of the driver exists, or that one has ended.
+    OldSession,
+    /// No such driver is online.
+    NotOnline,
+}

@@ -1,0 +1,136 @@
+//! What a gateway may ask of the nodes, whether they live in its process or elsewhere.
+//!
+//! A gateway decides nothing: it hands in commands and pings, and hears what was committed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cabrank_events::wire::{NearCar, RideView};
+use cabrank_events::{
+    CommandRecord, DriverId, EventRecord, HoldId, Place, RideId, RiderId, SessionId, Time, VehicleClass,
+};
+
+/// A committed event, as gateways hear of it. Never sent before the commit is durable.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The event.
+    pub record: EventRecord,
+    /// The same as the CloudEvents JSON in the log.
+    pub json: Bytes,
+    /// For ride events: the ride after the transaction that held the event.
+    pub ride: Option<Arc<RideView>>,
+}
+
+/// Told of every commit, in order, on the node's thread: it must be quick and must not block.
+pub type Listener = Box<dyn Fn(&[Committed]) + Send + Sync>;
+
+/// Why a command was not taken. It has not been and will not be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// As many commands wait for the log as allowed.
+    #[error("too many commands wait for the log: retry after a second")]
+    Busy,
+    /// The log takes nothing at the moment (disk full, shutting down).
+    #[error("the log takes no commands: retry after some seconds")]
+    Closed,
+}
+
+/// What became of a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pinged {
+    /// It is the driver's position now.
+    Accepted,
+    /// A newer one is there already.
+    OutOfOrder,
+    /// The driver is not online.
+    NotOnline,
+    /// The index holds as many drivers as allowed.
+    IndexFull,
+}
+
+/// A driver as the node knows them after the last commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverView {
+    /// The open session, when online.
+    pub session: Option<SessionId>,
+    /// The hold, if any: an offer or a ride.
+    pub hold: Option<HoldId>,
+}
+
+/// Where a driver is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Position {
+    /// The place.
+    pub at: Place,
+    /// Age in ms.
+    pub age_ms: i64,
+}
+
+/// What `GET /v1/nearby` asks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NearbyQuery {
+    /// Around where.
+    pub at: Place,
+    /// How far, in metres; at most the configured search radius.
+    pub radius_m: f64,
+    /// How many at most.
+    pub k: usize,
+    /// Only cars of this class.
+    pub class: Option<VehicleClass>,
+}
+
+/// One position in the event log: the next offset to read in every partition of both event topics.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct EventCursor {
+    /// Per shard: next offset in `ride-events`.
+    pub ride_events: Vec<u64>,
+    /// Per shard: next offset in `person-events`.
+    pub person_events: Vec<u64>,
+}
+
+/// Why events could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EventsUnreadable {
+    /// The cursor points before the oldest kept event, or beyond the end.
+    #[error("the cursor is older than the events that are kept: start again with cursor=start")]
+    Gone,
+    /// The log failed.
+    #[error("the event log cannot be read: {0}")]
+    Failed(String),
+}
+
+/// Everything the edge needs of the nodes.
+pub trait Dispatch: Send + Sync + 'static {
+    /// Domain time.
+    fn now(&self) -> Time;
+    /// Does it serve? False until recovered and while draining.
+    fn is_ready(&self) -> bool;
+    /// Hands a command to the log. Its outcome comes as a `command.outcome` event with the record's id.
+    fn submit(&self, record: CommandRecord) -> Result<(), NotTaken>;
+    /// Hands over a checked position. Never waits.
+    fn ping(&self, driver: &DriverId, at: Place, time: Time, seq: u32) -> Pinged;
+    /// A sign of life of a driver's socket (pings count as one, too).
+    fn sign_of_life(&self, driver: &DriverId, session: SessionId);
+    /// Free cars near a place, nearest first.
+    fn nearby(&self, query: &NearbyQuery, out: &mut Vec<NearCar>);
+    /// The newest position of a driver, if there is one.
+    fn position(&self, driver: &DriverId) -> Option<Position>;
+    /// A ride after the last commit; `None` when unknown or long over.
+    fn ride(&self, ride: RideId) -> Option<Arc<RideView>>;
+    /// The rider's open ride, if any.
+    fn ride_of(&self, rider: &RiderId) -> Option<RideId>;
+    /// A driver after the last commit.
+    fn driver(&self, driver: &DriverId) -> Option<DriverView>;
+    /// When the offer a driver holds must be confirmed and how long the answer may take: `(receipt_by, answer_ms)`.
+    fn offer_times(&self, ride: RideId) -> Option<(Time, u64)>;
+    /// Adds a listener; it hears every commit from now on.
+    fn listen(&self, listener: Listener);
+    /// The end of the event log: where a tail starts.
+    fn events_end(&self) -> EventCursor;
+    /// The oldest kept place of the event log.
+    fn events_start(&self) -> EventCursor;
+    /// Reads up to `max` committed events after `cursor` and moves it on. Empty at the end.
+    fn read_events(&self, cursor: &mut EventCursor, max: usize) -> Result<Vec<Bytes>, EventsUnreadable>;
+    /// Estimated seconds of driving between two places (the market's speed profile).
+    fn travel_time_s(&self, from: Place, to: Place) -> f64;
+}
