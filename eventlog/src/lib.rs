@@ -1,1 +1,34 @@
+//! The log: commands in, events and states out, all or nothing.
+//!
+//! This crate answers: what has been said to the engine, what has it decided, and who may decide now. It knows bytes
+//! only; what a command or an event means is the business of `events` and `engine`.
+//!
+//! - [`EventLog`] is what gateways, tails and tools use: submit a command, read what is committed.
+//! - [`ShardOwner`] is what a node uses: recover a shard, poll commands, commit a [`Transaction`].
+//! - [`EmbeddedLog`] is the home of both for one process, a file on disk. Kafka is the other home; `contract` (behind
+//!   the feature of that name) is the suite of tests that both must pass unchanged.
+//!
+//! What holds, whichever home:
+//! - **Atomic**: a transaction is seen whole or not at all, by readers and after a crash.
+//! - **Ordered**: offsets of a partition (a topic and a shard) are gapless and append times never go back.
+//! - **Exactly once**: commands from the header's `next_input` on are handed out again after a recovery, earlier ones
+//!   never; so effects and position move together.
+//! - **One owner**: a newer owner's epoch fences every older one; a fenced commit changes nothing.
+//! - **Bounded**: each thing that grows has a limit in [`Options`] or a named constant.
+//!
+//! Everything here blocks. A node runs its loop on a thread of its own.
 
+#[cfg(feature = "contract")]
+pub mod contract;
+mod embedded;
+mod log;
+
+pub use embedded::{
+    Clock, EmbeddedLog, EmbeddedOwner, FORMAT_VERSION, LOCK_FILE, OpenError, Options, OwnError,
+    Retention, STORE_FILE,
+};
+pub use log::{
+    Append, Bounds, CommitError, EventLog, Header, LogError, POLL_MAX, PollError, Polled, READ_MAX,
+    RECORD_MAX_BYTES, ReadError, Record, RecoverError, Recovered, ShardOwner, StateChange,
+    SubmitError, Topic, Transaction,
+};

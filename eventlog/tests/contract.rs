@@ -1,0 +1,57 @@
+//! The embedded home keeps the contract of the log.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cabrank_eventlog::contract::{Home, SHARDS};
+use cabrank_eventlog::{EmbeddedLog, EventLog, Options, ShardOwner, contract_suite};
+
+struct Embedded {
+    dir: tempfile::TempDir,
+    log: Option<EmbeddedLog>,
+}
+
+fn open(dir: &Path) -> EmbeddedLog {
+    EmbeddedLog::open(
+        dir,
+        Options {
+            shards: SHARDS,
+            ..Options::default()
+        },
+    )
+    .unwrap()
+}
+
+impl Embedded {
+    fn fresh() -> Embedded {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Some(open(dir.path()));
+        Embedded { dir, log }
+    }
+
+    fn open(&self) -> &EmbeddedLog {
+        self.log.as_ref().unwrap()
+    }
+}
+
+impl Home for Embedded {
+    fn log(&self) -> Arc<dyn EventLog> {
+        Arc::new(self.open().clone())
+    }
+
+    fn own(&self, name: &str) -> Box<dyn ShardOwner> {
+        Box::new(self.open().own(name).unwrap())
+    }
+
+    fn reopen(&mut self) {
+        drop(self.log.take());
+        self.log = Some(open(self.dir.path()));
+    }
+
+    fn now_ms(&self) -> i64 {
+        let clock = Options::default().clock;
+        clock()
+    }
+}
+
+contract_suite!(Embedded::fresh());
