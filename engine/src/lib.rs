@@ -1,3 +1,26 @@
-//! The dispatch core.
+//! The dispatch core: riders, drivers, rides, claims, offers, rounds.
+//!
+//! **The engine never reads a clock, a random source or the environment**: time and the results of rounds are inputs,
+//! so the same inputs in the same order give the same outputs on any machine. State = fold of events.
+//!
+//! - [`shard`]: the state machines of one shard and every handler.
+//! - [`host`]: the shards of one node; which messages hop and which go through the log.
+//! - [`matching`]: policies that choose pairs in a round.
+//! - [`ingest`]: which pings are believed.
+//! - [`travel`]: how long a drive takes.
 
+pub mod config;
+pub mod driver;
+pub mod host;
 pub mod ingest;
+pub mod matching;
+pub mod recent;
+pub mod ride;
+pub mod rider;
+pub mod sabotage;
+pub mod shard;
+pub mod travel;
+
+pub use config::{BadSetting, EngineConfig};
+pub use host::{Batch, Host};
+pub use shard::{Counters, EntityState, Message, Shard};

@@ -29,11 +29,19 @@ pub enum DecodeError {
         source: serde_json::Error,
     },
     /// A type nobody here knows.
-    #[error("unknown {what} type {found:?}: this program is older than the writer, or the record is not ours")]
+    #[error(
+        "unknown {what} type {found:?}: this program is older than the writer, or the record is not ours"
+    )]
     UnknownType { what: &'static str, found: String },
     /// Written by a program more than one version ahead.
-    #[error("{what} has version {found}, this program reads up to {newest}: upgrade this program first")]
-    TooNew { what: &'static str, found: u16, newest: u16 },
+    #[error(
+        "{what} has version {found}, this program reads up to {newest}: upgrade this program first"
+    )]
+    TooNew {
+        what: &'static str,
+        found: u16,
+        newest: u16,
+    },
     /// An envelope field does not hold what CloudEvents or our contract says.
     #[error("event envelope: {0}")]
     Envelope(String),
@@ -108,9 +116,15 @@ impl EventRecord {
         Self::from_json_with(bytes, UPCASTS)
     }
 
-    fn from_json_with(bytes: &[u8], upcasts: &[(&str, u16, Upcast)]) -> Result<EventRecord, DecodeError> {
-        let raw: CloudEventIn<'_> = serde_json::from_slice(bytes)
-            .map_err(|source| DecodeError::Malformed { what: "event", source })?;
+    fn from_json_with(
+        bytes: &[u8],
+        upcasts: &[(&str, u16, Upcast)],
+    ) -> Result<EventRecord, DecodeError> {
+        let raw: CloudEventIn<'_> =
+            serde_json::from_slice(bytes).map_err(|source| DecodeError::Malformed {
+                what: "event",
+                source,
+            })?;
         if raw.specversion != "1.0" {
             return Err(DecodeError::Envelope(format!(
                 "specversion is {:?}, expected \"1.0\"",
@@ -126,7 +140,10 @@ impl EventRecord {
                 newest: EVENT_VERSION + 1,
             });
         }
-        let malformed = |source| DecodeError::Malformed { what: "event data", source };
+        let malformed = |source| DecodeError::Malformed {
+            what: "event data",
+            source,
+        };
         let event = if version < EVENT_VERSION {
             let mut data = serde_json::from_str(raw.data.get()).map_err(malformed)?;
             upcast(name, version, &mut data, upcasts)?;
@@ -135,9 +152,17 @@ impl EventRecord {
             Event::from_data(name, raw.data.get())
         };
         let event = event
-            .ok_or_else(|| DecodeError::UnknownType { what: "event", found: raw.kind.to_string() })?
+            .ok_or_else(|| DecodeError::UnknownType {
+                what: "event",
+                found: raw.kind.to_string(),
+            })?
             .map_err(malformed)?;
-        Ok(EventRecord { shard, seq, time: parse_rfc3339(&raw.time)?, event })
+        Ok(EventRecord {
+            shard,
+            seq,
+            time: parse_rfc3339(&raw.time)?,
+            event,
+        })
     }
 }
 
@@ -172,7 +197,10 @@ fn parse_event_type(kind: &str) -> Result<(&str, u16), DecodeError> {
         .strip_prefix(EVENT_PREFIX)
         .and_then(|rest| rest.rsplit_once(".v"))
         .and_then(|(name, version)| Some((name, version.parse().ok()?)));
-    parsed.ok_or_else(|| DecodeError::UnknownType { what: "event", found: kind.to_string() })
+    parsed.ok_or_else(|| DecodeError::UnknownType {
+        what: "event",
+        found: kind.to_string(),
+    })
 }
 
 /// RFC 3339 in UTC with milliseconds. Times outside the years 0 to 9999 are drawn to the nearer end.
@@ -217,7 +245,10 @@ impl CommandRecord {
             #[serde(rename = "type", borrow)]
             kind: std::borrow::Cow<'a, str>,
         }
-        let malformed = |source| DecodeError::Malformed { what: "command", source };
+        let malformed = |source| DecodeError::Malformed {
+            what: "command",
+            source,
+        };
         match serde_json::from_slice::<CommandRecord>(bytes) {
             Ok(record) if record.v <= COMMAND_VERSION + 1 => Ok(record),
             Ok(record) => Err(DecodeError::TooNew {
@@ -234,7 +265,10 @@ impl CommandRecord {
                         newest: COMMAND_VERSION + 1,
                     })
                 } else if source.to_string().starts_with("unknown variant") {
-                    Err(DecodeError::UnknownType { what: "command", found: peek.kind.to_string() })
+                    Err(DecodeError::UnknownType {
+                        what: "command",
+                        found: peek.kind.to_string(),
+                    })
                 } else {
                     Err(malformed(source))
                 }
@@ -254,7 +288,11 @@ mod tests {
     use crate::ids::{DriverId, RideId};
 
     fn started() -> EventRecord {
-        let ride = RideId { place: ShardId(3), minted_by: ShardId(5), offset: 1042 };
+        let ride = RideId {
+            place: ShardId(3),
+            minted_by: ShardId(5),
+            offset: 1042,
+        };
         EventRecord {
             shard: ShardId(3),
             seq: 77,
@@ -285,12 +323,18 @@ mod tests {
         assert_eq!(json["subject"], "ride/3-5-1042");
         assert_eq!(json["time"], "2008-05-23T00:00:01.250Z");
         assert_eq!(json["data"]["ride_seq"], 6);
-        assert_eq!(EventRecord::from_json(&started().to_json()).unwrap(), started());
+        assert_eq!(
+            EventRecord::from_json(&started().to_json()).unwrap(),
+            started()
+        );
     }
 
     #[test]
     fn unknown_fields_pass() {
-        assert_eq!(EventRecord::from_json(&with("traceparent", "x".into())).unwrap(), started());
+        assert_eq!(
+            EventRecord::from_json(&with("traceparent", "x".into())).unwrap(),
+            started()
+        );
     }
 
     #[test]
@@ -300,13 +344,22 @@ mod tests {
             started()
         );
         let refused = EventRecord::from_json(&with("type", "cabrank.ride.started.v3".into()));
-        assert!(matches!(refused, Err(DecodeError::TooNew { found: 3, newest: 2, .. })));
+        assert!(matches!(
+            refused,
+            Err(DecodeError::TooNew {
+                found: 3,
+                newest: 2,
+                ..
+            })
+        ));
     }
 
     #[test]
     fn an_unknown_type_is_named() {
         let refused = EventRecord::from_json(&with("type", "cabrank.ride.teleported.v1".into()));
-        assert!(matches!(refused, Err(DecodeError::UnknownType { found, .. }) if found.contains("teleported")));
+        assert!(
+            matches!(refused, Err(DecodeError::UnknownType { found, .. }) if found.contains("teleported"))
+        );
         let foreign = EventRecord::from_json(&with("type", "org.example.thing".into()));
         assert!(matches!(foreign, Err(DecodeError::UnknownType { .. })));
     }
@@ -323,7 +376,10 @@ mod tests {
         old["data"]["finish_by"] = by;
         let old = old.to_string();
         let upcasts: &[(&str, u16, Upcast)] = &[("ride.started", 0, rename)];
-        assert_eq!(EventRecord::from_json_with(old.as_bytes(), upcasts).unwrap(), started());
+        assert_eq!(
+            EventRecord::from_json_with(old.as_bytes(), upcasts).unwrap(),
+            started()
+        );
         assert!(matches!(
             EventRecord::from_json(old.as_bytes()),
             Err(DecodeError::UnknownType { .. })
@@ -338,7 +394,13 @@ mod tests {
             Err(DecodeError::UnknownType { found, .. }) if found == "fly"
         ));
         let far = br#"{"v":3,"issued_at":5,"type":"fly","data":{}}"#;
-        assert!(matches!(CommandRecord::from_json(far), Err(DecodeError::TooNew { found: 3, .. })));
-        assert!(matches!(CommandRecord::from_json(b"\xff"), Err(DecodeError::Malformed { .. })));
+        assert!(matches!(
+            CommandRecord::from_json(far),
+            Err(DecodeError::TooNew { found: 3, .. })
+        ));
+        assert!(matches!(
+            CommandRecord::from_json(b"\xff"),
+            Err(DecodeError::Malformed { .. })
+        ));
     }
 }

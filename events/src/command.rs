@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{EndOfRide, LeaveReason};
 use crate::ids::{
-    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId, SessionId, ShardId,
-    Time, VehicleClass,
+    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId, SessionId,
+    ShardId, Time, VehicleClass,
 };
 
 /// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
@@ -36,12 +36,24 @@ pub struct CommandRecord {
 impl CommandRecord {
     /// An external command.
     pub fn external(id: CommandId, issued_at: Time, command: Command) -> Self {
-        Self { v: COMMAND_VERSION, id: Some(id), issued_at, from: None, command }
+        Self {
+            v: COMMAND_VERSION,
+            id: Some(id),
+            issued_at,
+            from: None,
+            command,
+        }
     }
 
     /// A message from one shard to another through the log.
     pub fn internal(from: ShardId, at: Time, command: Command) -> Self {
-        Self { v: COMMAND_VERSION, id: None, issued_at: at, from: Some(from), command }
+        Self {
+            v: COMMAND_VERSION,
+            id: None,
+            issued_at: at,
+            from: Some(from),
+            command,
+        }
     }
 }
 
@@ -110,7 +122,7 @@ pub enum ClaimRefusal {
     WrongClass,
 }
 
-/// What a ride wants of a driver: enough for the driver's entity to check hard conditions (PROTOCOL 5).
+/// What a rider's shard tells the place shard of a ride to open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenRide {
     /// Minted by the rider's shard.
@@ -145,17 +157,35 @@ pub enum Command {
     /// A rider takes back a wish, by its key, whether or not it was seen before (external).
     CancelByKey { rider: RiderId, key: IdempotencyKey },
     /// The place shard opened the ride.
-    RideOpened { rider: RiderId, key: IdempotencyKey, ride: RideId },
+    RideOpened {
+        rider: RiderId,
+        key: IdempotencyKey,
+        ride: RideId,
+    },
     /// The place shard did not open the ride.
-    OpenRefused { rider: RiderId, key: IdempotencyKey, ride: RideId, why: RefusedBecause },
+    OpenRefused {
+        rider: RiderId,
+        key: IdempotencyKey,
+        ride: RideId,
+        why: RefusedBecause,
+    },
     /// The ride came to its end; the rider is free.
-    RideClosed { rider: RiderId, key: IdempotencyKey, ride: RideId, end: EndOfRide },
+    RideClosed {
+        rider: RiderId,
+        key: IdempotencyKey,
+        ride: RideId,
+        end: EndOfRide,
+    },
 
     // -- for a ride --------------------------------------------------------------------------------------
     /// The rider's shard asks the place shard to open a ride.
     OpenRide(OpenRide),
     /// Rider or operator calls the ride off (external, or by key through the rider's shard).
-    CancelRide { ride: RideId, by: CancelledBy, rider: Option<RiderId> },
+    CancelRide {
+        ride: RideId,
+        by: CancelledBy,
+        rider: Option<RiderId>,
+    },
     /// The phone shows the offer: the clock of the answer starts (external).
     ReceiveOffer { hold: HoldId, driver: DriverId },
     /// The driver takes the ride (external).
@@ -171,21 +201,48 @@ pub enum Command {
     /// The driver gives the ride back before the pickup (external).
     GiveBack { hold: HoldId, driver: DriverId },
     /// The driver's shard grants a claim.
-    ClaimGranted { hold: HoldId, driver: DriverId, hold_number: u64 },
+    ClaimGranted {
+        hold: HoldId,
+        driver: DriverId,
+        hold_number: u64,
+    },
     /// The driver's shard refuses a claim; `driver_seq` is the driver's event number then (PROTOCOL 4).
-    ClaimRefused { hold: HoldId, driver: DriverId, why: ClaimRefusal, driver_seq: u64 },
+    ClaimRefused {
+        hold: HoldId,
+        driver: DriverId,
+        why: ClaimRefusal,
+        driver_seq: u64,
+    },
     /// A held driver went offline; the ride alone releases (PROTOCOL 21).
-    DriverLeft { hold: HoldId, driver: DriverId, why: LeaveReason },
+    DriverLeft {
+        hold: HoldId,
+        driver: DriverId,
+        why: LeaveReason,
+    },
 
     // -- for a driver ------------------------------------------------------------------------------------
     /// A driver begins to work (external).
-    GoOnline { driver: DriverId, session: SessionId, classes: ClassSet },
+    GoOnline {
+        driver: DriverId,
+        session: SessionId,
+        classes: ClassSet,
+    },
     /// A driver stops (external).
-    GoOffline { driver: DriverId, session: SessionId },
+    GoOffline {
+        driver: DriverId,
+        session: SessionId,
+    },
     /// The node of the driver's shard has seen no sign of life for long.
-    DriverSilent { driver: DriverId, session: SessionId },
+    DriverSilent {
+        driver: DriverId,
+        session: SessionId,
+    },
     /// A ride asks to hold the driver.
-    ClaimDriver { driver: DriverId, hold: HoldId, class: VehicleClass },
+    ClaimDriver {
+        driver: DriverId,
+        hold: HoldId,
+        class: VehicleClass,
+    },
     /// A ride gives a hold back, or takes back a claim whose answer it no longer wants.
     ReleaseDriver { driver: DriverId, hold: HoldId },
 }
@@ -224,12 +281,28 @@ impl Command {
     pub fn is_external(&self) -> bool {
         use Command::*;
         match self {
-            RequestRide { .. } | CancelByKey { .. } | CancelRide { .. } | ReceiveOffer { .. }
-            | AcceptOffer { .. } | DeclineOffer { .. } | Arrive { .. } | StartRide { .. }
-            | CompleteRide { .. } | GiveBack { .. } | GoOnline { .. } | GoOffline { .. } => true,
-            RideOpened { .. } | OpenRefused { .. } | RideClosed { .. } | OpenRide(_)
-            | ClaimGranted { .. } | ClaimRefused { .. } | DriverLeft { .. } | DriverSilent { .. }
-            | ClaimDriver { .. } | ReleaseDriver { .. } => false,
+            RequestRide { .. }
+            | CancelByKey { .. }
+            | CancelRide { .. }
+            | ReceiveOffer { .. }
+            | AcceptOffer { .. }
+            | DeclineOffer { .. }
+            | Arrive { .. }
+            | StartRide { .. }
+            | CompleteRide { .. }
+            | GiveBack { .. }
+            | GoOnline { .. }
+            | GoOffline { .. } => true,
+            RideOpened { .. }
+            | OpenRefused { .. }
+            | RideClosed { .. }
+            | OpenRide(_)
+            | ClaimGranted { .. }
+            | ClaimRefused { .. }
+            | DriverLeft { .. }
+            | DriverSilent { .. }
+            | ClaimDriver { .. }
+            | ReleaseDriver { .. } => false,
         }
     }
 }
@@ -276,6 +349,8 @@ pub enum RefusedBecause {
     NotStarted,
     /// The offer must be accepted first.
     NotAccepted,
+    /// The offer was accepted already; to give the ride back is another message.
+    AlreadyAccepted,
     /// A newer session of the driver exists, or that one has ended.
     OldSession,
     /// No such driver is online.

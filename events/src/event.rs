@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{CancelledBy, ClaimRefusal, EntityId, Outcome, RefusedBecause};
 use crate::ids::{
-    Attempt, ClassSet, CommandId, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId, ShardId,
-    Time, VehicleClass,
+    Attempt, ClassSet, CommandId, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId,
+    ShardId, Time, VehicleClass,
 };
 
 /// One event with its place in its shard's history.
@@ -92,6 +92,8 @@ pub enum UnfulfilledBecause {
     RedispatchLimit,
     /// It was too old before anybody could look for a driver (the nodes were down).
     TooOld,
+    /// As many drivers as allowed were asked and none came.
+    EverybodyAsked,
 }
 
 /// How a ride came to be completed.
@@ -109,7 +111,7 @@ macro_rules! events {
         $(#[$doc:meta])*
         $kind:ident $name:literal $variant:ident { $( $(#[$fdoc:meta])* $field:ident : $type:ty ),* $(,)? }
     )*) => {
-        $( events!(@body $kind $(#[$doc])* $variant { $( $(#[$fdoc])* $field : $type ),* }); )*
+        $( events!(@body $kind $(#[$doc])* $variant { $( $(#[$fdoc])* pub $field : $type ),* }); )*
 
         /// A fact.
         #[derive(Clone, Debug, PartialEq)]
@@ -388,7 +390,7 @@ events! {
         ride: RideId,
         /// The ride's attempt.
         attempt: Attempt,
-        /// Counts the driver's holds, from 1.
+        /// Grows with each hold of the driver: the `driver_seq` of this event.
         hold_number: u64,
     }
     /// The hold is over.
@@ -447,6 +449,17 @@ events! {
         key: IdempotencyKey,
         /// Why.
         why: RefusedBecause,
+    }
+    /// The rider's own shard refused the wish; its key remembers that, so that a late copy is refused, too.
+    rider "rider.request_refused" RequestRefused {
+        /// The request's key.
+        key: IdempotencyKey,
+        /// A digest of the request.
+        fingerprint: u64,
+        /// Why.
+        why: RefusedBecause,
+        /// Until when the key is remembered.
+        expires_at: Time,
     }
     /// A wish was taken back before it arrived.
     rider "rider.key_cancelled" KeyCancelled {

@@ -21,13 +21,21 @@ pub enum BadId {
     Empty { what: &'static str, max: usize },
     /// Longer than the bound of its kind.
     #[error("{what} has {bytes} bytes: send at most {max}")]
-    TooLong { what: &'static str, bytes: usize, max: usize },
+    TooLong {
+        what: &'static str,
+        bytes: usize,
+        max: usize,
+    },
     /// A character outside the allowed set.
     #[error("{what} contains {found:?}: use letters, digits and . _ - : @")]
     BadCharacter { what: &'static str, found: char },
     /// The parts of a composed id do not parse.
     #[error("{what} {found:?} is malformed: expected {expected}")]
-    Malformed { what: &'static str, found: String, expected: &'static str },
+    Malformed {
+        what: &'static str,
+        found: String,
+        expected: &'static str,
+    },
 }
 
 fn check_text(what: &'static str, text: &str, max: usize, extra: &str) -> Result<(), BadId> {
@@ -35,7 +43,11 @@ fn check_text(what: &'static str, text: &str, max: usize, extra: &str) -> Result
         return Err(BadId::Empty { what, max });
     }
     if text.len() > max {
-        return Err(BadId::TooLong { what, bytes: text.len(), max });
+        return Err(BadId::TooLong {
+            what,
+            bytes: text.len(),
+            max,
+        });
     }
     match text
         .chars()
@@ -127,7 +139,18 @@ text_id!(
 
 /// Milliseconds since the Unix epoch on the domain clock (which a replay may set to the past).
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(transparent)]
 pub struct Time(pub i64);
@@ -255,7 +278,18 @@ pub struct SessionId(pub u64);
 
 /// What kind of car is asked for.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum VehicleClass {
@@ -298,11 +332,14 @@ impl VehicleClass {
 impl FromStr for VehicleClass {
     type Err = BadId;
     fn from_str(text: &str) -> Result<Self, BadId> {
-        Self::ALL.into_iter().find(|class| class.name() == text).ok_or_else(|| BadId::Malformed {
-            what: "vehicle class",
-            found: text.chars().take(ID_BYTES_MAX).collect(),
-            expected: "economy, comfort, xl or wheelchair",
-        })
+        Self::ALL
+            .into_iter()
+            .find(|class| class.name() == text)
+            .ok_or_else(|| BadId::Malformed {
+                what: "vehicle class",
+                found: text.chars().take(ID_BYTES_MAX).collect(),
+                expected: "economy, comfort, xl or wheelchair",
+            })
     }
 }
 
@@ -329,7 +366,10 @@ impl ClassSet {
 
     /// The classes in the order of their bits.
     pub fn classes(self) -> Vec<VehicleClass> {
-        VehicleClass::ALL.into_iter().filter(|class| self.contains(*class)).collect()
+        VehicleClass::ALL
+            .into_iter()
+            .filter(|class| self.contains(*class))
+            .collect()
     }
 }
 
@@ -348,7 +388,8 @@ impl Serialize for ClassSet {
 impl<'de> Deserialize<'de> for ClassSet {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let classes = Vec::<VehicleClass>::deserialize(d)?;
-        ClassSet::of(&classes).ok_or_else(|| de::Error::custom("classes is empty: name at least one"))
+        ClassSet::of(&classes)
+            .ok_or_else(|| de::Error::custom("classes is empty: name at least one"))
     }
 }
 
@@ -374,14 +415,20 @@ struct Degrees {
 
 impl Serialize for Place {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        Degrees { lat: self.0.lat_deg(), lon: self.0.lon_deg() }.serialize(s)
+        Degrees {
+            lat: self.0.lat_deg(),
+            lon: self.0.lon_deg(),
+        }
+        .serialize(s)
     }
 }
 
 impl<'de> Deserialize<'de> for Place {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let degrees = Degrees::deserialize(d)?;
-        Point::new(degrees.lat, degrees.lon).map(Place).map_err(de::Error::custom)
+        Point::new(degrees.lat, degrees.lon)
+            .map(Place)
+            .map_err(de::Error::custom)
     }
 }
 
@@ -407,18 +454,40 @@ mod tests {
 
     #[test]
     fn a_ride_id_reads_back_and_has_one_text() {
-        let id = RideId { place: ShardId(3), minted_by: ShardId(5), offset: 1042 };
+        let id = RideId {
+            place: ShardId(3),
+            minted_by: ShardId(5),
+            offset: 1042,
+        };
         assert_eq!(id.to_string().parse::<RideId>(), Ok(id));
-        for text in ["", "3-5", "3-5-x", "03-5-1", "3-5-1-2", "-3-5-1", "99999-1-1", "+3-5-1"] {
-            assert!(text.parse::<RideId>().is_err(), "{text:?} must not be a ride id");
+        for text in [
+            "",
+            "3-5",
+            "3-5-x",
+            "03-5-1",
+            "3-5-1-2",
+            "-3-5-1",
+            "99999-1-1",
+            "+3-5-1",
+        ] {
+            assert!(
+                text.parse::<RideId>().is_err(),
+                "{text:?} must not be a ride id"
+            );
         }
     }
 
     #[test]
     fn an_id_is_refused_with_its_reason() {
         assert!(matches!(DriverId::new(""), Err(BadId::Empty { .. })));
-        assert!(matches!(DriverId::new(&"d".repeat(65)), Err(BadId::TooLong { bytes: 65, .. })));
-        assert!(matches!(DriverId::new("a/b"), Err(BadId::BadCharacter { found: '/', .. })));
+        assert!(matches!(
+            DriverId::new(&"d".repeat(65)),
+            Err(BadId::TooLong { bytes: 65, .. })
+        ));
+        assert!(matches!(
+            DriverId::new("a/b"),
+            Err(BadId::BadCharacter { found: '/', .. })
+        ));
         assert!(CommandId::new("driver/d7/42").is_ok());
         assert!(serde_json::from_str::<RiderId>("\"bad id\"").is_err());
     }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{CancelledBy, RefusedBecause};
 use crate::event::EndOfRide;
 use crate::ids::{
-    Attempt, ClassSet, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId, Time, VehicleClass,
+    Attempt, ClassSet, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId, Time,
+    VehicleClass,
 };
 
 /// Longest message id a client may choose, in bytes.
@@ -50,19 +51,47 @@ pub enum FromDriver {
     /// Stop working.
     Offline { id: String, session: SessionId },
     /// The offer is on the screen.
-    Received { id: String, ride: RideId, attempt: Attempt },
+    Received {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// Take the ride.
-    Accept { id: String, ride: RideId, attempt: Attempt },
+    Accept {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// Do not take the ride.
-    Decline { id: String, ride: RideId, attempt: Attempt },
+    Decline {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// At the pickup.
-    Arrived { id: String, ride: RideId, attempt: Attempt },
+    Arrived {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// The rider is in the car.
-    Started { id: String, ride: RideId, attempt: Attempt },
+    Started {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// The rider is out of the car.
-    Completed { id: String, ride: RideId, attempt: Attempt },
+    Completed {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
     /// Give the ride back before the pickup.
-    Cancel { id: String, ride: RideId, attempt: Attempt },
+    Cancel {
+        id: String,
+        ride: RideId,
+        attempt: Attempt,
+    },
 }
 
 /// What became of a message of the client's.
@@ -201,9 +230,17 @@ pub enum ToDriver {
     /// The ride you hold has changed (also sent when a session resumes).
     Ride(RideView),
     /// The ride you held is over or somebody else's.
-    Released { ride: RideId, attempt: Attempt, stage: RideStage },
+    Released {
+        ride: RideId,
+        attempt: Attempt,
+        stage: RideStage,
+    },
     /// A ping was refused; `refused` counts those since the last such message (sent at most once a second).
-    PingRefused { seq: u32, reason: PingRefusal, refused: u32 },
+    PingRefused {
+        seq: u32,
+        reason: PingRefusal,
+        refused: u32,
+    },
     /// This gateway is going down: connect again, after `after_ms` at the earliest.
     Move { after_ms: u64 },
     /// The message could not be understood; the session goes on.

@@ -1,0 +1,219 @@
+//! The engine's knobs: every wait with its length, everything that grows with its bound.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of one market. All times are domain milliseconds, all distances metres.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// H3 resolution of ownership cells, 4 to 8. Coarser: fewer halo copies; finer: demand spreads over more shards.
+    pub ownership_resolution: u8,
+    /// A request older than this is refused, and its age is looked at again before its first round.
+    pub request_patience_ms: u64,
+    /// From the first request to `unfulfilled` when nobody is found.
+    pub ride_deadline_ms: u64,
+    /// A claim without an answer is abandoned after this.
+    pub claim_answer_ms: u64,
+    /// A phone must confirm that it shows an offer within this.
+    pub offer_receipt_ms: u64,
+    /// A driver must answer within this, counted from the first receipt.
+    pub offer_answer_ms: u64,
+    /// A driver who has not arrived within this after the assignment counts as lost.
+    pub arrival_ms: u64,
+    /// A rider who is not in the car within this after the arrival counts as a no-show.
+    pub no_show_ms: u64,
+    /// A started ride that nobody ends is ended after this.
+    pub longest_ride_ms: u64,
+    /// A ride that lost its driver before the pickup gets at least this much longer to find another.
+    pub redispatch_patience_ms: u64,
+    /// How often a ride may lose its driver before it ends `unfulfilled`.
+    pub redispatch_max: u32,
+    /// How far the first search looks.
+    pub radius_first_m: u32,
+    /// By how much the search grows at a step.
+    pub radius_step_m: u32,
+    /// The largest search radius: the halo is as wide.
+    pub radius_max_m: u32,
+    /// Time between steps.
+    pub widen_every_ms: u64,
+    /// How many drivers one ride may ask.
+    pub asked_max: usize,
+    /// How long a rider's idempotency key is remembered; longer than `request_patience_ms`.
+    pub key_memory_ms: u64,
+    /// How many keys a rider may have in memory; beyond it 429.
+    pub keys_max: usize,
+    /// How long an ended ride answers late commands; at least `request_patience_ms`.
+    pub ended_ride_memory_ms: u64,
+    /// How long an offline driver's last session is remembered; at least `request_patience_ms`.
+    pub driver_memory_ms: u64,
+    /// How many command outcomes a driver and a ride remember each.
+    pub outcomes_max: usize,
+    /// Open rides of one shard; beyond it requests are refused with 503.
+    pub rides_max: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            ownership_resolution: 5,
+            request_patience_ms: 60_000,
+            ride_deadline_ms: 300_000,
+            claim_answer_ms: 5_000,
+            offer_receipt_ms: 5_000,
+            offer_answer_ms: 15_000,
+            arrival_ms: 1_800_000,
+            no_show_ms: 300_000,
+            longest_ride_ms: 4 * 3_600_000,
+            redispatch_patience_ms: 180_000,
+            redispatch_max: 3,
+            radius_first_m: 2_000,
+            radius_step_m: 1_000,
+            radius_max_m: 5_000,
+            widen_every_ms: 5_000,
+            asked_max: 128,
+            key_memory_ms: 600_000,
+            keys_max: 32,
+            ended_ride_memory_ms: 120_000,
+            driver_memory_ms: 600_000,
+            outcomes_max: 16,
+            rides_max: 100_000,
+        }
+    }
+}
+
+/// A knob that cannot be turned so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value}: {remedy}")]
+pub struct BadSetting {
+    /// The knob.
+    pub key: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What to set instead.
+    pub remedy: &'static str,
+}
+
+impl EngineConfig {
+    /// Checks ranges and the relations between knobs.
+    pub fn check(&self) -> Result<(), BadSetting> {
+        fn demand(
+            ok: bool,
+            key: &'static str,
+            value: impl ToString,
+            remedy: &'static str,
+        ) -> Result<(), BadSetting> {
+            if ok {
+                Ok(())
+            } else {
+                Err(BadSetting {
+                    key,
+                    value: value.to_string(),
+                    remedy,
+                })
+            }
+        }
+        const HOUR: u64 = 3_600_000;
+        demand(
+            (4..=8).contains(&self.ownership_resolution),
+            "engine.ownership_resolution",
+            self.ownership_resolution,
+            "choose 4 to 8 (see `cabrank ring`)",
+        )?;
+        for (key, value) in [
+            ("engine.request_patience_ms", self.request_patience_ms),
+            ("engine.ride_deadline_ms", self.ride_deadline_ms),
+            ("engine.claim_answer_ms", self.claim_answer_ms),
+            ("engine.offer_receipt_ms", self.offer_receipt_ms),
+            ("engine.offer_answer_ms", self.offer_answer_ms),
+            ("engine.arrival_ms", self.arrival_ms),
+            ("engine.no_show_ms", self.no_show_ms),
+            ("engine.longest_ride_ms", self.longest_ride_ms),
+            ("engine.redispatch_patience_ms", self.redispatch_patience_ms),
+            ("engine.widen_every_ms", self.widen_every_ms),
+            ("engine.key_memory_ms", self.key_memory_ms),
+            ("engine.ended_ride_memory_ms", self.ended_ride_memory_ms),
+            ("engine.driver_memory_ms", self.driver_memory_ms),
+        ] {
+            demand(
+                (100..=48 * HOUR).contains(&value),
+                key,
+                value,
+                "choose 100 ms to 48 hours",
+            )?;
+        }
+        demand(
+            self.radius_first_m >= 100 && self.radius_first_m <= self.radius_max_m,
+            "engine.radius_first_m",
+            self.radius_first_m,
+            "choose 100 m up to engine.radius_max_m",
+        )?;
+        demand(
+            self.radius_max_m <= 50_000,
+            "engine.radius_max_m",
+            self.radius_max_m,
+            "choose at most 50000 m: every ping is copied to each shard within it",
+        )?;
+        demand(
+            self.radius_step_m >= 1,
+            "engine.radius_step_m",
+            self.radius_step_m,
+            "choose at least 1 m",
+        )?;
+        demand(
+            self.key_memory_ms > self.request_patience_ms,
+            "engine.key_memory_ms",
+            self.key_memory_ms,
+            "must be longer than engine.request_patience_ms, or a late retry makes a second ride",
+        )?;
+        demand(
+            self.ended_ride_memory_ms >= self.request_patience_ms,
+            "engine.ended_ride_memory_ms",
+            self.ended_ride_memory_ms,
+            "must be at least engine.request_patience_ms",
+        )?;
+        demand(
+            self.driver_memory_ms >= self.request_patience_ms,
+            "engine.driver_memory_ms",
+            self.driver_memory_ms,
+            "must be at least engine.request_patience_ms",
+        )?;
+        for (key, value, most) in [
+            ("engine.asked_max", self.asked_max, 10_000),
+            ("engine.keys_max", self.keys_max, 1_000),
+            ("engine.outcomes_max", self.outcomes_max, 1_000),
+            ("engine.rides_max", self.rides_max, 10_000_000),
+        ] {
+            demand(
+                (1..=most).contains(&value),
+                key,
+                value,
+                "choose at least 1 (and at most what the docs say)",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_sound_and_a_bad_knob_is_named() {
+        EngineConfig::default().check().unwrap();
+        let bad = EngineConfig {
+            key_memory_ms: 1_000,
+            ..EngineConfig::default()
+        };
+        let why = bad.check().unwrap_err();
+        assert_eq!(
+            (why.key, why.value.as_str()),
+            ("engine.key_memory_ms", "1000")
+        );
+        let far = EngineConfig {
+            radius_first_m: 9_000,
+            ..EngineConfig::default()
+        };
+        assert_eq!(far.check().unwrap_err().key, "engine.radius_first_m");
+    }
+}

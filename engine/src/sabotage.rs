@@ -1,0 +1,47 @@
+//! Ways to break the engine on purpose, to show that the simulation's net is fine-meshed.
+//!
+//! Test builds only: elsewhere [`POSSIBLE`] is false and every check of it is compiled away.
+
+/// Can this build be broken?
+pub const POSSIBLE: bool = cfg!(any(test, feature = "sabotage"));
+
+/// One deliberate fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A claim on a held driver is granted.
+    GrantTwice,
+    /// A release is obeyed whatever hold it names.
+    ReleaseAnyHold,
+    /// An ended ride keeps its driver.
+    DropRelease,
+    /// A grant nobody wants is not answered.
+    KeepUnwantedGrant,
+    /// A grant is believed although the ride has moved on.
+    BelieveAnyGrant,
+    /// An attempt's number is used again.
+    ReuseAttempt,
+    /// A ride event's number is skipped.
+    SkipSequence,
+    /// An accept is obeyed after the ride was cancelled.
+    AssignAfterCancel,
+    /// The rider's shard is not told of the end.
+    ForgetToFreeRider,
+    /// A rider may have two rides.
+    TwoRidesAtOnce,
+    /// Idempotency keys are not looked at.
+    ForgetKeys,
+    /// Old requests are dispatched.
+    IgnoreAge,
+    /// Old sessions are obeyed.
+    OldSessions,
+    /// A held driver goes offline without a word to the ride.
+    OfflineWhileHeld,
+    /// A claim without an answer is waited for for ever.
+    NoClaimTimer,
+    /// A driver who declined is asked again.
+    AskAgain,
+    /// A message may hop past one that went through the log.
+    HopAlways,
+    /// A hop moves the receiver's time.
+    HopMovesTime,
+}

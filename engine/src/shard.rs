@@ -1,0 +1,459 @@
+//! One shard: its riders, drivers and rides, and what each command does to them.
+//!
+//! Call a `handle_*`, then [`Shard::take_effects`]. Same inputs in the same order give the same effects on any
+//! machine: no clock, no randomness, no iteration over unordered maps. Time comes with the inputs and never goes
+//! back; due timers fire before the command that moves time past them, ordered by (due, entity) (PROTOCOL 15, 16).
+//! Every handler is total: each command in each state ends in a named outcome or a named no-op.
+//! Not here: which messages hop and which go through the log (`host`), choosing drivers (`matching`).
+
+mod driver_side;
+mod ride_side;
+mod rider_side;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cabrank_events::command::{EntityId, Outcome};
+use cabrank_events::event::CommandOutcome;
+use cabrank_events::{
+    Command, CommandId, CommandRecord, DriverId, Event, EventRecord, RideId, RiderId, ShardId, Time,
+};
+use cabrank_ring::{Kind, Ring};
+use serde::{Deserialize, Serialize};
+
+use crate::config::EngineConfig;
+use crate::driver::Driver;
+use crate::ride::{Bounds, Ride, Stage};
+use crate::rider::Rider;
+use crate::sabotage::{self, Sabotage};
+
+/// A message from one entity to another, not yet routed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// The shard of the entity it is for.
+    pub to: ShardId,
+    /// What is said.
+    pub record: CommandRecord,
+}
+
+/// What a `handle_*` brought about, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    /// Facts to publish.
+    pub events: Vec<EventRecord>,
+    /// Messages to other entities (also of this shard).
+    pub messages: Vec<Message>,
+    /// Entities whose state changed or ended.
+    pub changed: BTreeSet<EntityId>,
+}
+
+/// What a shard keeps besides its entities: stored in its header.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The number of the shard's newest event.
+    pub seq: u64,
+    /// Messages sent through the log, by receiving shard.
+    pub sent: Vec<u64>,
+    /// Messages received through the log, by sending shard.
+    pub received: Vec<u64>,
+}
+
+/// An entity's state as `shard-state` keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "entity", rename_all = "snake_case")]
+pub enum EntityState {
+    /// A ride.
+    Ride(Ride),
+    /// A driver.
+    Driver(Driver),
+    /// A rider.
+    Rider(Rider),
+}
+
+/// One shard of the engine.
+#[derive(Clone)]
+pub struct Shard {
+    id: ShardId,
+    config: Arc<EngineConfig>,
+    ring: Arc<Ring>,
+    bounds: Bounds,
+    time: Time,
+    pub(crate) counters: Counters,
+    rides: BTreeMap<RideId, Ride>,
+    drivers: BTreeMap<DriverId, Driver>,
+    riders: BTreeMap<RiderId, Rider>,
+    due: BTreeSet<(Time, EntityId)>,
+    due_of: BTreeMap<EntityId, Time>,
+    waiting: BTreeSet<(Time, RideId)>,
+    open_rides: usize,
+    effects: Effects,
+    sabotage: Option<Sabotage>,
+}
+
+impl Shard {
+    /// An empty shard.
+    pub fn new(id: ShardId, config: Arc<EngineConfig>, ring: Arc<Ring>) -> Shard {
+        let bounds = Bounds {
+            asked_max: config.asked_max,
+            outcomes_max: config.outcomes_max,
+        };
+        let peers = usize::from(ring.shards());
+        Shard {
+            id,
+            config,
+            ring,
+            bounds,
+            time: Time(i64::MIN),
+            counters: Counters {
+                seq: 0,
+                sent: vec![0; peers],
+                received: vec![0; peers],
+            },
+            rides: BTreeMap::new(),
+            drivers: BTreeMap::new(),
+            riders: BTreeMap::new(),
+            due: BTreeSet::new(),
+            due_of: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            open_rides: 0,
+            effects: Effects::default(),
+            sabotage: None,
+        }
+    }
+
+    /// A shard as its header and states left it.
+    pub fn restore(
+        id: ShardId,
+        config: Arc<EngineConfig>,
+        ring: Arc<Ring>,
+        time: Time,
+        counters: Counters,
+        states: impl IntoIterator<Item = EntityState>,
+    ) -> Shard {
+        let mut shard = Shard::new(id, config, ring);
+        shard.time = time;
+        let peers = shard.counters.sent.len();
+        shard.counters = counters;
+        shard.counters.sent.resize(peers, 0);
+        shard.counters.received.resize(peers, 0);
+        for state in states {
+            let entity = match state {
+                EntityState::Ride(ride) => {
+                    let entity = EntityId::Ride(ride.id);
+                    shard.rides.insert(ride.id, ride);
+                    entity
+                }
+                EntityState::Driver(driver) => {
+                    let entity = EntityId::Driver(driver.id.clone());
+                    shard.drivers.insert(driver.id.clone(), driver);
+                    entity
+                }
+                EntityState::Rider(rider) => {
+                    let entity = EntityId::Rider(rider.id.clone());
+                    shard.riders.insert(rider.id.clone(), rider);
+                    entity
+                }
+            };
+            shard.reindex(&entity);
+        }
+        shard.open_rides = shard.rides.values().filter(|ride| !ride.is_ended()).count();
+        shard
+    }
+
+    /// Breaks the engine on purpose; only test builds can.
+    pub fn sabotage(&mut self, how: Sabotage) {
+        self.sabotage = Some(how);
+    }
+
+    pub(crate) fn is_sabotaged(&self, how: Sabotage) -> bool {
+        self.broken(how)
+    }
+
+    fn broken(&self, how: Sabotage) -> bool {
+        sabotage::POSSIBLE && self.sabotage == Some(how)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Engine time: the largest append time handled, or the clock it was moved on to.
+    pub fn time(&self) -> Time {
+        self.time
+    }
+
+    /// Event and message counters, for the header.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A ride that lives here.
+    pub fn ride(&self, id: RideId) -> Option<&Ride> {
+        self.rides.get(&id)
+    }
+
+    /// A driver who lives here.
+    pub fn driver(&self, id: &DriverId) -> Option<&Driver> {
+        self.drivers.get(id)
+    }
+
+    /// A rider who lives here.
+    pub fn rider(&self, id: &RiderId) -> Option<&Rider> {
+        self.riders.get(id)
+    }
+
+    /// All rides here.
+    pub fn rides(&self) -> impl Iterator<Item = &Ride> {
+        self.rides.values()
+    }
+
+    /// All drivers here.
+    pub fn drivers(&self) -> impl Iterator<Item = &Driver> {
+        self.drivers.values()
+    }
+
+    /// All riders here.
+    pub fn riders(&self) -> impl Iterator<Item = &Rider> {
+        self.riders.values()
+    }
+
+    /// The rides a round should look at, first come first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Ride> {
+        self.waiting.iter().filter_map(|(_, id)| self.rides.get(id))
+    }
+
+    /// How many rides wait.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Rides that have not come to their end.
+    pub fn open_rides(&self) -> usize {
+        self.open_rides
+    }
+
+    /// The state to store for `entity`; `None` when it is gone (a tombstone).
+    pub fn state_of(&self, entity: &EntityId) -> Option<EntityState> {
+        match entity {
+            EntityId::Ride(id) => self.rides.get(id).cloned().map(EntityState::Ride),
+            EntityId::Driver(id) => self.drivers.get(id).cloned().map(EntityState::Driver),
+            EntityId::Rider(id) => self.riders.get(id).cloned().map(EntityState::Rider),
+        }
+    }
+
+    /// When a timer fires next.
+    pub fn poll_deadline(&self) -> Option<(Time, &EntityId)> {
+        self.due.first().map(|(due, entity)| (*due, entity))
+    }
+
+    /// What has happened since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// A command from the log. `offset` names it in this shard's input, `appended_at` moves the engine's time.
+    pub fn handle_command(&mut self, offset: u64, appended_at: Time, record: &CommandRecord) {
+        if let Some(peer) = record.from {
+            // A peer beyond the ring cannot occur while shards only grow together with it.
+            if let Some(count) = self.counters.received.get_mut(usize::from(peer.0)) {
+                *count += 1;
+            }
+        }
+        self.handle_time(appended_at);
+        self.dispatch(Some(offset), record);
+    }
+
+    /// A message from a shard on the same node, inside the same transaction. Never moves time.
+    pub fn handle_hop(&mut self, record: &CommandRecord) {
+        self.dispatch(None, record);
+    }
+
+    /// The clock: fires the timers that are due by `now`.
+    pub fn handle_time(&mut self, now: Time) {
+        self.time = self.time.max(now);
+        while let Some((due, entity)) = self.due.first().cloned() {
+            if due > self.time {
+                break;
+            }
+            let before = self.due_of.get(&entity).copied();
+            match &entity {
+                EntityId::Ride(id) => self.ride_timer(*id),
+                EntityId::Driver(id) => self.driver_timer(id),
+                EntityId::Rider(id) => self.rider_timer(id),
+            }
+            self.reindex(&entity);
+            // A timer that fires and leaves its entity due at the same instant would fire for ever.
+            assert!(
+                self.due_of.get(&entity).copied() != before,
+                "timer of {entity} did not move on"
+            );
+        }
+    }
+
+    fn dispatch(&mut self, offset: Option<u64>, record: &CommandRecord) {
+        let id = record.id.as_ref();
+        let entity = record.command.entity();
+        match &record.command {
+            Command::RequestRide { .. }
+            | Command::CancelByKey { .. }
+            | Command::RideOpened { .. }
+            | Command::OpenRefused { .. }
+            | Command::RideClosed { .. } => self.handle_for_rider(offset, record),
+            Command::OpenRide(_)
+            | Command::CancelRide { .. }
+            | Command::ReceiveOffer { .. }
+            | Command::AcceptOffer { .. }
+            | Command::DeclineOffer { .. }
+            | Command::Arrive { .. }
+            | Command::StartRide { .. }
+            | Command::CompleteRide { .. }
+            | Command::GiveBack { .. }
+            | Command::ClaimGranted { .. }
+            | Command::ClaimRefused { .. }
+            | Command::DriverLeft { .. } => self.handle_for_ride(id, &record.command),
+            Command::GoOnline { .. }
+            | Command::GoOffline { .. }
+            | Command::DriverSilent { .. }
+            | Command::ClaimDriver { .. }
+            | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
+        }
+        self.reindex(&entity);
+    }
+
+    // -- what handlers use ---------------------------------------------------------------------------------
+
+    /// Publishes an event and folds it into its entity: the only way state changes.
+    fn emit(&mut self, event: impl Into<Event>) {
+        let event = event.into();
+        let entity = event.entity();
+        self.counters.seq += 1;
+        match (&entity, &event) {
+            (EntityId::Ride(id), Event::RideRequested(opened)) => {
+                self.rides.insert(*id, Ride::opened(opened));
+                self.open_rides += 1;
+            }
+            (EntityId::Ride(id), _) => {
+                if let Some(ride) = self.rides.get_mut(id) {
+                    ride.apply(&event, &self.bounds);
+                    if event.end().is_some() {
+                        self.open_rides = self.open_rides.saturating_sub(1);
+                    }
+                }
+            }
+            (EntityId::Driver(id), Event::DriverForgotten(_)) => {
+                self.drivers.remove(id);
+            }
+            (EntityId::Driver(id), Event::CommandOutcome(_)) => {
+                if let Some(driver) = self.drivers.get_mut(id) {
+                    driver.apply(&event, &self.bounds);
+                }
+            }
+            (EntityId::Driver(id), _) => {
+                let seq = self.counters.seq;
+                self.drivers
+                    .entry(id.clone())
+                    .or_insert_with(|| Driver::unseen(id.clone(), seq))
+                    .apply(&event, &self.bounds);
+            }
+            (EntityId::Rider(id), Event::RiderForgotten(_)) => {
+                self.riders.remove(id);
+            }
+            (EntityId::Rider(_), Event::CommandOutcome(_)) => {}
+            (EntityId::Rider(id), _) => {
+                let seq = self.counters.seq;
+                self.riders
+                    .entry(id.clone())
+                    .or_insert_with(|| Rider::unseen(id.clone(), seq))
+                    .apply(&event, self.time);
+            }
+        }
+        let record = EventRecord {
+            shard: self.id,
+            seq: self.counters.seq,
+            time: self.time,
+            event,
+        };
+        self.effects.events.push(record);
+        self.effects.changed.insert(entity);
+    }
+
+    /// Answers an external command; internal ones have no id and need no answer.
+    fn answer(
+        &mut self,
+        command: Option<&CommandId>,
+        asked: &EntityId,
+        outcome: Outcome,
+        ride: Option<RideId>,
+    ) {
+        let Some(command) = command else { return };
+        let (asked_ride, asked_driver, asked_rider) = match asked {
+            EntityId::Ride(id) => (Some(*id), None, None),
+            EntityId::Driver(id) => (None, Some(id.clone()), None),
+            EntityId::Rider(id) => (None, None, Some(id.clone())),
+        };
+        self.emit(CommandOutcome {
+            command: command.clone(),
+            outcome,
+            ride,
+            asked_ride,
+            asked_driver,
+            asked_rider,
+        });
+    }
+
+    fn send(&mut self, command: Command) {
+        self.send_for(None, command);
+    }
+
+    /// Sends a message that carries somebody's command id on, so that its receiver answers.
+    fn send_for(&mut self, id: Option<&CommandId>, command: Command) {
+        let to = match command.entity() {
+            EntityId::Ride(ride) => ride.place,
+            EntityId::Driver(driver) => {
+                ShardId(self.ring.shard_of_person(Kind::Driver, driver.as_str()))
+            }
+            EntityId::Rider(rider) => {
+                ShardId(self.ring.shard_of_person(Kind::Rider, rider.as_str()))
+            }
+        };
+        let mut record = CommandRecord::internal(self.id, self.time, command);
+        record.id = id.cloned();
+        self.effects.messages.push(Message { to, record });
+    }
+
+    /// Brings timers and the queue of waiting rides up to date with an entity's state.
+    fn reindex(&mut self, entity: &EntityId) {
+        let due = match entity {
+            EntityId::Ride(id) => self.rides.get(id).map(|r| r.due(self.config.radius_max_m)),
+            EntityId::Driver(id) => self.drivers.get(id).and_then(Driver::due),
+            EntityId::Rider(id) => self.riders.get(id).and_then(Rider::due),
+        };
+        let before = match due {
+            Some(due) => self.due_of.insert(entity.clone(), due),
+            None => self.due_of.remove(entity),
+        };
+        if before != due {
+            if let Some(before) = before {
+                self.due.remove(&(before, entity.clone()));
+            }
+            if let Some(due) = due {
+                self.due.insert((due, entity.clone()));
+            }
+        }
+        if let EntityId::Ride(id) = entity
+            && let Some(ride) = self.rides.get(id)
+        {
+            let place = (ride.issued_at, ride.id);
+            match ride.stage {
+                Stage::Waiting => self.waiting.insert(place),
+                Stage::Claiming { .. }
+                | Stage::Offered { .. }
+                | Stage::EnRoute { .. }
+                | Stage::Arrived { .. }
+                | Stage::Started { .. }
+                | Stage::Ended { .. } => self.waiting.remove(&place),
+            };
+        }
+    }
+}

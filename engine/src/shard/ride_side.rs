@@ -1,0 +1,631 @@
+//! What commands, rounds and timers do to rides.
+
+use cabrank_events::command::{CancelledBy, EntityId, OpenRide, Outcome, RefusedBecause};
+use cabrank_events::event::{
+    ClaimAbandoned, ClaimDenied, CompletedBecause, DeclinedBecause, DriverArrived, DriverAssigned,
+    DriverClaimed, DriverLost, EndOfRide, ExpiredBecause, LostBecause, OfferDeclined, OfferExpired,
+    OfferMade, OfferReceived, RideCancelled, RideCompleted, RideRequested, RideStarted,
+    RideUnfulfilled, SearchWidened, SearchedInVain, UnfulfilledBecause,
+};
+use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId, Time};
+
+use super::Shard;
+use crate::matching::{Pair, RoundResult};
+use crate::ride::{Ending, Parting, Ride, Stage};
+use crate::sabotage::Sabotage;
+
+/// What an external command came to.
+type Answer = Result<Outcome, RefusedBecause>;
+
+/// What a driver may report of a hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Report {
+    Received,
+    Accepted,
+    Declined,
+    Arrived,
+    Started,
+    Completed,
+    GivenBack,
+}
+
+impl Shard {
+    pub(super) fn handle_for_ride(&mut self, id: Option<&CommandId>, command: &Command) {
+        let asked = command.entity();
+        let EntityId::Ride(ride) = asked else {
+            unreachable!("{command:?} is not for a ride")
+        };
+        if let Some(command_id) = id {
+            let before = self
+                .rides
+                .get(&ride)
+                .and_then(|r| r.recent.outcome_of(command_id));
+            if let Some(outcome) = before.cloned() {
+                self.answer(id, &asked, outcome, Some(ride));
+                return;
+            }
+        }
+        let answer = match command {
+            Command::OpenRide(open) => return self.open_ride(open),
+            Command::ClaimGranted {
+                hold,
+                driver,
+                hold_number,
+            } => {
+                return self.claim_granted(*hold, driver, *hold_number);
+            }
+            Command::ClaimRefused {
+                hold,
+                driver,
+                why,
+                driver_seq,
+            } => {
+                if self.is_claiming(*hold, driver) {
+                    self.emit(ClaimDenied {
+                        ride,
+                        ride_seq: self.ride_seq(ride),
+                        driver: driver.clone(),
+                        attempt: hold.attempt,
+                        why: *why,
+                        driver_seq: *driver_seq,
+                    });
+                }
+                return;
+            }
+            Command::DriverLeft {
+                hold,
+                driver,
+                why: _,
+            } => return self.driver_left(*hold, driver),
+            Command::CancelRide { by, rider, .. } => {
+                let stranger = match (self.rides.get(&ride), rider) {
+                    (Some(known), Some(rider)) => known.rider != *rider,
+                    (Some(_), None) | (None, _) => false,
+                };
+                if stranger {
+                    Err(RefusedBecause::NotYours)
+                } else {
+                    self.cancel(ride, *by)
+                }
+            }
+            Command::ReceiveOffer { hold, driver } => self.report(Report::Received, *hold, driver),
+            Command::AcceptOffer { hold, driver } => self.report(Report::Accepted, *hold, driver),
+            Command::DeclineOffer { hold, driver } => self.report(Report::Declined, *hold, driver),
+            Command::Arrive { hold, driver } => self.report(Report::Arrived, *hold, driver),
+            Command::StartRide { hold, driver } => self.report(Report::Started, *hold, driver),
+            Command::CompleteRide { hold, driver } => self.report(Report::Completed, *hold, driver),
+            Command::GiveBack { hold, driver } => self.report(Report::GivenBack, *hold, driver),
+            other => unreachable!("{other:?} is not for a ride"),
+        };
+        let outcome = answer.unwrap_or_else(|why| Outcome::Refused { why });
+        self.answer(id, &asked, outcome, Some(ride));
+    }
+
+    fn ride_seq(&self, ride: RideId) -> u32 {
+        let skip = u32::from(self.broken(Sabotage::SkipSequence));
+        self.rides.get(&ride).map_or(0, |known| known.seq) + 1 + skip
+    }
+
+    fn is_claiming(&self, hold: HoldId, driver: &DriverId) -> bool {
+        self.rides.get(&hold.ride).is_some_and(|ride| {
+            ride.holds(hold, driver) && matches!(ride.stage, Stage::Claiming { .. })
+        })
+    }
+
+    fn open_ride(&mut self, open: &OpenRide) {
+        if self.rides.contains_key(&open.ride) {
+            return; // opened before; the rider's shard heard of it
+        }
+        let (rider, key, ride) = (open.rider.clone(), open.key.clone(), open.ride);
+        let too_old = open.issued_at.plus_ms(self.config.request_patience_ms) < self.time;
+        let refused = if too_old && !self.broken(Sabotage::IgnoreAge) {
+            Some(RefusedBecause::TooOld)
+        } else if self.open_rides >= self.config.rides_max {
+            Some(RefusedBecause::ShardFull)
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            self.send(Command::OpenRefused {
+                rider,
+                key,
+                ride,
+                why,
+            });
+            return;
+        }
+        self.emit(RideRequested {
+            ride,
+            ride_seq: 1,
+            rider: rider.clone(),
+            key: key.clone(),
+            pickup: open.pickup,
+            dropoff: open.dropoff,
+            class: open.class,
+            issued_at: open.issued_at,
+            deadline: open
+                .issued_at
+                .plus_ms(self.config.ride_deadline_ms)
+                .max(self.time),
+            radius_m: self.config.radius_first_m,
+            widen_at: self.time.plus_ms(self.config.widen_every_ms),
+        });
+        self.send(Command::RideOpened { rider, key, ride });
+    }
+
+    // -- rounds ----------------------------------------------------------------------------------------------
+
+    /// The result of a round. A pair counts only if its ride is as the round's snapshot saw it (PROTOCOL 18).
+    pub fn handle_round(&mut self, result: &RoundResult) {
+        for (ride, version) in &result.looked {
+            self.looked_at(*ride, *version);
+        }
+        for pair in &result.pairs {
+            self.claim_for(pair);
+        }
+        for (ride, version) in &result.looked {
+            let in_vain = self
+                .as_seen(*ride, *version)
+                .is_some_and(|known| !known.looked);
+            if in_vain {
+                let ride_seq = self.ride_seq(*ride);
+                self.emit(SearchedInVain {
+                    ride: *ride,
+                    ride_seq,
+                });
+                self.reindex(&EntityId::Ride(*ride));
+            }
+        }
+    }
+
+    /// The ride, if it still waits in the very state the round saw.
+    fn as_seen(&self, ride: RideId, version: u32) -> Option<&Ride> {
+        self.rides
+            .get(&ride)
+            .filter(|known| known.seq == version && matches!(known.stage, Stage::Waiting))
+    }
+
+    /// A ride too old at its first look is not dispatched: its rider has given up on us (PROTOCOL 12).
+    fn looked_at(&mut self, ride: RideId, version: u32) {
+        let patience = self.config.request_patience_ms;
+        let too_old = self
+            .as_seen(ride, version)
+            .is_some_and(|known| !known.looked && known.issued_at.plus_ms(patience) < self.time);
+        if too_old && !self.broken(Sabotage::IgnoreAge) {
+            self.finish(ride, Ending::Unfulfilled(UnfulfilledBecause::TooOld));
+            self.reindex(&EntityId::Ride(ride));
+        }
+    }
+
+    fn claim_for(&mut self, pair: &Pair) {
+        let Some(known) = self.as_seen(pair.ride, pair.version) else {
+            return;
+        };
+        if known.asked.contains(&pair.driver) && !self.broken(Sabotage::AskAgain) {
+            return;
+        }
+        let attempt = match known.attempt {
+            0 => 1,
+            last if self.broken(Sabotage::ReuseAttempt) => last,
+            last => last + 1,
+        };
+        let (ride, class, driver) = (pair.ride, known.class, pair.driver.clone());
+        self.emit(DriverClaimed {
+            ride,
+            ride_seq: self.ride_seq(ride),
+            driver: driver.clone(),
+            attempt,
+            answer_by: self.time.plus_ms(self.config.claim_answer_ms),
+        });
+        self.send(Command::ClaimDriver {
+            driver,
+            hold: HoldId { ride, attempt },
+            class,
+        });
+        self.reindex(&EntityId::Ride(ride));
+    }
+
+    // -- answers of the driver's shard -----------------------------------------------------------------------
+
+    fn claim_granted(&mut self, hold: HoldId, driver: &DriverId, hold_number: u64) {
+        let ride = hold.ride;
+        let wanted = self.is_claiming(hold, driver)
+            || self.broken(Sabotage::BelieveAnyGrant)
+                && self
+                    .rides
+                    .get(&ride)
+                    .is_some_and(|r| matches!(r.stage, Stage::Claiming { .. }));
+        if wanted {
+            self.emit(OfferMade {
+                ride,
+                ride_seq: self.ride_seq(ride),
+                driver: driver.clone(),
+                attempt: hold.attempt,
+                hold_number,
+                receipt_by: self.time.plus_ms(self.config.offer_receipt_ms),
+            });
+            return;
+        }
+        let stands = self.rides.get(&ride).is_some_and(|r| r.holds(hold, driver));
+        if !stands && !self.broken(Sabotage::KeepUnwantedGrant) {
+            // Nobody wants it any more: else the driver is held for ever (PROTOCOL 3).
+            self.send(Command::ReleaseDriver {
+                driver: driver.clone(),
+                hold,
+            });
+        }
+    }
+
+    fn driver_left(&mut self, hold: HoldId, driver: &DriverId) {
+        let ride = hold.ride;
+        let stage = self
+            .rides
+            .get(&ride)
+            .filter(|r| r.holds(hold, driver))
+            .map(|r| &r.stage);
+        match stage {
+            None | Some(Stage::Waiting | Stage::Ended { .. }) => {
+                self.send(Command::ReleaseDriver {
+                    driver: driver.clone(),
+                    hold,
+                });
+            }
+            Some(Stage::Claiming { .. }) => self.abandon_claim(ride),
+            Some(Stage::Offered { .. }) => {
+                self.part(ride, Parting::Declined(DeclinedBecause::Left));
+            }
+            Some(Stage::EnRoute { .. } | Stage::Arrived { .. }) => {
+                self.part(ride, Parting::Lost(LostBecause::Left));
+            }
+            Some(Stage::Started { .. }) => {} // released at the end of the ride
+        }
+    }
+
+    // -- what people say -------------------------------------------------------------------------------------
+
+    fn cancel(&mut self, ride: RideId, by: CancelledBy) -> Answer {
+        let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;
+        match known.stage {
+            Stage::Waiting
+            | Stage::Claiming { .. }
+            | Stage::Offered { .. }
+            | Stage::EnRoute { .. }
+            | Stage::Arrived { .. } => {
+                self.finish(ride, Ending::Cancelled(by));
+                Ok(Outcome::Done)
+            }
+            Stage::Started { .. } => Err(RefusedBecause::AlreadyStarted),
+            Stage::Ended {
+                end: EndOfRide::Cancelled,
+                ..
+            } => Ok(Outcome::AlreadyDone),
+            Stage::Ended {
+                end: EndOfRide::Completed | EndOfRide::Unfulfilled,
+                ..
+            } => Err(RefusedBecause::Ended),
+        }
+    }
+
+    fn report(&mut self, report: Report, hold: HoldId, driver: &DriverId) -> Answer {
+        let ride = hold.ride;
+        let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;
+        if let Stage::Ended {
+            end, driver: last, ..
+        } = &known.stage
+        {
+            let theirs = last.as_ref() == Some(driver) && known.attempt == hold.attempt;
+            let completed = *end == EndOfRide::Completed;
+            if self.broken(Sabotage::AssignAfterCancel) && report == Report::Accepted {
+                self.assign(ride, driver, hold, 0);
+                return Ok(Outcome::Done);
+            }
+            return match report {
+                Report::Received
+                | Report::Accepted
+                | Report::Arrived
+                | Report::Started
+                | Report::Completed
+                    if theirs && completed =>
+                {
+                    Ok(Outcome::AlreadyDone)
+                }
+                _ => Err(RefusedBecause::Ended),
+            };
+        }
+        if !known.holds(hold, driver) {
+            let was_theirs = known.asked.contains(driver) || known.driver() == Some(driver);
+            return Err(if was_theirs {
+                RefusedBecause::Lapsed
+            } else {
+                RefusedBecause::NotYours
+            });
+        }
+        match known.stage {
+            Stage::Waiting | Stage::Claiming { .. } => Err(RefusedBecause::NotYours),
+            Stage::Offered {
+                received,
+                hold_number,
+                ..
+            } => self.report_on_offer(report, hold, driver, received, hold_number),
+            Stage::EnRoute { .. } => self.report_before_start(report, ride, driver, false),
+            Stage::Arrived { .. } => self.report_before_start(report, ride, driver, true),
+            Stage::Started { .. } => match report {
+                Report::Received | Report::Accepted | Report::Arrived | Report::Started => {
+                    Ok(Outcome::AlreadyDone)
+                }
+                Report::Declined => Err(RefusedBecause::AlreadyAccepted),
+                Report::GivenBack => Err(RefusedBecause::AlreadyStarted),
+                Report::Completed => {
+                    self.finish(ride, Ending::Completed(CompletedBecause::DriverReported));
+                    Ok(Outcome::Done)
+                }
+            },
+            Stage::Ended { .. } => Err(RefusedBecause::Ended),
+        }
+    }
+
+    fn report_on_offer(
+        &mut self,
+        report: Report,
+        hold: HoldId,
+        driver: &DriverId,
+        received: bool,
+        hold_number: u64,
+    ) -> Answer {
+        let ride = hold.ride;
+        match report {
+            Report::Received if received => return Ok(Outcome::AlreadyDone),
+            Report::Received => self.emit(OfferReceived {
+                ride,
+                ride_seq: self.ride_seq(ride),
+                driver: driver.clone(),
+                attempt: hold.attempt,
+                answer_by: self.time.plus_ms(self.config.offer_answer_ms),
+            }),
+            Report::Accepted => self.assign(ride, driver, hold, hold_number),
+            Report::Declined | Report::GivenBack => {
+                self.part(ride, Parting::Declined(DeclinedBecause::Declined));
+            }
+            Report::Arrived | Report::Started | Report::Completed => {
+                return Err(RefusedBecause::NotAccepted);
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn assign(&mut self, ride: RideId, driver: &DriverId, hold: HoldId, hold_number: u64) {
+        self.emit(DriverAssigned {
+            ride,
+            ride_seq: self.ride_seq(ride),
+            driver: driver.clone(),
+            attempt: hold.attempt,
+            hold_number,
+            arrive_by: self.time.plus_ms(self.config.arrival_ms),
+        });
+    }
+
+    fn report_before_start(
+        &mut self,
+        report: Report,
+        ride: RideId,
+        driver: &DriverId,
+        arrived: bool,
+    ) -> Answer {
+        let attempt = self.rides[&ride].attempt;
+        match report {
+            Report::Received | Report::Accepted => return Ok(Outcome::AlreadyDone),
+            Report::Arrived if arrived => return Ok(Outcome::AlreadyDone),
+            Report::Declined => return Err(RefusedBecause::AlreadyAccepted),
+            Report::Completed => return Err(RefusedBecause::NotStarted),
+            Report::Arrived => self.emit(DriverArrived {
+                ride,
+                ride_seq: self.ride_seq(ride),
+                driver: driver.clone(),
+                attempt,
+                start_by: self.time.plus_ms(self.config.no_show_ms),
+            }),
+            Report::Started => self.emit(RideStarted {
+                ride,
+                ride_seq: self.ride_seq(ride),
+                driver: driver.clone(),
+                attempt,
+                complete_by: self.time.plus_ms(self.config.longest_ride_ms),
+            }),
+            Report::GivenBack => self.part(ride, Parting::Lost(LostBecause::GaveBack)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    // -- partings and ends: the only places that give a hold back -----------------------------------------------
+
+    /// Gives the hold or claim back, if the ride has one.
+    fn let_go(&mut self, ride: RideId) {
+        let Some(known) = self.rides.get(&ride) else {
+            return;
+        };
+        let hold = known.hold();
+        if let Some(driver) = known.driver().cloned()
+            && !self.broken(Sabotage::DropRelease)
+        {
+            self.send(Command::ReleaseDriver { driver, hold });
+        }
+    }
+
+    fn abandon_claim(&mut self, ride: RideId) {
+        self.let_go(ride);
+        let known = &self.rides[&ride];
+        if let Some(driver) = known.driver().cloned() {
+            let (attempt, ride_seq) = (known.attempt, self.ride_seq(ride));
+            self.emit(ClaimAbandoned {
+                ride,
+                ride_seq,
+                driver,
+                attempt,
+            });
+        }
+    }
+
+    /// The ride goes back to waiting, or ends when it has lost or asked too many.
+    fn part(&mut self, ride: RideId, parting: Parting) {
+        let known = &self.rides[&ride];
+        let Some(driver) = known.driver().cloned() else {
+            return;
+        };
+        let (attempt, ride_seq) = (known.attempt, self.ride_seq(ride));
+        let (deadline, redispatches) = (known.deadline, known.redispatches + 1);
+        self.let_go(ride);
+        match parting {
+            Parting::Declined(why) => {
+                self.emit(OfferDeclined {
+                    ride,
+                    ride_seq,
+                    driver,
+                    attempt,
+                    why,
+                });
+            }
+            Parting::Expired(why) => self.emit(OfferExpired {
+                ride,
+                ride_seq,
+                driver,
+                attempt,
+                why,
+            }),
+            Parting::Lost(why) => {
+                let patience = self.time.plus_ms(self.config.redispatch_patience_ms);
+                let deadline = deadline.max(patience);
+                let lost = DriverLost {
+                    ride,
+                    ride_seq,
+                    driver,
+                    attempt,
+                    why,
+                    deadline,
+                    redispatches,
+                };
+                self.emit(lost);
+                if redispatches > self.config.redispatch_max {
+                    self.finish(
+                        ride,
+                        Ending::Unfulfilled(UnfulfilledBecause::RedispatchLimit),
+                    );
+                    return;
+                }
+            }
+        }
+        if self.rides[&ride].asked.len() >= self.config.asked_max {
+            self.finish(
+                ride,
+                Ending::Unfulfilled(UnfulfilledBecause::EverybodyAsked),
+            );
+        }
+    }
+
+    /// The ride comes to its end; its driver and its rider are free.
+    fn finish(&mut self, ride: RideId, ending: Ending) {
+        let known = &self.rides[&ride];
+        let ride_seq = self.ride_seq(ride);
+        let (attempt, driver) = (known.attempt, known.driver().cloned());
+        let (rider, key) = (known.rider.clone(), known.key.clone());
+        let keep_until = self.time.plus_ms(self.config.ended_ride_memory_ms);
+        self.let_go(ride);
+        let end = match (ending, driver) {
+            (Ending::Completed(why), Some(driver)) => {
+                self.emit(RideCompleted {
+                    ride,
+                    ride_seq,
+                    driver,
+                    attempt,
+                    why,
+                    keep_until,
+                });
+                EndOfRide::Completed
+            }
+            (Ending::Completed(_), None) => unreachable!("only a started ride is completed"),
+            (Ending::Cancelled(by), driver) => {
+                self.emit(RideCancelled {
+                    ride,
+                    ride_seq,
+                    by,
+                    driver,
+                    keep_until,
+                });
+                EndOfRide::Cancelled
+            }
+            (Ending::Unfulfilled(why), _) => {
+                self.emit(RideUnfulfilled {
+                    ride,
+                    ride_seq,
+                    why,
+                    keep_until,
+                });
+                EndOfRide::Unfulfilled
+            }
+        };
+        if !self.broken(Sabotage::ForgetToFreeRider) {
+            self.send(Command::RideClosed {
+                rider,
+                key,
+                ride,
+                end,
+            });
+        }
+    }
+
+    // -- timers ----------------------------------------------------------------------------------------------
+
+    pub(super) fn ride_timer(&mut self, id: RideId) {
+        let now = self.time;
+        let Some(ride) = self.rides.get(&id) else {
+            return;
+        };
+        let past_deadline = ride.deadline <= now;
+        match ride.stage {
+            Stage::Waiting if past_deadline => {
+                self.finish(id, Ending::Unfulfilled(UnfulfilledBecause::Deadline));
+            }
+            Stage::Waiting => self.widen(id),
+            Stage::Claiming { .. } | Stage::Offered { .. } if past_deadline => {
+                self.finish(id, Ending::Unfulfilled(UnfulfilledBecause::Deadline));
+            }
+            Stage::Claiming { .. } => self.abandon_claim(id),
+            Stage::Offered {
+                received: false, ..
+            } => {
+                self.part(id, Parting::Expired(ExpiredBecause::NoReceipt));
+            }
+            Stage::Offered { received: true, .. } => {
+                self.part(id, Parting::Expired(ExpiredBecause::NoAnswer));
+            }
+            Stage::EnRoute { .. } => self.part(id, Parting::Lost(LostBecause::NeverArrived)),
+            Stage::Arrived { .. } => self.finish(id, Ending::Cancelled(CancelledBy::NoShow)),
+            Stage::Started { .. } => {
+                self.finish(id, Ending::Completed(CompletedBecause::LongestRide));
+            }
+            Stage::Ended { .. } => {
+                // Forgetting an ended ride changes nothing anybody can see: no event follows the end.
+                self.rides.remove(&id);
+                self.effects.changed.insert(EntityId::Ride(id));
+            }
+        }
+    }
+
+    fn widen(&mut self, ride: RideId) {
+        let known = &self.rides[&ride];
+        let (step, most) = (self.config.radius_step_m, self.config.radius_max_m);
+        let radius_m = known.radius_m.saturating_add(step).min(most);
+        let widen_at = next_after(known.widen_at, self.config.widen_every_ms, self.time);
+        self.emit(SearchWidened {
+            ride,
+            ride_seq: self.ride_seq(ride),
+            radius_m,
+            widen_at,
+        });
+    }
+}
+
+/// The first instant after `now` on the grid that starts at `from`.
+fn next_after(from: Time, every_ms: u64, now: Time) -> Time {
+    let late_ms = u64::try_from(now.since(from)).unwrap_or(0);
+    from.plus_ms((late_ms / every_ms + 1) * every_ms)
+}
