@@ -18,6 +18,8 @@
 
 mod codec;
 mod disk;
+#[cfg(test)]
+mod full_disk;
 mod lock;
 mod owner;
 mod store;
@@ -485,15 +487,11 @@ impl Shared {
         self.committed.notify_all();
     }
 
-    /// Notes a failed write: no more commands until recovered. Returns whether it was for want of room.
+    /// Notes a failed write: no more commands until recovered, and reads from what was committed before. Returns
+    /// whether it failed for want of room. To be called with `writing` held.
     fn note_failure(&self, fault: &Fault) -> bool {
-        let was_full = self
-            .store
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .is_some_and(Store::take_was_full);
-        let full = was_full || matches!(fault, Fault::DiskFull);
+        let full = self.disk.take_was_full() || matches!(fault, Fault::DiskFull);
+        tracing::error!(store = %self.path.display(), full, ?fault, "a write failed");
         let mut desk = locked(&self.desk);
         desk.state = if full {
             State::Full
@@ -501,8 +499,24 @@ impl Shared {
             State::Failed(format!("{fault:?}"))
         };
         desk.lanes.iter_mut().for_each(|lane| lane.next_out = None);
+        drop(desk);
         self.work.notify_all();
+        self.fall_back_to_reading();
         full
+    }
+
+    /// redb reads nothing more after a failed write: opens the file as it is, without writing to it.
+    fn fall_back_to_reading(&self) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: the file can be open once.
+        drop(store.take());
+        let options = &self.options;
+        match Store::open_to_read(&self.path, options.shards, options.cache_bytes) {
+            Ok(readable) => *store = Some(readable),
+            Err(fault) => {
+                tracing::error!(store = %self.path.display(), ?fault, "it cannot be read either");
+            }
+        }
     }
 }
 

@@ -306,11 +306,32 @@ impl Desk {
     }
 }
 
-/// Opens the file again if a write failed, and learns from it how far the writes came.
+/// Opens the file again if a write failed, and learns from it how far the writes came. On an error the store can
+/// still be read, if it could be before.
 fn reopen_if_failed(shared: &Shared, lock: &mut StoreLock) -> Result<(), Fault> {
     if locked(&shared.desk).state == State::Up {
         return Ok(());
     }
+    if let Some(dir) = shared.path.parent()
+        && !shared.disk.has_room(dir).map_err(redb::Error::Io)?
+    {
+        return Err(Fault::DiskFull);
+    }
+    let result = reopen(shared);
+    let was_full = shared.disk.take_was_full();
+    match result {
+        Ok(commits) => {
+            shared.announce(lock, commits);
+            Ok(())
+        }
+        Err(fault) => {
+            shared.fall_back_to_reading();
+            Err(if was_full { Fault::DiskFull } else { fault })
+        }
+    }
+}
+
+fn reopen(shared: &Shared) -> Result<u64, Fault> {
     let mut store = shared.store.write().unwrap_or_else(PoisonError::into_inner);
     // Closed first: the file can be open once.
     drop(store.take());
@@ -321,14 +342,16 @@ fn reopen_if_failed(shared: &Shared, lock: &mut StoreLock) -> Result<(), Fault> 
         options.shards,
         options.cache_bytes,
     )?;
-    let commits = opened.commits()?;
+    let (commits, lanes) = Store::contained(|| {
+        opened.probe_room()?;
+        Ok((opened.commits()?, lanes_of(&opened, options.shards)?))
+    })?;
     let known = *locked(&shared.commits);
     if commits < known {
         return Err(Fault::Damaged(format!(
             "it ends at commit {commits}, but commit {known} was made"
         )));
     }
-    let lanes = lanes_of(&opened, options.shards)?;
     *store = Some(opened);
     drop(store);
     let mut desk = locked(&shared.desk);
@@ -338,9 +361,7 @@ fn reopen_if_failed(shared: &Shared, lock: &mut StoreLock) -> Result<(), Fault> 
     desk.lanes = lanes;
     (0..options.shards).for_each(|shard| desk.take_back(shard));
     desk.state = State::Up;
-    drop(desk);
-    shared.announce(lock, commits);
-    Ok(())
+    Ok(commits)
 }
 
 fn own_error(fault: &Fault) -> OwnError {

@@ -20,7 +20,7 @@ use super::codec::{
     Digest, LogKey, Part, StoredHeader, decode_number, decode_state, encode_number, encode_state,
     log_key, offset_of, part_key, read_record, record_len, state_key, write_record,
 };
-use super::disk::Disk;
+use super::disk::{Disk, ROOM_PROBE_BYTES, ReadView};
 use crate::{Append, Header, READ_MAX, Record, Recovered, StateChange, Topic};
 
 /// Version of the layout described here. A store of another version is refused.
@@ -120,7 +120,6 @@ pub(super) struct Batch<'a> {
 /// An open store file.
 pub(super) struct Store {
     db: Database,
-    disk: Disk,
 }
 
 impl Store {
@@ -140,16 +139,45 @@ impl Store {
             if !fresh && !db.check_integrity()? {
                 tracing::warn!(store = %path.display(), "the store was repaired");
             }
-            let store = Store {
-                db,
-                disk: disk.clone(),
-            };
+            let store = Store { db };
             if fresh {
                 store.create(shards)?;
             }
             store.check_identity(shards)?;
             Ok(store)
         })
+    }
+
+    /// Opens the file as it is for reading; what a repair would write stays in memory.
+    pub(super) fn open_to_read(
+        path: &Path,
+        shards: u16,
+        cache_bytes: usize,
+    ) -> Result<Store, Fault> {
+        Self::contained(|| {
+            let mut db = Database::builder()
+                .set_cache_size(cache_bytes)
+                .create_with_backend(ReadView::open(path)?)?;
+            db.check_integrity()?;
+            let store = Store { db };
+            store.check_identity(shards)?;
+            Ok(store)
+        })
+    }
+
+    /// Fails with `DiskFull` unless a commit of some size goes through.
+    pub(super) fn probe_room(&self) -> Result<(), Fault> {
+        const PROBE: &str = "room";
+        let tx = self.db.begin_write()?;
+        tx.open_table(META)?
+            .insert_reserve(PROBE, ROOM_PROBE_BYTES)?
+            .as_mut()
+            .fill(0x5a);
+        tx.commit()?;
+        let tx = self.db.begin_write()?;
+        tx.open_table(META)?.remove(PROBE)?;
+        tx.commit()?;
+        Ok(())
     }
 
     /// Runs `work` and turns a panic, of redb on damaged pages, into an error.
@@ -327,11 +355,6 @@ impl Store {
         };
         tx.commit()?;
         Ok(commits)
-    }
-
-    /// Whether the disk refused a write for want of room since the last call.
-    pub(super) fn take_was_full(&self) -> bool {
-        self.disk.take_was_full()
     }
 }
 
