@@ -1,0 +1,761 @@
+//! What do the events add up to, and was each step possible?
+//!
+//! A shard's events are taken in the order of its sequence; rides, drivers and riders each have a small fold of their own.
+//! After that the folds are compared with each other across shards, and with `shard-state` (`state`).
+//! A log whose oldest events were dropped by retention begins in the middle: then the first step of an entity is believed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{Audit, AuditReport, Findings, Name, Names, Step, What, state};
+
+/// Where a ride is in its life, as far as the events tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The first event seen was not the first there was.
+    Somewhere,
+    Waiting,
+    Offered,
+    EnRoute,
+    Arrived,
+    Started,
+    Completed,
+    Cancelled,
+    Unfulfilled,
+}
+
+impl Stage {
+    pub(super) fn is_end(self) -> bool {
+        matches!(
+            self,
+            Stage::Completed | Stage::Cancelled | Stage::Unfulfilled
+        )
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Stage::Somewhere => "unknown",
+            Stage::Waiting => "waiting",
+            Stage::Offered => "offered",
+            Stage::EnRoute => "en_route",
+            Stage::Arrived => "arrived",
+            Stage::Started => "started",
+            Stage::Completed => "completed",
+            Stage::Cancelled => "cancelled",
+            Stage::Unfulfilled => "unfulfilled",
+        }
+    }
+}
+
+/// A driver and the ride's attempt that claims or holds them.
+pub(super) type Hold = (Name, u64);
+
+#[derive(Debug)]
+pub(super) struct Ride {
+    pub shard: u16,
+    pub seq: u64,
+    pub stage: Stage,
+    pub claim: Option<Hold>,
+    pub hold: Option<Hold>,
+    pub attempts: u64,
+    pub last_at: String,
+}
+
+/// A driver's numbers do not begin at 1: they go on from the shard's, so that one who comes back has larger ones.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub shard: u16,
+    pub seq: u64,
+    /// Seen from its first event on.
+    pub whole: bool,
+    pub is_online: bool,
+    pub session: u64,
+    pub is_leaving: bool,
+    pub is_forgotten: bool,
+    /// Ride, attempt, number.
+    pub hold: Option<(Name, u64, u64)>,
+    pub holds: Option<u64>,
+    pub last_at: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Rider {
+    pub shard: u16,
+    pub seq: u64,
+    pub ride: Option<Name>,
+    pub is_forgotten: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Folds {
+    pub rides: BTreeMap<Name, Ride>,
+    pub drivers: BTreeMap<Name, Driver>,
+    pub riders: BTreeMap<Name, Rider>,
+    /// (driver, hold number) -> (ride, attempt), as the drivers' events say.
+    holds: HashMap<(Name, u64), Hold>,
+    /// The same as the rides' events say.
+    held_for: Vec<(Name, u64, Hold, u16, String)>,
+    /// Rides that must exist, and why.
+    promised: Vec<(Name, &'static str)>,
+    /// Rides riders were freed of, and the end they were told.
+    freed: Vec<(Name, Name)>,
+    truncated: HashSet<u16>,
+}
+
+impl Folds {
+    /// Are the oldest events of this shard gone?
+    pub(super) fn is_truncated(&self, shard: u16) -> bool {
+        self.truncated.contains(&shard)
+    }
+}
+
+pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
+    let mut folds = Folds::default();
+    let shards = std::mem::take(&mut audit.shards);
+    for (shard, mut steps) in shards {
+        steps.sort_by_key(|step| (step.seq, step.offset));
+        if sequence(shard, &steps, &audit.names, &mut audit.findings) {
+            folds.truncated.insert(shard);
+        }
+        let mut last = 0;
+        for step in &steps {
+            if step.seq != last {
+                folds.take(shard, step, &audit.names, &mut audit.findings);
+            }
+            last = step.seq;
+        }
+    }
+    across(audit, &folds, report);
+    promises(audit, &folds);
+    state::compare(audit, &folds, report);
+    report.rides = folds.rides.len() as u64;
+    report.drivers = folds.drivers.len() as u64;
+    report.riders = folds.riders.len() as u64;
+    for ride in folds.rides.values() {
+        if ride.stage.is_end() {
+            *report.ends.entry(ride.stage.name().to_owned()).or_default() += 1;
+        } else {
+            report.open += 1;
+        }
+    }
+}
+
+fn at(names: &Names, shard: u16, step: &Step) -> String {
+    format!("{}/{shard}@{}", names.text(step.topic), step.offset)
+}
+
+/// The shard's own sequence: no gap, no doubled id, topics in order. Answers whether the oldest events are gone.
+fn sequence(shard: u16, steps: &[Step], names: &Names, findings: &mut Findings) -> bool {
+    let mut first_of: HashMap<Name, (u64, u64)> = HashMap::new();
+    for step in steps {
+        let first = first_of
+            .entry(step.topic)
+            .or_insert((step.seq, step.offset));
+        *first = (first.0.min(step.seq), first.1.min(step.offset));
+    }
+    // Topics may have been cut at different places: only from the latest cut on must all be there.
+    let cut = first_of
+        .values()
+        .filter(|(_, offset)| *offset > 0)
+        .map(|(seq, _)| *seq)
+        .max();
+    let Some(oldest) = steps.first() else {
+        return false;
+    };
+    if cut.is_none() && oldest.seq != 1 {
+        let what = format!("the shard's first event has number {}, not 1", oldest.seq);
+        findings
+            .add(3, what)
+            .shard(shard)
+            .at(at(names, shard, oldest));
+    }
+    let whole_from = cut.unwrap_or(1);
+    let mut last_offset: HashMap<Name, u64> = HashMap::new();
+    for (index, step) in steps.iter().enumerate() {
+        let here = || at(names, shard, step);
+        if let Some(before) = index.checked_sub(1).and_then(|before| steps.get(before)) {
+            if before.seq == step.seq {
+                let what = format!("event id {shard}-{} is doubled", step.seq);
+                findings
+                    .add(3, what)
+                    .shard(shard)
+                    .at(at(names, shard, before))
+                    .at(here());
+                continue;
+            }
+            if before.seq + 1 != step.seq && before.seq >= whole_from {
+                let missing = format!("{} to {}", before.seq + 1, step.seq - 1);
+                let what = format!("the shard's events {missing} are missing");
+                findings
+                    .add(3, what)
+                    .shard(shard)
+                    .at(at(names, shard, before))
+                    .at(here());
+            }
+        }
+        if last_offset
+            .insert(step.topic, step.offset)
+            .is_some_and(|last| last >= step.offset)
+        {
+            let what = format!("event {shard}-{} stands before an older one", step.seq);
+            findings.add(3, what).shard(shard).at(here());
+        }
+    }
+    oldest.seq != 1
+}
+
+/// Where a step stands, for violations.
+struct Here<'a> {
+    shard: u16,
+    step: &'a Step,
+    names: &'a Names,
+    truncated: bool,
+}
+
+impl Here<'_> {
+    fn at(&self) -> String {
+        at(self.names, self.shard, self.step)
+    }
+
+    fn name(&self) -> &str {
+        self.names.text(self.step.name)
+    }
+
+    fn bad(&self, findings: &mut Findings, invariant: u8, what: String) {
+        let mut finding = findings
+            .add(invariant, what)
+            .shard(self.shard)
+            .at(self.at());
+        if let Some(ride) = self.step.ride {
+            finding = finding.ride(self.names.text(ride));
+        }
+        if let Some(driver) = self.step.driver {
+            drop(finding.driver(self.names.text(driver)));
+        }
+    }
+
+    /// Checks an entity's own number against the last one seen.
+    fn gapless(&self, findings: &mut Findings, of: &str, last: u64) {
+        let (found, expected) = (self.step.own_seq, last + 1);
+        if found != expected {
+            let what = format!("{}: {of}_seq is {found}, expected {expected}", self.name());
+            self.bad(findings, 3, what);
+        }
+    }
+
+    /// People's numbers go on from the shard's when they are first seen: never back.
+    fn person_gapless(&self, findings: &mut Findings, of: &str, known: Option<(u64, bool)>) {
+        match known {
+            Some((last, false)) => self.gapless(findings, of, last),
+            Some((last, true)) if self.step.own_seq <= last => {
+                let found = self.step.own_seq;
+                let what = format!("{}: {of}_seq is {found} after {last}", self.name());
+                self.bad(findings, 3, what);
+            }
+            Some((_, true)) | None => {}
+        }
+    }
+}
+
+impl Folds {
+    fn take(&mut self, shard: u16, step: &Step, names: &Names, findings: &mut Findings) {
+        let truncated = self.truncated.contains(&shard);
+        let here = Here {
+            shard,
+            step,
+            names,
+            truncated,
+        };
+        match names.text(step.name).split('.').next() {
+            Some("ride") => self.take_ride(&here, findings),
+            Some("driver") => self.take_driver(&here, findings),
+            Some("rider") => self.take_rider(&here, findings),
+            _ => self.take_outcome(step),
+        }
+    }
+
+    fn take_outcome(&mut self, step: &Step) {
+        // A request's outcome names the rider who was asked for and the ride that is promised.
+        if let (What::Outcome, 1, Some(_), Some(ride)) =
+            (step.what, step.number, step.text, step.ride)
+        {
+            self.promised.push((ride, "a request was answered with it"));
+        }
+    }
+
+    fn take_ride(&mut self, here: &Here<'_>, findings: &mut Findings) {
+        let step = here.step;
+        let Some(id) = step.ride else { return };
+        let known = self.rides.get(&id).map(|ride| ride.seq);
+        if known.is_none() && step.what != What::Requested && !here.truncated {
+            here.bad(findings, 3, format!("a ride begins with {}", here.name()));
+        }
+        let ride = self.rides.entry(id).or_insert_with(|| Ride {
+            shard: here.shard,
+            seq: 0,
+            stage: Stage::Somewhere,
+            claim: None,
+            hold: None,
+            attempts: 0,
+            last_at: String::new(),
+        });
+        if ride.shard != here.shard {
+            let what = format!("{} stands in another shard than the ride", here.name());
+            here.bad(findings, 3, what);
+            return;
+        }
+        if let Some(last) = known.or((!here.truncated).then_some(0)) {
+            here.gapless(findings, "ride", last);
+        }
+        ride.seq = step.own_seq;
+        if ride.stage.is_end() {
+            let invariant = if matches!(
+                step.what,
+                What::Completed | What::Cancelled | What::Unfulfilled
+            ) {
+                2
+            } else {
+                3
+            };
+            let what = format!("{} follows the end ({})", here.name(), ride.stage.name());
+            here.bad(findings, invariant, what);
+            return;
+        }
+        if let Err(why) = ride.step(step) {
+            here.bad(findings, 5, format!("{} is impossible: {why}", here.name()));
+        }
+        ride.last_at = here.at();
+        if let (What::OfferMade | What::Assigned, Some(driver)) = (step.what, step.driver) {
+            let hold = (id, step.attempt);
+            self.held_for
+                .push((driver, step.number, hold, here.shard, here.at()));
+        }
+    }
+
+    fn take_driver(&mut self, here: &Here<'_>, findings: &mut Findings) {
+        let step = here.step;
+        let Some(id) = step.driver else { return };
+        let known = self
+            .drivers
+            .get(&id)
+            .map(|driver| (driver.seq, driver.is_forgotten));
+        let driver = self.drivers.entry(id).or_insert_with(|| Driver {
+            shard: here.shard,
+            seq: 0,
+            whole: !here.truncated,
+            is_online: here.truncated,
+            session: 0,
+            is_leaving: false,
+            is_forgotten: false,
+            hold: None,
+            holds: (!here.truncated).then_some(0),
+            last_at: String::new(),
+        });
+        if driver.shard != here.shard {
+            let what = format!("{} stands in another shard than the driver", here.name());
+            here.bad(findings, 3, what);
+            return;
+        }
+        here.person_gapless(findings, "driver", known);
+        driver.seq = step.own_seq;
+        driver.is_forgotten = false;
+        driver.step(here, findings);
+        driver.last_at = here.at();
+        if let (What::Held, Some(ride)) = (step.what, step.ride) {
+            let hold = (ride, step.attempt);
+            if let Some(other) = self.holds.insert((id, step.number), hold)
+                && driver.whole
+                && other != hold
+            {
+                let what = format!("hold number {} was given twice", step.number);
+                here.bad(findings, 1, what);
+            }
+        }
+    }
+
+    fn take_rider(&mut self, here: &Here<'_>, findings: &mut Findings) {
+        let step = here.step;
+        let Some(id) = step.rider else { return };
+        let known = self
+            .riders
+            .get(&id)
+            .map(|rider| (rider.seq, rider.is_forgotten));
+        let rider = self.riders.entry(id).or_insert_with(|| Rider {
+            shard: here.shard,
+            seq: 0,
+            // Before the first event seen the rider may have had a ride.
+            ride: step
+                .ride
+                .filter(|_| here.truncated && step.what != What::Busy),
+            is_forgotten: false,
+        });
+        here.person_gapless(findings, "rider", known);
+        rider.seq = step.own_seq;
+        rider.is_forgotten = false;
+        let stray = rider.ride != step.ride;
+        match step.what {
+            What::Busy => {
+                if rider.ride.is_some() {
+                    let what = "the rider has a ride already".to_owned();
+                    here.bad(findings, 5, what);
+                }
+                rider.ride = step.ride;
+            }
+            What::Opened | What::NotOpened | What::Free if stray => {
+                here.bad(
+                    findings,
+                    5,
+                    format!("{} names another ride than the rider's", here.name()),
+                );
+            }
+            What::Opened => self
+                .promised
+                .extend(step.ride.map(|ride| (ride, "it was opened"))),
+            What::NotOpened => rider.ride = None,
+            What::Free => {
+                rider.ride = None;
+                self.freed.extend(step.ride.zip(step.text));
+            }
+            What::RiderForgotten => rider.is_forgotten = true,
+            _ => {}
+        }
+    }
+}
+
+impl Ride {
+    /// Moves on by one event. On an error the event's end state is taken all the same, so that one mistake is told once.
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        let hold = step.driver.map(|driver| (driver, step.attempt));
+        let open = self.stage == Stage::Somewhere;
+        let (before, held, claim) = (self.stage, self.hold, self.claim);
+        let from = |stages: &[Stage]| {
+            let fits = open || stages.contains(&before);
+            if fits {
+                Ok(())
+            } else {
+                Err(format!("the ride is {}", before.name()))
+            }
+        };
+        let this_hold = || {
+            let fits = open || held == hold;
+            if fits {
+                Ok(())
+            } else {
+                Err("it names another hold than the ride's".to_owned())
+            }
+        };
+        use Stage::{Arrived, EnRoute, Offered, Somewhere, Started, Waiting};
+        match step.what {
+            What::Requested => {
+                self.stage = Waiting;
+                if self.seq == 1 {
+                    Ok(())
+                } else {
+                    Err("it is not the first event".to_owned())
+                }
+            }
+            What::Searched => from(&[Waiting]),
+            What::Claimed => {
+                let reused = step.attempt <= self.attempts;
+                let doubled = self.claim.is_some();
+                self.attempts = self.attempts.max(step.attempt);
+                self.claim = hold;
+                from(&[Waiting])?;
+                match (reused, doubled) {
+                    (true, _) => Err(format!("attempt {} was used before", step.attempt)),
+                    (_, true) => Err("another claim is open".to_owned()),
+                    _ => Ok(()),
+                }
+            }
+            What::ClaimOver => {
+                self.claim = None;
+                let fits = open || claim == hold;
+                if fits {
+                    Ok(())
+                } else {
+                    Err("there is no such claim".to_owned())
+                }
+            }
+            What::OfferMade => {
+                self.claim = None;
+                self.hold = hold;
+                self.stage = Offered;
+                from(&[Waiting])?;
+                let fits = open || claim == hold;
+                if fits {
+                    Ok(())
+                } else {
+                    Err("there is no such claim".to_owned())
+                }
+            }
+            What::OfferReceived => from(&[Offered]).and_then(|()| this_hold()),
+            What::OfferOver => {
+                (self.stage, self.hold) = (Waiting, None);
+                from(&[Offered]).and_then(|()| this_hold())
+            }
+            What::Assigned => {
+                (self.stage, self.hold) = (EnRoute, hold);
+                from(&[Offered]).and_then(|()| this_hold())
+            }
+            What::Lost => {
+                (self.stage, self.hold) = (Waiting, None);
+                from(&[EnRoute, Arrived]).and_then(|()| this_hold())
+            }
+            What::Arrived => {
+                self.stage = Arrived;
+                self.hold = hold;
+                from(&[EnRoute]).and_then(|()| this_hold())
+            }
+            What::Started => {
+                self.stage = Started;
+                self.hold = hold;
+                from(&[EnRoute, Arrived]).and_then(|()| this_hold())
+            }
+            What::Completed => {
+                (self.stage, self.hold) = (Stage::Completed, None);
+                from(&[EnRoute, Arrived, Started]).and_then(|()| this_hold())
+            }
+            What::Cancelled => {
+                (self.stage, self.hold, self.claim) = (Stage::Cancelled, None, None);
+                from(&[Waiting, Offered, EnRoute, Arrived])?;
+                let holder = held.or(claim).map(|(driver, _)| driver);
+                let fits = open || step.driver.is_none() || step.driver == holder;
+                if fits {
+                    Ok(())
+                } else {
+                    Err("it names another driver than the ride's".to_owned())
+                }
+            }
+            What::Unfulfilled => {
+                (self.stage, self.hold, self.claim) = (Stage::Unfulfilled, None, None);
+                from(&[Waiting, Offered, Somewhere])
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Driver {
+    fn step(&mut self, here: &Here<'_>, findings: &mut Findings) {
+        let step = here.step;
+        match step.what {
+            What::Online => {
+                self.is_online = true;
+                self.is_leaving = false;
+                self.session = step.number;
+            }
+            What::Leaving => self.is_leaving = true,
+            What::Offline => {
+                if self.hold.is_some() {
+                    here.bad(findings, 4, "a held driver went offline".to_owned());
+                }
+                self.is_online = false;
+                self.is_leaving = false;
+            }
+            What::DriverForgotten => {
+                self.is_forgotten = true;
+                self.is_online = false;
+            }
+            What::Held => {
+                if let Some((ride, attempt, number)) = self.hold {
+                    let other = here.names.text(ride);
+                    let what = format!("held again while hold {number} ({other}#{attempt}) stands");
+                    here.bad(findings, 1, what);
+                } else if !self.is_online && self.whole {
+                    here.bad(findings, 5, "held while offline".to_owned());
+                }
+                if let Some(last) = self.holds
+                    && step.number <= last
+                {
+                    let what = format!("hold number is {} after {last}", step.number);
+                    here.bad(findings, 1, what);
+                }
+                self.holds = Some(step.number);
+                self.hold = step.ride.map(|ride| (ride, step.attempt, step.number));
+            }
+            What::Released => {
+                let released = step.ride.map(|ride| (ride, step.attempt, step.number));
+                let believed = self.hold.is_none() && self.holds.is_none();
+                if !believed && self.hold != released {
+                    let what = "a hold was released that did not stand".to_owned();
+                    here.bad(findings, 1, what);
+                }
+                self.hold = None;
+                self.holds = Some(step.number);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Rides against drivers and riders, at the end of the log.
+fn across(audit: &mut Audit, folds: &Folds, report: &mut AuditReport) {
+    let Audit {
+        options,
+        names,
+        findings,
+        pending_releases,
+        pending_claims_answered,
+        ..
+    } = audit;
+    for (driver, number, hold, shard, at) in &folds.held_for {
+        let said = folds.holds.get(&(*driver, *number));
+        let whole = folds.drivers.get(driver).is_some_and(|driver| driver.whole);
+        let wrong = match said {
+            Some(said) => said != hold,
+            None => whole || !folds.drivers.contains_key(driver),
+        };
+        let excused = folds.truncated.len() as u64 > 0 && said.is_none() || options.live;
+        if wrong && !excused {
+            let what = match said {
+                Some((ride, attempt)) => {
+                    format!("hold {number} was given to {}#{attempt}", names.text(*ride))
+                }
+                None => format!("hold {number} was never given by the driver"),
+            };
+            let finding = findings.add(1, what).ride(names.text(hold.0));
+            drop(
+                finding
+                    .driver(names.text(*driver))
+                    .shard(*shard)
+                    .at(at.clone()),
+            );
+        }
+    }
+    let mut holder: HashMap<Name, Name> = HashMap::new();
+    for (id, ride) in &folds.rides {
+        let Some((driver, attempt)) = ride.hold.filter(|_| !ride.stage.is_end()) else {
+            continue;
+        };
+        if let Some(other) = holder.insert(driver, *id) {
+            let what = format!(
+                "two open rides have this driver, the other is {}",
+                names.text(other)
+            );
+            let finding = findings.add(1, what).ride(names.text(*id));
+            drop(
+                finding
+                    .driver(names.text(driver))
+                    .shard(ride.shard)
+                    .at(ride.last_at.clone()),
+            );
+        }
+        let held = folds.drivers.get(&driver).and_then(|driver| driver.hold);
+        let agrees = held.is_some_and(|(of, at, _)| (of, at) == (*id, attempt));
+        let unseen = folds
+            .drivers
+            .get(&driver)
+            .is_none_or(|driver| !driver.whole)
+            && held.is_none();
+        let excused = options.live || unseen && !folds.truncated.is_empty();
+        if !agrees && !excused {
+            let what = format!(
+                "the ride is {} with a driver who is not held",
+                ride.stage.name()
+            );
+            let finding = findings.add(4, what).ride(names.text(*id));
+            drop(
+                finding
+                    .driver(names.text(driver))
+                    .shard(ride.shard)
+                    .at(ride.last_at.clone()),
+            );
+        }
+    }
+    for (id, driver) in &folds.drivers {
+        let Some((ride, attempt, number)) = driver.hold else {
+            continue;
+        };
+        let this = Some((*id, attempt));
+        let known = folds.rides.get(&ride);
+        let in_ride = known.is_some_and(|ride| {
+            !ride.stage.is_end() && (ride.hold == this || ride.claim == this)
+                || ride.stage == Stage::Somewhere
+        });
+        if in_ride || known.is_none() && !folds.truncated.is_empty() {
+            continue;
+        }
+        let hold = (*id, ride, attempt);
+        let under_way = pending_releases.contains(&hold) || pending_claims_answered.contains(&hold);
+        let excused = under_way || !(options.complete || options.pending_known) || options.live;
+        if excused && known.is_some() {
+            report.releases_under_way += 1;
+            continue;
+        }
+        let stage = known.map_or("not in the log", |ride| ride.stage.name());
+        let what = format!("hold {number} stands, but its ride is {stage} and does not want it");
+        let finding = findings
+            .add(4, what)
+            .ride(names.text(ride))
+            .driver(names.text(*id));
+        drop(finding.shard(driver.shard).at(driver.last_at.clone()));
+    }
+}
+
+/// What was promised to riders.
+fn promises(audit: &mut Audit, folds: &Folds) {
+    let Audit {
+        options,
+        names,
+        findings,
+        acknowledged,
+        ..
+    } = audit;
+    for ride in acknowledged.iter() {
+        let known = names
+            .by_text
+            .get(ride)
+            .is_some_and(|name| folds.rides.contains_key(name));
+        let gone = !folds.truncated.is_empty();
+        if !known && !gone {
+            let what = "an acknowledged ride is nowhere in the log".to_owned();
+            drop(findings.add(2, what).ride(ride));
+        }
+    }
+    let mut told: HashSet<Name> = HashSet::new();
+    for (ride, why) in &folds.promised {
+        let known = folds.rides.contains_key(ride);
+        if !known && folds.truncated.is_empty() && !options.live && told.insert(*ride) {
+            let what = format!("{why}, but it is nowhere in the log");
+            drop(findings.add(2, what).ride(names.text(*ride)));
+        }
+    }
+    for (ride, end) in &folds.freed {
+        let Some(known) = folds.rides.get(ride) else {
+            continue;
+        };
+        if known.stage != Stage::Somewhere
+            && known.stage.name() != names.text(*end)
+            && !options.live
+        {
+            let (found, end) = (known.stage.name(), names.text(*end));
+            let what = format!("the rider was told {end}, but the ride is {found}");
+            let finding = findings
+                .add(2, what)
+                .ride(names.text(*ride))
+                .shard(known.shard);
+            drop(finding.at(known.last_at.clone()));
+        }
+    }
+    if !options.complete {
+        return;
+    }
+    for (id, ride) in folds.rides.iter().filter(|(_, ride)| !ride.stage.is_end()) {
+        let what = format!("the log is complete, but the ride is {}", ride.stage.name());
+        let finding = findings
+            .add(2, what)
+            .ride(names.text(*id))
+            .shard(ride.shard);
+        drop(finding.at(ride.last_at.clone()));
+    }
+    for (id, rider) in &folds.riders {
+        if let Some(ride) = rider.ride {
+            let what = format!("rider {} was never freed of the ride", names.text(*id));
+            drop(
+                findings
+                    .add(2, what)
+                    .ride(names.text(ride))
+                    .shard(rider.shard),
+            );
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! A right log passes; each wrong one is told by its own violation.
+
+use serde_json::{Value, json};
+
+use super::{Audit, AuditOptions, AuditReport};
+
+/// A log by hand: (topic, shard, seq, event name, data).
+#[derive(Clone)]
+struct Log {
+    events: Vec<(&'static str, u16, u64, &'static str, Value)>,
+    states: Vec<(u16, Value)>,
+    acknowledged: Vec<&'static str>,
+    options: AuditOptions,
+}
+
+/// Shard 1 holds rider and ride R, shard 2 the drivers: D is asked, gives up at the pickup; E brings the ride home.
+fn right() -> Log {
+    const R: &str = "1-1-10";
+    let ride = |seq: u64, more: Value| {
+        let mut data = json!({ "ride": R, "ride_seq": seq });
+        data.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        data
+    };
+    let with = |driver: &str, attempt: u64| json!({ "driver": driver, "attempt": attempt });
+    let numbered = |driver: &str, attempt: u64, number: u64| json!({ "driver": driver, "attempt": attempt, "hold_number": number });
+    let hold = |driver: &str, seq: u64, attempt: u64, number: u64| json!({ "driver": driver, "driver_seq": seq, "ride": R, "attempt": attempt, "hold_number": number });
+    let rider = |seq: u64, more: Value| {
+        let mut data = json!({ "rider": "r1", "rider_seq": seq, "ride": R, "key": "k1" });
+        data.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        data
+    };
+    let (rides, people) = ("ride-events", "person-events");
+    let none = || json!({});
+    let outcome = json!({ "command": "rider/r1/k1", "outcome": { "result": "done" }, "ride": R, "asked_rider": "r1" });
+    Log {
+        events: vec![
+            (people, 1, 1, "rider.busy", rider(1, none())),
+            (
+                rides,
+                1,
+                2,
+                "ride.requested",
+                ride(1, json!({ "rider": "r1" })),
+            ),
+            (people, 1, 3, "rider.ride_opened", rider(2, none())),
+            (people, 1, 4, "command.outcome", outcome),
+            (rides, 1, 5, "ride.searched_in_vain", ride(2, none())),
+            (rides, 1, 6, "ride.driver_claimed", ride(3, with("D", 1))),
+            (rides, 1, 7, "ride.offer_made", ride(4, numbered("D", 1, 2))),
+            (rides, 1, 8, "ride.offer_received", ride(5, with("D", 1))),
+            (
+                rides,
+                1,
+                9,
+                "ride.driver_assigned",
+                ride(6, numbered("D", 1, 2)),
+            ),
+            (rides, 1, 10, "ride.driver_arrived", ride(7, with("D", 1))),
+            (rides, 1, 11, "ride.driver_lost", ride(8, with("D", 1))),
+            (rides, 1, 12, "ride.driver_claimed", ride(9, with("E", 2))),
+            (
+                rides,
+                1,
+                13,
+                "ride.offer_made",
+                ride(10, numbered("E", 2, 6)),
+            ),
+            (
+                rides,
+                1,
+                14,
+                "ride.driver_assigned",
+                ride(11, numbered("E", 2, 6)),
+            ),
+            (rides, 1, 15, "ride.started", ride(12, with("E", 2))),
+            (rides, 1, 16, "ride.completed", ride(13, with("E", 2))),
+            (
+                people,
+                1,
+                17,
+                "rider.free",
+                rider(3, json!({ "end": "completed" })),
+            ),
+            (
+                people,
+                2,
+                1,
+                "driver.online",
+                json!({ "driver": "D", "driver_seq": 1, "session": 7 }),
+            ),
+            (people, 2, 2, "driver.held", hold("D", 2, 1, 2)),
+            (people, 2, 3, "driver.released", hold("D", 3, 1, 2)),
+            (
+                people,
+                2,
+                4,
+                "driver.offline",
+                json!({ "driver": "D", "driver_seq": 4, "session": 7 }),
+            ),
+            (
+                people,
+                2,
+                5,
+                "driver.online",
+                json!({ "driver": "E", "driver_seq": 5, "session": 8 }),
+            ),
+            (people, 2, 6, "driver.held", hold("E", 6, 2, 6)),
+            (people, 2, 7, "driver.released", hold("E", 7, 2, 6)),
+        ],
+        states: vec![
+            (
+                1,
+                json!({ "entity": "ride", "id": R, "seq": 13, "stage": "ended", "end": "completed" }),
+            ),
+            (
+                1,
+                json!({ "entity": "rider", "id": "r1", "seq": 3, "active": null }),
+            ),
+            (
+                2,
+                json!({ "entity": "driver", "id": "D", "seq": 4, "session": 7, "presence": "offline", "held": null }),
+            ),
+            (
+                2,
+                json!({ "entity": "driver", "id": "E", "seq": 7, "session": 8, "presence": "online", "held": null }),
+            ),
+        ],
+        acknowledged: vec![R],
+        options: AuditOptions {
+            complete: true,
+            ..Default::default()
+        },
+    }
+}
+
+impl Log {
+    fn audit(&self) -> AuditReport {
+        let mut audit = Audit::new(self.options);
+        let mut offsets: std::collections::HashMap<(&str, u16), u64> = Default::default();
+        for (topic, shard, seq, name, data) in &self.events {
+            let event = json!({
+                "specversion": "1.0", "id": format!("{shard}-{seq}"), "source": "/cabrank",
+                "type": format!("cabrank.{name}.v1"), "time": "2008-05-23T00:00:01.250Z", "data": data,
+            });
+            let offset = offsets.entry((topic, *shard)).or_default();
+            audit.event(topic, *shard, *offset, event.to_string().as_bytes());
+            *offset += 1;
+        }
+        for (shard, state) in &self.states {
+            audit.state(
+                *shard,
+                state["id"].as_str().unwrap(),
+                state.to_string().as_bytes(),
+            );
+        }
+        for ride in &self.acknowledged {
+            audit.acknowledged(ride);
+        }
+        audit.finish()
+    }
+
+    fn at(&self, shard: u16, seq: u64) -> usize {
+        self.events
+            .iter()
+            .position(|event| (event.1, event.2) == (shard, seq))
+            .unwrap()
+    }
+
+    /// Takes an event out as if it had never been written: the sequences close up behind it.
+    fn without(mut self, shard: u16, seq: u64) -> Log {
+        self.events.remove(self.at(shard, seq));
+        for event in self
+            .events
+            .iter_mut()
+            .filter(|event| event.1 == shard && event.2 > seq)
+        {
+            event.2 -= 1;
+        }
+        self
+    }
+
+    fn set(mut self, shard: u16, seq: u64, field: &str, value: Value) -> Log {
+        let at = self.at(shard, seq);
+        self.events[at].4[field] = value;
+        self
+    }
+
+    fn then(mut self, topic: &'static str, shard: u16, name: &'static str, data: Value) -> Log {
+        let last = self
+            .events
+            .iter()
+            .filter(|e| e.1 == shard)
+            .map(|e| e.2)
+            .max()
+            .unwrap_or(0);
+        self.events.push((topic, shard, last + 1, name, data));
+        self
+    }
+
+    fn state(mut self, at: usize, field: &str, value: Value) -> Log {
+        self.states[at].1[field] = value;
+        self
+    }
+
+    fn no_states(mut self) -> Log {
+        self.states.clear();
+        self
+    }
+
+    /// The audit must find this, and name ride or driver or shard.
+    fn fails(self, invariant: u8, what: &str) {
+        let report = self.audit();
+        let found = report.violations.iter().any(|violation| {
+            violation.invariant == invariant
+                && violation.what.contains(what)
+                && (violation.ride.is_some()
+                    || violation.driver.is_some()
+                    || violation.shard.is_some())
+        });
+        assert!(
+            found,
+            "no violation of {invariant} with {what:?} in:\n{report}"
+        );
+        assert!(!report.is_clean());
+    }
+}
+
+#[test]
+fn a_right_log_passes() {
+    let report = right().audit();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(
+        (report.events, report.rides, report.drivers, report.riders),
+        (24, 1, 2, 1)
+    );
+    assert_eq!(
+        (report.open, report.states, report.ends["completed"]),
+        (0, 4, 1)
+    );
+}
+
+#[test]
+fn the_order_of_reading_does_not_matter() {
+    let mut log = right();
+    log.events.sort_by_key(|event| std::cmp::Reverse(event.1));
+    assert!(log.audit().is_clean(), "{}", log.audit());
+}
+
+#[test]
+fn a_log_cut_by_retention_passes() {
+    let mut log = right().no_states();
+    log.acknowledged.clear();
+    log.events
+        .retain(|(_, shard, seq, ..)| *shard != 1 || *seq > 6);
+    log.events
+        .retain(|(_, shard, seq, ..)| *shard != 2 || *seq > 2);
+    let mut audit = Audit::new(AuditOptions::default());
+    for (topic, shard, seq, name, data) in &log.events {
+        let event = json!({ "id": format!("{shard}-{seq}"), "type": format!("cabrank.{name}.v1"), "data": data });
+        audit.event(topic, *shard, seq + 100, event.to_string().as_bytes());
+    }
+    let report = audit.finish();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn a_dropped_event_is_found() {
+    let mut log = right();
+    log.events.remove(log.at(1, 8));
+    log.clone()
+        .fails(3, "the shard's events 8 to 8 are missing");
+    log.fails(3, "ride_seq is 6, expected 5");
+    let mut log = right();
+    log.events.remove(log.at(2, 1));
+    log.fails(3, "first event has number 2, not 1");
+    right()
+        .without(2, 3)
+        .fails(3, "driver_seq is 4, expected 3");
+    right().without(1, 3).fails(3, "rider_seq is 3, expected 2");
+}
+
+#[test]
+fn a_doubled_id_is_found() {
+    let mut log = right();
+    let again = log.events[log.at(1, 9)].clone();
+    log.events.push(again);
+    log.fails(3, "event id 1-9 is doubled");
+}
+
+#[test]
+fn events_out_of_order_are_found() {
+    let mut log = right();
+    let (a, b) = (log.at(1, 8), log.at(1, 9));
+    log.events.swap(a, b);
+    log.fails(3, "stands before an older one");
+}
+
+#[test]
+fn an_event_after_the_end_is_found() {
+    let after =
+        json!({ "ride": "1-1-10", "ride_seq": 14, "driver": "D", "attempt": 3, "hold_number": 9 });
+    right()
+        .then("ride-events", 1, "ride.driver_assigned", after.clone())
+        .fails(3, "follows the end (completed)");
+    right()
+        .then("ride-events", 1, "ride.cancelled", after)
+        .fails(2, "ride.cancelled follows the end");
+}
+
+#[test]
+fn a_double_hold_is_found() {
+    let other =
+        json!({ "driver": "E", "driver_seq": 7, "ride": "3-3-3", "attempt": 1, "hold_number": 7 });
+    let mut log = right().no_states();
+    log.events.truncate(log.events.len() - 1);
+    log.then("person-events", 2, "driver.held", other)
+        .fails(1, "held again while hold 6");
+    right().set(2, 6, "hold_number", json!(2)).fails(1, "hold");
+    right()
+        .set(2, 7, "attempt", json!(9))
+        .fails(1, "released that did not stand");
+}
+
+#[test]
+fn ride_and_driver_must_speak_of_the_same_hold() {
+    right()
+        .set(1, 14, "hold_number", json!(5))
+        .fails(1, "hold 5 was never given");
+    right()
+        .set(1, 7, "hold_number", json!(6))
+        .fails(1, "hold 6");
+}
+
+#[test]
+fn two_open_rides_with_one_driver_are_found() {
+    let mut log = right().no_states();
+    log.options.complete = false;
+    log.events.truncate(log.at(1, 15));
+    log.acknowledged.clear();
+    for (shard, ride) in [(1u16, "1-1-20"), (3, "3-1-21")] {
+        let data = |seq: u64| json!({ "ride": ride, "ride_seq": seq, "driver": "E", "attempt": 1, "hold_number": 6 });
+        log = log.then("ride-events", shard, "ride.requested", data(1));
+        log = log.then("ride-events", shard, "ride.driver_claimed", data(2));
+        log = log.then("ride-events", shard, "ride.offer_made", data(3));
+    }
+    log.fails(1, "two open rides have this driver");
+}
+
+#[test]
+fn a_ride_without_an_end_is_open_and_wrong_only_in_a_complete_log() {
+    let mut log = right().no_states();
+    log.events
+        .retain(|(_, shard, seq, ..)| !(*shard == 1 && *seq > 15 || *shard == 2 && *seq > 6));
+    log.options.complete = false;
+    let report = log.audit();
+    assert!(report.is_clean() && report.open == 1, "{report}");
+    log.options.complete = true;
+    log.clone()
+        .fails(2, "the log is complete, but the ride is started");
+    log.fails(2, "rider r1 was never freed");
+}
+
+#[test]
+fn a_promise_without_a_ride_is_found() {
+    let mut log = right();
+    log.acknowledged.push("1-1-99");
+    log.fails(2, "an acknowledged ride is nowhere in the log");
+    let mut log = right();
+    for seq in [1, 3, 17] {
+        log = log.set(1, seq, "ride", json!("1-1-99"));
+    }
+    log.fails(2, "it was opened, but it is nowhere");
+    right()
+        .set(1, 4, "ride", json!("1-1-99"))
+        .fails(2, "a request was answered with it");
+    right()
+        .set(1, 17, "end", json!("cancelled"))
+        .fails(2, "the rider was told cancelled, but the ride is completed");
+}
+
+#[test]
+fn a_hold_without_its_ride_is_found() {
+    let mut log = right().no_states();
+    log.events.pop();
+    log.clone().fails(4, "does not want it");
+    log.options.complete = false;
+    assert_eq!(log.audit().releases_under_way, 1);
+    assert!(log.audit().is_clean());
+    log.options.pending_known = true;
+    log.clone().fails(4, "does not want it");
+    let mut audit = Audit::new(log.options);
+    audit.pending(br#"{"v":1,"type":"release_driver","data":{"driver":"E","hold":{"ride":"1-1-10","attempt":2}}}"#);
+    for (at, (topic, shard, seq, name, data)) in log.events.iter().enumerate() {
+        let event = json!({ "id": format!("{shard}-{seq}"), "type": format!("cabrank.{name}.v1"), "data": data });
+        audit.event(topic, *shard, at as u64, event.to_string().as_bytes());
+    }
+    let report = audit.finish();
+    assert!(
+        report.violations.iter().all(|v| v.invariant != 4),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_ride_whose_driver_is_not_held_is_found() {
+    let mut log = right().no_states();
+    log.options.complete = false;
+    log.events
+        .retain(|(_, shard, seq, ..)| *shard != 1 || *seq <= 15);
+    log.fails(4, "the ride is started with a driver who is not held");
+    let offline = json!({ "driver": "E", "driver_seq": 7, "session": 8 });
+    let mut log = right().no_states();
+    log.events.pop();
+    log.then("person-events", 2, "driver.offline", offline)
+        .fails(4, "a held driver went offline");
+}
+
+#[test]
+fn an_impossible_step_is_found() {
+    right()
+        .set(1, 12, "attempt", json!(1))
+        .fails(5, "attempt 1 was used before");
+    right()
+        .set(1, 8, "driver", json!("X"))
+        .fails(5, "it names another hold");
+    right()
+        .without(1, 9)
+        .set(1, 9, "ride_seq", json!(6))
+        .fails(5, "ride.driver_arrived is impossible");
+    let busy = json!({ "rider": "r1", "rider_seq": 3, "ride": "1-1-30", "key": "k2" });
+    let mut log = right().no_states();
+    log.events
+        .retain(|(_, shard, seq, ..)| *shard != 1 || *seq < 17);
+    log.then("person-events", 1, "rider.busy", busy)
+        .fails(5, "the rider has a ride already");
+}
+
+#[test]
+fn a_state_that_is_not_the_fold_is_found() {
+    right()
+        .state(0, "seq", json!(12))
+        .fails(5, "seq is 12, the events say 13");
+    right()
+        .state(0, "end", json!("cancelled"))
+        .fails(5, "stage is cancelled, the events say completed");
+    right()
+        .state(1, "active", json!("1-1-10"))
+        .fails(5, "active ride is 1-1-10, the events say nothing");
+    right()
+        .state(2, "presence", json!("online"))
+        .fails(5, "presence is online, the events say offline");
+    right()
+        .state(3, "session", json!(9))
+        .fails(5, "session is 9");
+    let held = json!({ "hold": { "ride": "1-1-10", "attempt": 2 }, "number": 6 });
+    right()
+        .state(3, "held", held)
+        .fails(5, "hold is 1-1-10#2 (6), the events say nothing");
+    let mut log = right();
+    log.states.remove(3);
+    log.fails(5, "a remembered driver has no state");
+    let mut log = right();
+    log.states.push((
+        1,
+        json!({ "entity": "ride", "id": "1-1-77", "seq": 1, "stage": "waiting" }),
+    ));
+    log.fails(5, "it has a state but no event");
+}
+
+#[test]
+fn unreadable_and_misplaced_events_are_found() {
+    let mut audit = Audit::new(AuditOptions::default());
+    audit.event("ride-events", 0, 0, b"garbage");
+    audit.event(
+        "ride-events",
+        0,
+        1,
+        br#"{"id":"1-1","type":"cabrank.ride.requested.v1","data":{}}"#,
+    );
+    audit.event(
+        "ride-events",
+        0,
+        2,
+        br#"{"id":"0-1","type":"cabrank.ride.requested.v1","data":{}}"#,
+    );
+    let report = audit.finish();
+    assert_eq!(report.violations_total, 3, "{report}");
+    assert!(
+        report.to_string().contains("at ride-events/0@0"),
+        "{report}"
+    );
+    assert!(
+        report
+            .to_string()
+            .contains("names shard 1, but it stands in shard 0"),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_report_reads_back_from_json() {
+    let mut log = right();
+    log.events.remove(3);
+    let report = log.audit();
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<AuditReport>(&text).unwrap(), report);
+}
