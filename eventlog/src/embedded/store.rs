@@ -80,6 +80,9 @@ impl<E: Into<redb::Error>> From<E> for Fault {
             redb::Error::Io(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Fault::Damaged("it ends too early".into())
             }
+            redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                Fault::Damaged(e.to_string())
+            }
             redb::Error::Io(e) => Fault::Io(e.to_string()),
             redb::Error::Corrupted(why) => Fault::Damaged(why),
             e @ (redb::Error::TableTypeMismatch { .. }
@@ -119,7 +122,22 @@ pub(super) struct Batch<'a> {
 
 /// An open store file.
 pub(super) struct Store {
-    db: Database,
+    /// `None` only while it is dropped.
+    db: Option<Database>,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // redb tidies up when it closes a file, and may panic then on damaged pages like everywhere else.
+        let db = self.db.take();
+        let closed = Self::contained(|| {
+            drop(db);
+            Ok(())
+        });
+        if let Err(fault) = closed {
+            tracing::error!(?fault, "closing the store");
+        }
+    }
 }
 
 impl Store {
@@ -133,19 +151,39 @@ impl Store {
         Self::contained(|| {
             let fresh = !path.try_exists().map_err(redb::Error::Io)?
                 || path.metadata().map_err(redb::Error::Io)?.len() == 0;
-            let mut db = Database::builder()
-                .set_cache_size(cache_bytes)
-                .create_with_backend(disk.open(path)?)?;
-            if !fresh && !db.check_integrity()? {
+            let mut store = Self::with_backend(disk.open(path)?, cache_bytes)?;
+            if !fresh && !store.check_pages()? {
                 tracing::warn!(store = %path.display(), "the store was repaired");
             }
-            let store = Store { db };
             if fresh {
                 store.create(shards)?;
             }
             store.check_identity(shards)?;
             Ok(store)
         })
+    }
+
+    fn with_backend(
+        backend: impl redb::StorageBackend,
+        cache_bytes: usize,
+    ) -> Result<Store, Fault> {
+        let db = Database::builder()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(backend)?;
+        Ok(Store { db: Some(db) })
+    }
+
+    fn db(&self) -> &Database {
+        self.db.as_ref().expect("taken by drop only")
+    }
+
+    /// Reads every page and compares checksums; false if something had to be repaired.
+    fn check_pages(&mut self) -> Result<bool, Fault> {
+        Ok(self
+            .db
+            .as_mut()
+            .expect("taken by drop only")
+            .check_integrity()?)
     }
 
     /// Opens the file as it is for reading; what a repair would write stays in memory.
@@ -155,11 +193,8 @@ impl Store {
         cache_bytes: usize,
     ) -> Result<Store, Fault> {
         Self::contained(|| {
-            let mut db = Database::builder()
-                .set_cache_size(cache_bytes)
-                .create_with_backend(ReadView::open(path)?)?;
-            db.check_integrity()?;
-            let store = Store { db };
+            let mut store = Self::with_backend(ReadView::open(path)?, cache_bytes)?;
+            store.check_pages()?;
             store.check_identity(shards)?;
             Ok(store)
         })
@@ -168,13 +203,13 @@ impl Store {
     /// Fails with `DiskFull` unless a commit of some size goes through.
     pub(super) fn probe_room(&self) -> Result<(), Fault> {
         const PROBE: &str = "room";
-        let tx = self.db.begin_write()?;
+        let tx = self.db().begin_write()?;
         tx.open_table(META)?
             .insert_reserve(PROBE, ROOM_PROBE_BYTES)?
             .as_mut()
             .fill(0x5a);
         tx.commit()?;
-        let tx = self.db.begin_write()?;
+        let tx = self.db().begin_write()?;
         tx.open_table(META)?.remove(PROBE)?;
         tx.commit()?;
         Ok(())
@@ -194,7 +229,7 @@ impl Store {
     }
 
     fn create(&self, shards: u16) -> Result<(), Fault> {
-        let tx = self.db.begin_write()?;
+        let tx = self.db().begin_write()?;
         {
             let mut meta = tx.open_table(META)?;
             put_number(&mut meta, FORMAT, FORMAT_VERSION)?;
@@ -216,7 +251,7 @@ impl Store {
     }
 
     fn check_identity(&self, shards: u16) -> Result<(), Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         let meta = tx.open_table(META)?;
         match get_number(&meta, FORMAT)? {
             FORMAT_VERSION => {}
@@ -229,18 +264,18 @@ impl Store {
     }
 
     pub(super) fn commits(&self) -> Result<u64, Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         get_number(&tx.open_table(META)?, COMMITS)
     }
 
     pub(super) fn epoch(&self) -> Result<u64, Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         get_number(&tx.open_table(META)?, EPOCH)
     }
 
     /// Makes `epoch` the newest owner's.
     pub(super) fn set_epoch(&self, epoch: u64) -> Result<u64, Fault> {
-        let tx = self.db.begin_write()?;
+        let tx = self.db().begin_write()?;
         let commits = {
             let mut meta = tx.open_table(META)?;
             put_number(&mut meta, EPOCH, epoch)?;
@@ -253,7 +288,7 @@ impl Store {
     }
 
     pub(super) fn part(&self, topic: Topic, shard: u16) -> Result<Part, Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         read_part(&tx, topic, shard)
     }
 
@@ -264,7 +299,7 @@ impl Store {
         from: u64,
         max: usize,
     ) -> Result<Vec<Record>, Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         let part = read_part(&tx, topic, shard)?;
         if from < part.first {
             return Err(Fault::TooOld(part.first));
@@ -306,7 +341,7 @@ impl Store {
 
     /// Header, states and event positions of one moment, all checked.
     pub(super) fn snapshot(&self, shard: u16) -> Result<Recovered, Fault> {
-        let tx = self.db.begin_read()?;
+        let tx = self.db().begin_read()?;
         let place = shard.to_be_bytes();
         let header = match tx.open_table(HEADERS)?.get(&place)? {
             Some(stored) => {
@@ -345,7 +380,7 @@ impl Store {
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<(), Fault>,
     ) -> Result<u64, Fault> {
-        let tx = self.db.begin_write()?;
+        let tx = self.db().begin_write()?;
         work(&tx)?;
         let commits = {
             let mut meta = tx.open_table(META)?;
