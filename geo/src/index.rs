@@ -1,13 +1,22 @@
 //! Who is near a place, right now?
 //!
-//! First version behind the final interface: a plain locked map, so that others can build on it.
+//! Many readers, many writers, no lock and no waiting. A reader sees a position as it was published, never half of one.
+//! A driver that moves while a query runs is in its answer exactly once: its new entry is made before the old one
+//! goes stale, a stale one stays until the queries of that moment have gone, and an answer holds a key once.
+//!
+//! Costs: an update that stays in its patch touches two cache lines, a query the patches around the place and the
+//! slots of those near enough. Memory is reserved when the index is made and does not grow with the places visited.
+//!
+//! Elsewhere: one driver's line (`slots`), who may be in a patch (`buckets`), when an old entry may be overwritten
+//! (`readers`), the walk of a query (`search`). Which driver has which slot is under a mutex per group of keys
+//! (`directory`): it is asked when a session begins or ends, not by pings and queries.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-
-use crate::cell::{Cell, Resolution};
+use crate::buckets::{Buckets, NO_PLACE, SLOTS_MAX, is_overflow};
+use crate::directory::Directory;
+use crate::patch::Grid;
 use crate::point::Point;
-use crate::polygon::Polygon;
+use crate::readers::Readers;
+use crate::slots::{Found, Letter, NotTaken, STATUS_N_MAX, SlotBack, SlotLine, Taken};
 
 /// A driver as the index knows it: an opaque number the caller gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,16 +25,18 @@ pub struct DriverKey(pub u64);
 /// A driver's place in the index: cheap to copy, and dead once the driver has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
-    number: u32,
-    generation: u32,
+    pub(crate) number: u32,
+    pub(crate) generation: u32,
 }
 
 /// What an index is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexConfig {
-    /// Drivers known at one time. Beyond it `enter` refuses. Memory is reserved for it at once.
+    /// Drivers known at one time. Beyond it `enter` refuses. Memory is reserved for it at once. More than
+    /// [`LiveIndex::DRIVERS_MAX`] is taken as that many.
     pub drivers_max: u32,
-    /// Wished side of a patch in metres (rounded to a power of two of 1e-7 degrees, 91 m to 23 km).
+    /// Wished side of a patch in metres (rounded to a power of two of 1e-7 degrees, 91 m to 23 km). Smaller: fewer
+    /// drivers looked at by a query, more crossings, more patches to walk when nobody is near..
     pub patch_m: f64,
 }
 
@@ -58,6 +69,14 @@ pub struct Placement {
     pub seq: u32,
 }
 
+impl Placement {
+    /// Whether this one wins over another of the same driver.
+    #[inline]
+    pub fn is_newer_than(&self, other: &Placement) -> bool {
+        (self.time_ms, self.seq) > (other.time_ms, other.seq)
+    }
+}
+
 /// What became of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
@@ -70,7 +89,8 @@ pub enum Placed {
     },
     /// Not newer than what is known. Nothing has changed.
     Stale,
-    /// Another thread is placing the same driver at this very moment and takes this one along.
+    /// Another thread is writing the same driver at this very moment and takes this one along: it is applied, or
+    /// found stale, before that thread's call returns.
     HandedOver,
     /// The slot belongs to nobody any more. Nothing has changed.
     Gone,
@@ -152,182 +172,150 @@ pub struct Seen {
 /// The newest position and status of every driver.
 #[derive(Debug)]
 pub struct LiveIndex {
-    config: IndexConfig,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    slots: Vec<(u32, Option<Seen>)>,
-    free: Vec<u32>,
-    keys: HashMap<DriverKey, Slot>,
+    drivers_max: u32,
+    pub(crate) grid: Grid,
+    pub(crate) lines: Box<[SlotLine]>,
+    pub(crate) backs: Box<[SlotBack]>,
+    pub(crate) buckets: Buckets,
+    pub(crate) readers: Readers,
+    directory: Directory,
 }
 
 impl LiveIndex {
-    /// An empty index.
+    /// The largest `drivers_max` there is.
+    pub const DRIVERS_MAX: u32 = SLOTS_MAX;
+
+    /// The largest event number `set_status` takes.
+    pub const EVENT_NUMBER_MAX: u64 = STATUS_N_MAX;
+
+    /// An empty index. Reserves its memory: some 120 to 160 bytes for each of `drivers_max`.
     pub fn new(config: IndexConfig) -> Self {
+        let drivers_max = config.drivers_max.min(Self::DRIVERS_MAX);
         Self {
-            config,
-            inner: Mutex::default(),
+            drivers_max,
+            grid: Grid::new(config.patch_m),
+            lines: (0..drivers_max).map(|_| SlotLine::vacant()).collect(),
+            backs: (0..drivers_max).map(|_| SlotBack::vacant()).collect(),
+            buckets: Buckets::for_drivers(drivers_max),
+            readers: Readers::new(),
+            directory: Directory::new(),
         }
     }
 
     /// The driver's slot, a new one if the driver is not known.
     pub fn enter(&self, key: DriverKey) -> Result<Slot, IndexFull> {
-        let mut inner = self.inner.lock().expect("no panic inside");
-        if let Some(&slot) = inner.keys.get(&key) {
-            return Ok(slot);
-        }
-        if inner.keys.len() >= self.config.drivers_max as usize {
-            return Err(IndexFull {
-                drivers_max: self.config.drivers_max,
-            });
-        }
-        let number = inner.free.pop().unwrap_or_else(|| {
-            inner.slots.push((0, None));
-            inner.slots.len() as u32 - 1
-        });
-        let place = &mut inner.slots[number as usize];
-        place.1 = Some(Seen {
-            key,
-            placement: None,
-            status: Status::Offline,
-            classes: 0,
-            n: 0,
-        });
-        let slot = Slot {
-            number,
-            generation: place.0,
-        };
-        inner.keys.insert(key, slot);
-        Ok(slot)
+        let drivers_max = self.drivers_max;
+        self.directory
+            .slot_or_insert(key, drivers_max, |number| {
+                let at = number as usize;
+                let generation = self.lines[at].occupy(&self.backs[at], key.0, NO_PLACE);
+                Slot { number, generation }
+            })
+            .ok_or(IndexFull { drivers_max })
     }
 
-    /// Records a position unless a newer one is known.
+    /// Records a position unless one as new or newer is known.
+    #[inline]
     pub fn place(&self, slot: Slot, ping: Placement) -> Placed {
-        let mut inner = self.inner.lock().expect("no panic inside");
-        let Some((generation, Some(seen))) = inner.slots.get_mut(slot.number as usize) else {
+        let Some(line) = self.lines.get(slot.number as usize) else {
             return Placed::Gone;
         };
-        if *generation != slot.generation {
-            return Placed::Gone;
-        }
-        match seen.placement {
-            Some(known) if (known.time_ms, known.seq) >= (ping.time_ms, ping.seq) => Placed::Stale,
-            known => {
-                seen.placement = Some(ping);
-                known.map_or(Placed::First, |_| Placed::Moved { crossed: false })
+        match line.take(slot.generation, false) {
+            Ok(taken) => {
+                let (placed, mail) = self.move_to(slot.number, taken, ping);
+                if mail {
+                    self.deliver(slot.number);
+                }
+                placed
             }
+            Err(NotTaken::Gone) => Placed::Gone,
+            Err(NotTaken::Busy) => self.hand_over(slot, Some(ping)),
         }
     }
 
-    /// Records a status unless one with the same or a later event number `n` (from 1) is known.
+    /// Records many positions, in order, and reports each by its number in `pings`. Faster than one by one when the
+    /// index is larger than the processor's caches: it fetches ahead.
+    pub fn place_all(&self, pings: &[(Slot, Placement)], mut report: impl FnMut(usize, Placed)) {
+        /// How many pings ahead a line is asked for, and a bucket by what stands in the line.
+        const LINES_AHEAD: usize = 16;
+        const BUCKETS_AHEAD: usize = 8;
+        for (number, &(slot, ping)) in pings.iter().enumerate() {
+            if let Some((ahead, _)) = pings.get(number + LINES_AHEAD)
+                && let Some(line) = self.lines.get(ahead.number as usize)
+            {
+                line.prefetch();
+            }
+            if let Some((ahead, ping)) = pings.get(number + BUCKETS_AHEAD)
+                && let Some(line) = self.lines.get(ahead.number as usize)
+            {
+                self.buckets.prefetch_entry(line.place_hint());
+                self.buckets
+                    .prefetch_home(self.buckets.home(self.grid.patch_of(ping.at)));
+            }
+            report(number, self.place(slot, ping));
+        }
+    }
+
+    /// Records a status unless one with the same or a later event number `n` is known, whatever the order of arrival.
+    ///
+    /// `classes` are the driver's vehicle classes, one bit each. `n` begins at 1 and is at most
+    /// [`LiveIndex::EVENT_NUMBER_MAX`]; others are refused. True: recorded.
     pub fn set_status(&self, slot: Slot, status: Status, classes: u8, n: u64) -> bool {
-        let mut inner = self.inner.lock().expect("no panic inside");
-        match inner.slots.get_mut(slot.number as usize) {
-            Some((generation, Some(seen))) if *generation == slot.generation && n > seen.n => {
-                (seen.status, seen.classes, seen.n) = (status, classes, n);
-                true
-            }
-            _ => false,
-        }
+        let line = self.lines.get(slot.number as usize);
+        line.is_some_and(|line| line.set_status(slot.generation, status, classes, n))
     }
 
-    /// Forgets the driver.
+    /// Forgets the driver. Its slot may soon be another driver's; this handle stays dead.
+    ///
+    /// A driver that went offline is not to be forgotten before `ping_ttl` is over, or a late ping wakes the dead.
     pub fn leave(&self, slot: Slot) {
-        let mut inner = self.inner.lock().expect("no panic inside");
-        let Some(place) = inner.slots.get_mut(slot.number as usize) else {
+        let Some(line) = self.lines.get(slot.number as usize) else {
             return;
         };
-        if place.0 != slot.generation {
-            return;
-        }
-        if let Some(seen) = place.1.take() {
-            place.0 += 1;
-            inner.keys.remove(&seen.key);
-            inner.free.push(slot.number);
+        match line.take(slot.generation, false) {
+            Ok(taken) => {
+                if self.remove(slot, taken) {
+                    self.deliver(slot.number);
+                }
+            }
+            Err(NotTaken::Gone) => {}
+            Err(NotTaken::Busy) => {
+                self.hand_over(slot, None);
+            }
         }
     }
 
     /// The slot of a driver, if known.
     pub fn slot_of(&self, key: DriverKey) -> Option<Slot> {
-        self.inner
-            .lock()
-            .expect("no panic inside")
-            .keys
-            .get(&key)
-            .copied()
+        self.directory.slot_of(key)
     }
 
     /// What is known of the driver in a slot.
     pub fn get(&self, slot: Slot) -> Option<Seen> {
-        let inner = self.inner.lock().expect("no panic inside");
-        let (generation, seen) = inner.slots.get(slot.number as usize)?;
-        if *generation == slot.generation {
-            *seen
-        } else {
-            None
-        }
-    }
-
-    /// Replaces what is in `out` by the nearest drivers that count and that `keep` wants, sorted by distance,
-    /// then key.
-    pub fn nearest(&self, query: &Query, keep: impl FnMut(&Near) -> bool, out: &mut Vec<Near>) {
-        self.within_radius(query.at, query.radius_m, &query.filter, keep, out);
-        out.truncate(query.k);
-    }
-
-    /// Replaces what is in `out` by every driver within a radius that counts and that `keep` wants, sorted by
-    /// distance, then key.
-    pub fn within_radius(
-        &self,
-        at: Point,
-        radius_m: f64,
-        filter: &Filter,
-        mut keep: impl FnMut(&Near) -> bool,
-        out: &mut Vec<Near>,
-    ) {
-        self.scan(filter, out, |near| {
-            near.distance_m = at.distance_m(near.at);
-            near.distance_m <= radius_m && keep(near)
-        });
-        out.sort_by(|a, b| {
-            a.distance_m
-                .total_cmp(&b.distance_m)
-                .then(a.key.cmp(&b.key))
-        });
-    }
-
-    /// Replaces what is in `out` by every driver inside an outline that counts and that `keep` wants, sorted by
-    /// key.
-    pub fn inside_polygon(
-        &self,
-        outline: &Polygon,
-        filter: &Filter,
-        mut keep: impl FnMut(&Near) -> bool,
-        out: &mut Vec<Near>,
-    ) {
-        self.scan(filter, out, |near| outline.contains(near.at) && keep(near));
-        out.sort_by_key(|near| near.key);
-    }
-
-    /// Replaces what is in `out` by the number of drivers that count in each cell that has any, sorted by cell.
-    pub fn count_per_cell(&self, res: Resolution, filter: &Filter, out: &mut Vec<(Cell, u32)>) {
-        let mut all = Vec::new();
-        self.scan(filter, &mut all, |_| true);
-        out.clear();
-        out.extend(all.iter().map(|near| (Cell::at(near.at, res), 1)));
-        out.sort_unstable();
-        out.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            kept.1 += u32::from(same);
-            same
-        });
+        let at = slot.number as usize;
+        let (
+            generation,
+            Found {
+                key,
+                placement,
+                status,
+                classes,
+                n,
+            },
+        ) = self.lines.get(at)?.read(&self.backs[at])?;
+        let key = DriverKey(key);
+        (generation == slot.generation).then_some(Seen {
+            key,
+            placement,
+            status,
+            classes,
+            n,
+        })
     }
 
     /// Drivers known, in whatever status.
     pub fn len(&self) -> usize {
-        self.inner.lock().expect("no panic inside").keys.len()
+        self.directory.len()
     }
 
     /// Whether no driver is known.
@@ -335,28 +323,105 @@ impl LiveIndex {
         self.len() == 0
     }
 
-    fn scan(&self, filter: &Filter, out: &mut Vec<Near>, mut keep: impl FnMut(&mut Near) -> bool) {
-        out.clear();
-        for (_, seen) in &self.inner.lock().expect("no panic inside").slots {
-            let Some(seen) = seen else { continue };
-            let Some(ping) = seen.placement else { continue };
-            let age_ms = filter.now_ms - ping.time_ms;
-            let counts = seen.status != Status::Offline
-                && filter.status.is_none_or(|status| status == seen.status)
-                && (filter.classes == 0 || filter.classes & seen.classes != 0)
-                && age_ms <= filter.ping_ttl_ms;
-            let mut near = Near {
-                key: seen.key,
-                at: ping.at,
-                distance_m: 0.0,
-                age_ms,
-                time_ms: ping.time_ms,
-                status: seen.status,
-                classes: seen.classes,
-                n: seen.n,
+    /// Slots that were ever in use: those a scan has to look at.
+    pub(crate) fn slots_used(&self) -> usize {
+        self.directory.slots_used() as usize
+    }
+
+    /// Moves the driver of a taken slot; also tells whether there is mail.
+    #[inline]
+    fn move_to(&self, number: u32, taken: Taken<'_>, ping: Placement) -> (Placed, bool) {
+        let home = self.buckets.home(self.grid.patch_of(ping.at));
+        let offset = self.grid.offset_of(ping.at);
+        let Some(known) = taken.placement() else {
+            taken.set_place(self.buckets.insert(home, number, offset, &self.readers));
+            return (Placed::First, taken.publish(ping));
+        };
+        if !ping.is_newer_than(&known) {
+            return (Placed::Stale, taken.give_back());
+        }
+        let old_place = taken.place();
+        let crossed = self.grid.patch_of(known.at) != self.grid.patch_of(ping.at);
+        let new_place = if crossed {
+            Some(self.buckets.insert(home, number, offset, &self.readers))
+        } else if is_overflow(old_place) {
+            self.buckets
+                .insert_at_home(home, number, offset, &self.readers)
+        } else {
+            None
+        };
+        let Some(new_place) = new_place else {
+            self.buckets.rewrite(home, old_place, number, offset);
+            return (Placed::Moved { crossed }, taken.publish(ping));
+        };
+        taken.set_place(new_place);
+        let mail = taken.publish(ping);
+        // Nobody but this thread knows the old entry by its place any more.
+        let old_home = self.buckets.home(self.grid.patch_of(known.at));
+        self.buckets
+            .depart(old_home, old_place, number, &self.readers);
+        (Placed::Moved { crossed }, mail)
+    }
+
+    /// Forgets the driver of a taken slot; tells whether there is mail.
+    fn remove(&self, slot: Slot, taken: Taken<'_>) -> bool {
+        if let Some(known) = taken.placement() {
+            let home = self.buckets.home(self.grid.patch_of(known.at));
+            self.buckets.remove(home, taken.place(), &self.readers);
+        }
+        let key = DriverKey(self.backs[slot.number as usize].key());
+        self.directory.remove(key, slot, || taken.vacate())
+    }
+
+    /// Leaves a letter for whoever has the slot, or does the work if it has been given back meanwhile.
+    #[cold]
+    fn hand_over(&self, slot: Slot, ping: Option<Placement>) -> Placed {
+        let at = slot.number as usize;
+        self.backs[at].post(Letter {
+            generation: slot.generation,
+            ping,
+            leave: ping.is_none(),
+        });
+        let placed = match self.lines[at].take(slot.generation, true) {
+            Err(NotTaken::Busy) => return Placed::HandedOver,
+            Err(NotTaken::Gone) => Placed::Gone,
+            Ok(taken) => match ping {
+                Some(ping) => self.move_to(slot.number, taken, ping).0,
+                None => {
+                    self.remove(slot, taken);
+                    Placed::Gone
+                }
+            },
+        };
+        // The letter lies there still; it may have been taken up into another's.
+        self.deliver(slot.number);
+        placed
+    }
+
+    /// Does what the letters at a slot ask, until none lies there or another thread has the slot and knows of it.
+    #[cold]
+    fn deliver(&self, number: u32) {
+        let (line, back) = (&self.lines[number as usize], &self.backs[number as usize]);
+        while let Some(letter) = back.collect() {
+            let slot = Slot {
+                number,
+                generation: letter.generation,
             };
-            if counts && keep(&mut near) {
-                out.push(near);
+            let mut taken = line.take(letter.generation, false);
+            if matches!(taken, Err(NotTaken::Busy)) {
+                back.post(letter);
+                match line.take(letter.generation, true) {
+                    Err(NotTaken::Busy) => return,
+                    Err(NotTaken::Gone) => continue,
+                    Ok(now) => taken = Ok(now),
+                }
+            }
+            // A mark set meanwhile needs no look: the letter it speaks of lies there when the loop comes round.
+            match (taken, letter.ping) {
+                (Ok(taken), _) if letter.leave => drop(self.remove(slot, taken)),
+                (Ok(taken), Some(ping)) => drop(self.move_to(number, taken, ping)),
+                (Ok(taken), None) => drop(taken.give_back()),
+                (Err(_), _) => {}
             }
         }
     }

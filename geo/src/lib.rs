@@ -9,18 +9,17 @@
 //!
 //! Not here: which shard owns a cell (`ring`), who gets a ride (`engine`).
 
+mod buckets;
 mod cell;
+mod directory;
 mod index;
-#[cfg_attr(
-    not(loom),
-    expect(dead_code, reason = "the lock-free index comes next")
-)]
+mod patch;
 mod point;
-#[cfg_attr(
-    not(loom),
-    expect(dead_code, reason = "the lock-free index comes next")
-)]
 mod polygon;
+mod readers;
+mod search;
+mod slots;
+mod sync;
 
 pub use cell::{BadCell, BadResolution, Cell, Resolution, cells_within};
 pub use index::{
@@ -29,3 +28,16 @@ pub use index::{
 };
 pub use point::{BadPoint, EARTH_RADIUS_M, Point};
 pub use polygon::{BadPolygon, Polygon};
+
+/// Asks the processor to fetch the cache line of a value that will be needed soon.
+#[inline]
+fn prefetch<T>(value: &T) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a prefetch of any address is allowed and changes nothing; this one is of a live reference.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = value;
+}

@@ -64,6 +64,13 @@ impl Point {
         Ok(Self { lat_e7, lon_e7 })
     }
 
+    /// A place from what another one's `lat_e7` and `lon_e7` gave.
+    #[inline]
+    pub(crate) fn from_packed(lat_e7: i32, lon_e7: i32) -> Self {
+        debug_assert!(Self::from_e7(lat_e7, lon_e7).is_ok());
+        Self { lat_e7, lon_e7 }
+    }
+
     /// Latitude in degrees, -90 to 90.
     pub fn lat_deg(self) -> f64 {
         f64::from(self.lat_e7) / E7
@@ -86,7 +93,7 @@ impl Point {
 
     /// Great-circle distance in metres.
     pub fn distance_m(self, other: Point) -> f64 {
-        Origin::new(self).haversine(other).metres()
+        Origin::new(self).distance_m(other)
     }
 
     /// The place reached by going `north_m` along the meridian and then `east_m` along the parallel.
@@ -166,6 +173,11 @@ impl Origin {
         let cos_to = self.cos_lat * (1.0 - 2.0 * half) - self.sin_lat * sin_dlat;
         Haversine(half + self.cos_lat * cos_to.max(0.0) * half_sine_squared(dlon * dlon))
     }
+
+    #[inline]
+    pub fn distance_m(&self, to: Point) -> f64 {
+        self.haversine(to).metres()
+    }
 }
 
 /// sin(x/2)^2 from x^2, for |x| up to `SERIES_MAX_RAD`.
@@ -174,17 +186,15 @@ fn half_sine_squared(xx: f64) -> f64 {
 }
 
 impl Haversine {
-    /// The haversine that belongs to a distance; anything from half the Earth's girth on is everywhere.
-    pub fn of_metres(metres: f64) -> Self {
-        let angle = metres / EARTH_RADIUS_M;
-        if angle >= std::f64::consts::PI {
-            return Haversine(f64::INFINITY);
-        }
-        let half = (angle / 2.0).sin();
-        Haversine(half * half)
-    }
-
+    #[inline]
     pub fn metres(self) -> f64 {
-        2.0 * EARTH_RADIUS_M * self.0.min(1.0).sqrt().asin()
+        let half_chord = self.0.min(1.0).sqrt();
+        let xx = half_chord * half_chord;
+        if xx > SERIES_MAX_RAD * SERIES_MAX_RAD {
+            return 2.0 * EARTH_RADIUS_M * half_chord.asin();
+        }
+        // asin by its series: near places are asked for most.
+        let series = 1.0 + xx * (1.0 / 6.0 + xx * (3.0 / 40.0 + xx * (15.0 / 336.0)));
+        2.0 * EARTH_RADIUS_M * half_chord * series
     }
 }

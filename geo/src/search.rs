@@ -1,0 +1,429 @@
+//! Who counts, and who of them is near?
+//!
+//! A search walks patches in growing windows around its place and skips the far by the offset in their entries, without
+//! looking at their slots. Slots are looked at in small batches that were asked for beforehand. It ends when the
+//! window holds the circle through the last of the answer, or the whole radius; when a window would touch more patches
+//! than there are slots in use, it scans the slots instead. So it is bounded wherever nobody is near.
+//!
+//! The scan of all slots is also what a query does that gets no pin or loses it (`readers`): each driver has one slot.
+
+use crate::buckets::Entry;
+use crate::cell::{Cell, Resolution};
+use crate::index::{DriverKey, Filter, LiveIndex, Near, Query, Status};
+use crate::patch::{Grid, OFFSET_BITS, Patch, Stretch, Window, east_e7, narrowest_cos, south_e7};
+use crate::point::{M_PER_E7, Origin, Point, TURN_E7};
+use crate::polygon::Polygon;
+use crate::readers::Pin;
+
+/// Slots asked for before they are looked at.
+const BATCH: usize = 32;
+
+/// Answers up to this long are kept sorted while they grow; longer ones are sorted at the end.
+const SORTED_MAX: usize = 64;
+
+/// Cells counted before equal ones are put together.
+const COUNTS_APART: usize = 4_096;
+
+impl LiveIndex {
+    /// Replaces what is in `out` by the nearest drivers that count and that `keep` wants, sorted by distance,
+    /// then key. `keep` may be asked about a driver more than once, and about some that do not make it.
+    pub fn nearest(&self, query: &Query, keep: impl FnMut(&Near) -> bool, out: &mut Vec<Near>) {
+        out.clear();
+        if query.k == 0 {
+            return;
+        }
+        let k = if query.k <= SORTED_MAX {
+            query.k
+        } else {
+            usize::MAX
+        };
+        let mut answer = Answer {
+            from: Origin::new(query.at),
+            filter: &query.filter,
+            keep,
+            k,
+            reach_m: query.radius_m,
+            out,
+        };
+        self.search(query.at, query.radius_m, &mut answer);
+        if k == usize::MAX {
+            sort_by_distance(out);
+            out.truncate(query.k);
+        }
+    }
+
+    /// Replaces what is in `out` by every driver within a radius that counts and that `keep` wants, sorted by
+    /// distance, then key. `keep` may be asked about a driver more than once.
+    pub fn within_radius(
+        &self,
+        at: Point,
+        radius_m: f64,
+        filter: &Filter,
+        keep: impl FnMut(&Near) -> bool,
+        out: &mut Vec<Near>,
+    ) {
+        self.nearest(
+            &Query {
+                at,
+                radius_m,
+                k: usize::MAX,
+                filter: *filter,
+            },
+            keep,
+            out,
+        );
+    }
+
+    /// Replaces what is in `out` by every driver inside an outline that counts and that `keep` wants, sorted by
+    /// key. `keep` may be asked about a driver more than once.
+    pub fn inside_polygon(
+        &self,
+        outline: &Polygon,
+        filter: &Filter,
+        mut keep: impl FnMut(&Near) -> bool,
+        out: &mut Vec<Near>,
+    ) {
+        out.clear();
+        let mut look = |slot: u32, out: &mut Vec<Near>| {
+            let near = self.counting(slot, filter, |_| 0.0);
+            out.extend(near.filter(|near| outline.contains(near.at) && keep(near)));
+        };
+        if !self.walk_window(&Window::of_bounds(outline.bounds_e7()), |slot| {
+            look(slot, out)
+        }) {
+            out.clear();
+            (0..self.slots_used() as u32).for_each(|slot| look(slot, out));
+        }
+        out.sort_unstable_by_key(|near| near.key);
+        out.dedup_by_key(|near| near.key);
+    }
+
+    /// Replaces what is in `out` by the number of drivers that count in each cell that has any, sorted by cell.
+    ///
+    /// Looks at every driver and asks H3 for each that counts: for a map of the market, not for each ride.
+    pub fn count_per_cell(&self, res: Resolution, filter: &Filter, out: &mut Vec<(Cell, u32)>) {
+        out.clear();
+        let mut apart = 0;
+        for slot in 0..self.slots_used() as u32 {
+            let Some(near) = self.counting(slot, filter, |_| 0.0) else {
+                continue;
+            };
+            out.push((Cell::at(near.at, res), 1));
+            if out.len() - apart >= COUNTS_APART.max(apart) {
+                put_together(out);
+                apart = out.len();
+            }
+        }
+        put_together(out);
+    }
+
+    /// The driver of a slot, if it counts.
+    #[inline]
+    fn counting(
+        &self,
+        slot: u32,
+        filter: &Filter,
+        distance_m: impl Fn(Point) -> f64,
+    ) -> Option<Near> {
+        let at = slot as usize;
+        let (_, found) = self.lines[at].read(&self.backs[at])?;
+        let ping = found.placement?;
+        // Saturating: a position's time is the caller's, whatever it is.
+        let age_ms = filter.now_ms.saturating_sub(ping.time_ms);
+        let counts = found.status != Status::Offline
+            && filter.status.is_none_or(|status| status == found.status)
+            && (filter.classes == 0 || filter.classes & found.classes != 0)
+            && age_ms <= filter.ping_ttl_ms;
+        counts.then(|| Near {
+            key: DriverKey(found.key),
+            at: ping.at,
+            distance_m: distance_m(ping.at),
+            age_ms,
+            time_ms: ping.time_ms,
+            status: found.status,
+            classes: found.classes,
+            n: found.n,
+        })
+    }
+
+    fn search<K: FnMut(&Near) -> bool>(
+        &self,
+        at: Point,
+        radius_m: f64,
+        answer: &mut Answer<'_, K>,
+    ) {
+        if !self.walk(at, radius_m, answer) {
+            answer.begin_again(radius_m);
+            for slot in 0..self.slots_used() as u32 {
+                answer.look(self, slot);
+            }
+        }
+    }
+
+    /// Walks patches until the answer is found. False: it may be incomplete, or would have cost more than a scan.
+    fn walk<K: FnMut(&Near) -> bool>(
+        &self,
+        at: Point,
+        radius_m: f64,
+        answer: &mut Answer<'_, K>,
+    ) -> bool {
+        let Some(pin) = self.readers.pin() else {
+            return false;
+        };
+        let slots_used = self.slots_used() as u64;
+        let mut walk = Walk::new(self, at, radius_m, &pin);
+        let mut window_m = self.grid.row_m() * FIRST_WINDOW_ROWS;
+        let mut before = None;
+        loop {
+            window_m = window_m.min(radius_m);
+            let window = Window::around(at, window_m);
+            if self.grid.patches_in(&window) > slots_used {
+                pin.unpin();
+                return false;
+            }
+            for_each_patch(&self.grid, &window, before.as_ref(), |patch| {
+                walk.patch(patch, answer)
+            });
+            walk.look_at_batch(answer);
+            if window_m >= answer.reach_m {
+                break;
+            }
+            window_m = if answer.is_full() {
+                answer.reach_m
+            } else {
+                window_m * WINDOW_GROWTH
+            };
+            before = Some(window);
+        }
+        if walk.met_departed {
+            // So that the queries after this one may skip what it had to look at.
+            self.readers.move_on();
+        }
+        pin.unpin()
+    }
+
+    /// Calls `look` with every slot that may be inside a window, some more than once. False: see `walk`.
+    fn walk_window(&self, window: &Window, mut look: impl FnMut(u32)) -> bool {
+        let Some(pin) = self.readers.pin() else {
+            return false;
+        };
+        let bounded = self.grid.patches_in(window) <= self.slots_used() as u64;
+        if bounded {
+            for_each_patch(&self.grid, window, None, |patch| {
+                self.buckets
+                    .visit(self.buckets.home(patch), &pin, |entry| match entry {
+                        Entry::Here { slot, .. } | Entry::Departed { slot } => look(slot),
+                    });
+            });
+        }
+        pin.unpin() && bounded
+    }
+}
+
+const FIRST_WINDOW_ROWS: f64 = 0.8;
+const WINDOW_GROWTH: f64 = 1.7;
+
+/// The answer as far as it is found.
+struct Answer<'a, K> {
+    from: Origin,
+    filter: &'a Filter,
+    keep: K,
+    /// At most this many, kept sorted; `usize::MAX`: all, sorted at the end.
+    k: usize,
+    /// Nobody farther than this is wanted any more.
+    reach_m: f64,
+    out: &'a mut Vec<Near>,
+}
+
+impl<K: FnMut(&Near) -> bool> Answer<'_, K> {
+    fn is_full(&self) -> bool {
+        self.out.len() >= self.k
+    }
+
+    fn begin_again(&mut self, radius_m: f64) {
+        self.out.clear();
+        self.reach_m = radius_m;
+    }
+
+    #[inline]
+    fn look(&mut self, index: &LiveIndex, slot: u32) {
+        let from = self.from;
+        let Some(near) = index.counting(slot, self.filter, |at| from.distance_m(at)) else {
+            return;
+        };
+        if near.distance_m > self.reach_m {
+            return;
+        }
+        if self.k == usize::MAX {
+            if (self.keep)(&near) {
+                self.out.push(near);
+            }
+            return;
+        }
+        // A driver that moved meanwhile is met by its old entry and by its new one.
+        let last = self.out.last().filter(|_| self.is_full());
+        let too_far = last.is_some_and(|last| !comes_before(&near, last));
+        let seen = || self.out.iter().any(|known| known.key == near.key);
+        if too_far || seen() || !(self.keep)(&near) {
+            return;
+        }
+        if self.is_full() {
+            self.out.pop();
+        }
+        let at = self.out.partition_point(|known| comes_before(known, &near));
+        self.out.insert(at, near);
+        if self.is_full() {
+            self.reach_m = self.out.last().map_or(self.reach_m, |last| last.distance_m);
+        }
+    }
+}
+
+/// A walk over patches with its measures taken once.
+struct Walk<'a> {
+    index: &'a LiveIndex,
+    pin: &'a Pin<'a>,
+    south: i64,
+    east: i64,
+    /// Metres in a unit of longitude, never more than it is anywhere in the radius.
+    east_m: f64,
+    /// What the rounding of offsets may add to a distance.
+    slack_m: f64,
+    batch: [u32; BATCH],
+    in_batch: usize,
+    met_departed: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(index: &'a LiveIndex, at: Point, radius_m: f64, pin: &'a Pin<'a>) -> Self {
+        let cos = narrowest_cos(at, radius_m);
+        // Where the radius spans much of a turn the shorter way round is not the way measured here: skip nobody by it.
+        let spans_much = radius_m / M_PER_E7 > cos * (TURN_E7 / 4) as f64;
+        Self {
+            index,
+            pin,
+            south: i64::from(south_e7(at)),
+            east: i64::from(east_e7(at)),
+            east_m: if spans_much { 0.0 } else { M_PER_E7 * cos },
+            slack_m: 0.1 + 3.0 * index.grid.row_m() / f64::from(1u32 << OFFSET_BITS),
+            batch: [0; BATCH],
+            in_batch: 0,
+            met_departed: false,
+        }
+    }
+
+    #[inline]
+    fn patch<K: FnMut(&Near) -> bool>(&mut self, patch: Patch, answer: &mut Answer<'_, K>) {
+        let (index, pin) = (self.index, self.pin);
+        let grid = &index.grid;
+        let shift = grid.column_shift(patch.row);
+        let (row, row_step) = grid.row_start(patch.row);
+        let (column, column_step) = Grid::column_start(patch.column, shift);
+        let east_m = if 1i64 << shift > TURN_E7 / 8 {
+            0.0
+        } else {
+            self.east_m
+        };
+        let half = TURN_E7 / 2;
+        let way_east = (column - self.east + half).rem_euclid(TURN_E7) - half;
+        let (north_0, north_1) = ((row - self.south) as f64 * M_PER_E7, row_step * M_PER_E7);
+        let (east_0, east_1) = (way_east as f64 * east_m, column_step * east_m);
+        let mut reach = squared(answer.reach_m + self.slack_m);
+        index
+            .buckets
+            .visit(index.buckets.home(patch), pin, |entry| {
+                let slot = match entry {
+                    Entry::Here { slot, offset } => {
+                        let north = north_0 + f64::from(offset >> OFFSET_BITS) * north_1;
+                        let east = east_0 + f64::from(offset & ((1 << OFFSET_BITS) - 1)) * east_1;
+                        if north * north + east * east > reach {
+                            return;
+                        }
+                        slot
+                    }
+                    Entry::Departed { slot } => {
+                        self.met_departed = true;
+                        slot
+                    }
+                };
+                index.lines[slot as usize].prefetch();
+                index.backs[slot as usize].prefetch();
+                self.batch[self.in_batch] = slot;
+                self.in_batch += 1;
+                if self.in_batch == BATCH {
+                    self.look_at_batch(answer);
+                    reach = squared(answer.reach_m + self.slack_m);
+                }
+            });
+    }
+
+    fn look_at_batch<K: FnMut(&Near) -> bool>(&mut self, answer: &mut Answer<'_, K>) {
+        for &slot in &self.batch[..self.in_batch] {
+            answer.look(self.index, slot);
+        }
+        self.in_batch = 0;
+    }
+}
+
+/// Every patch of a window that is not in the window before it.
+fn for_each_patch(
+    grid: &Grid,
+    window: &Window,
+    before: Option<&Window>,
+    mut visit: impl FnMut(Patch),
+) {
+    let (first, last) = grid.rows(window);
+    for row in first..=last {
+        let done = before.filter(|before| {
+            let (first, last) = grid.rows(before);
+            (first..=last).contains(&row)
+        });
+        let (done_one, done_two) = done.map_or((None, None), |before| {
+            let (one, two) = grid.columns(row, before);
+            (Some(one), two)
+        });
+        let (one, two) = grid.columns(row, window);
+        for stretch in [Some(one), two].into_iter().flatten() {
+            let mut column = stretch.first;
+            while column <= stretch.last {
+                let holds = |done: &Stretch| (done.first..=done.last).contains(&column);
+                if let Some(done) = done_one.filter(holds).or(done_two.filter(holds)) {
+                    column = done.last + 1;
+                    continue;
+                }
+                visit(Patch { row, column });
+                column += 1;
+            }
+        }
+    }
+}
+
+fn squared(value: f64) -> f64 {
+    value * value
+}
+
+#[inline]
+fn comes_before(a: &Near, b: &Near) -> bool {
+    a.distance_m
+        .total_cmp(&b.distance_m)
+        .then(a.key.cmp(&b.key))
+        .is_lt()
+}
+
+fn sort_by_distance(out: &mut Vec<Near>) {
+    out.sort_unstable_by_key(|near| near.key);
+    out.dedup_by_key(|near| near.key);
+    out.sort_unstable_by(|a, b| {
+        a.distance_m
+            .total_cmp(&b.distance_m)
+            .then(a.key.cmp(&b.key))
+    });
+}
+
+fn put_together(out: &mut Vec<(Cell, u32)>) {
+    out.sort_unstable();
+    out.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        kept.1 += if same { next.1 } else { 0 };
+        same
+    });
+}
