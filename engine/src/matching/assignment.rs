@@ -1,0 +1,429 @@
+//! Which row gets which column, on plain numbers?
+//!
+//! Rows are rides, columns drivers, edges candidates. [`exact`] is a shortest-augmenting-path solver in the manner
+//! of Jonker and Volgenant for sparse costs: rows first bid for columns, then those left over search, each by
+//! Dijkstra's algorithm over reduced costs.
+//!
+//! Holds in between: `price <= 0`, and 0 for a column nobody has; a row's column is its cheapest after prices. So
+//! what is assigned is the best for the rows settled so far, and giving up at any moment leaves a valid result.
+//!
+//! Every row also has a way out of its own, to stay unserved, at a price above all that can be saved elsewhere.
+//! That makes every problem solvable, and the largest number of served rows come first.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Candidates by row, the cheapest first.
+pub(super) struct Costs {
+    columns: usize,
+    /// Row to its first edge; one more than there are rows.
+    starts: Vec<u32>,
+    column: Vec<u32>,
+    cost: Vec<i64>,
+    /// The row before, sorted: kept for its memory.
+    row: Vec<(i64, u32)>,
+    /// Column to the last row (plus one) that named it.
+    named_by: Vec<u32>,
+}
+
+impl Costs {
+    /// No rows yet.
+    pub(super) fn new(columns: usize) -> Self {
+        Costs {
+            columns,
+            starts: vec![0],
+            column: Vec::new(),
+            cost: Vec::new(),
+            row: Vec::new(),
+            named_by: vec![0; columns],
+        }
+    }
+
+    /// Adds a row of (column, cost) in any order. Of a column named twice the cheaper edge stays, and edges beyond
+    /// the numbers of `u32` are left out.
+    pub(super) fn push_row(&mut self, edges: impl Iterator<Item = (u32, i64)>) {
+        self.row.clear();
+        self.row.extend(edges.map(|(column, cost)| (cost, column)));
+        self.row.sort_unstable();
+        let this = self.starts.len() as u32;
+        for (cost, column) in &self.row {
+            let named_by = &mut self.named_by[*column as usize];
+            if *named_by != this && self.column.len() < NONE as usize {
+                *named_by = this;
+                self.column.push(*column);
+                self.cost.push(*cost);
+            }
+        }
+        self.starts.push(self.column.len() as u32);
+    }
+
+    /// An edge's column and cost.
+    pub(super) fn edge(&self, edge: u32) -> (u32, i64) {
+        (self.column[edge as usize], self.cost[edge as usize])
+    }
+
+    fn rows(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    fn edges_of(&self, row: u32) -> std::ops::Range<usize> {
+        self.starts[row as usize] as usize..self.starts[row as usize + 1] as usize
+    }
+}
+
+/// What was decided.
+pub(super) struct Served {
+    /// Row to the edge it is served by.
+    pub(super) edges: Vec<Option<u32>>,
+    pub(super) steps: u64,
+    pub(super) exhausted: bool,
+}
+
+impl Served {
+    /// Larger is better: rows served, then what they cost.
+    fn worth(&self, costs: &Costs) -> (usize, i64) {
+        let served = self.edges.iter().flatten();
+        (
+            served.clone().count(),
+            -served.map(|edge| costs.cost[*edge as usize]).sum::<i64>(),
+        )
+    }
+}
+
+/// Each row in turn takes its cheapest free column.
+pub(super) fn first_come(costs: &Costs) -> Served {
+    let mut taken = vec![false; costs.columns];
+    let mut steps = 0;
+    let edges = (0..costs.rows() as u32)
+        .map(|row| {
+            let edge = costs.edges_of(row).find(|edge| {
+                steps += 1;
+                !taken[costs.column[*edge] as usize]
+            })?;
+            taken[costs.column[edge] as usize] = true;
+            Some(edge as u32)
+        })
+        .collect();
+    Served {
+        edges,
+        steps,
+        exhausted: false,
+    }
+}
+
+/// The cheapest edge of all first.
+pub(super) fn greedy(costs: &Costs) -> Served {
+    let mut served = Served {
+        edges: vec![None; costs.rows()],
+        steps: 0,
+        exhausted: false,
+    };
+    fill_greedily(costs, &mut served, &mut vec![false; costs.columns]);
+    served
+}
+
+/// Serves rows that have nothing from columns that are free, the cheapest edge first, then the earlier row.
+fn fill_greedily(costs: &Costs, served: &mut Served, taken: &mut [bool]) {
+    let mut open: Vec<(i64, u32, u32)> = Vec::new();
+    for row in 0..costs.rows() as u32 {
+        if served.edges[row as usize].is_none() {
+            open.extend(
+                costs
+                    .edges_of(row)
+                    .map(|edge| (costs.cost[edge], row, edge as u32)),
+            );
+        }
+    }
+    // Edges of a row are numbered cheapest first, by column among equals.
+    open.sort_unstable();
+    served.steps += open.len() as u64;
+    for (_, row, edge) in open {
+        let column = costs.column[edge as usize] as usize;
+        if !taken[column] && served.edges[row as usize].is_none() {
+            taken[column] = true;
+            served.edges[row as usize] = Some(edge);
+        }
+    }
+}
+
+/// The most rows served, at the least cost; or what is found when `budget_steps` are used up.
+pub(super) fn exact(costs: &Costs, budget_steps: u64) -> Served {
+    let mut solver = Solver::new(costs, budget_steps);
+    let left = solver.bid();
+    let exhausted = left
+        .into_iter()
+        .any(|row| solver.search(row) == Outcome::OutOfBudget);
+    let mut served = solver.served();
+    if exhausted {
+        served.exhausted = true;
+        let mut taken: Vec<bool> = solver.row_of.iter().map(|row| *row != NONE).collect();
+        fill_greedily(costs, &mut served, &mut taken);
+        let mut plain = greedy(costs);
+        served.steps += plain.steps;
+        if plain.worth(costs) > served.worth(costs) {
+            plain.steps = served.steps;
+            plain.exhausted = true;
+            served = plain;
+        }
+    }
+    oldest_first(costs, &mut served);
+    served
+}
+
+/// Where an unserved row could have the column of a later row at the same cost, it takes it: neither the number
+/// served nor the total changes. One pass is enough, as the row that loses comes later and columns move forwards.
+fn oldest_first(costs: &Costs, served: &mut Served) {
+    let mut row_of = vec![NONE; costs.columns];
+    for (row, edge) in served.edges.iter().enumerate() {
+        if let Some(edge) = edge {
+            row_of[costs.column[*edge as usize] as usize] = row as u32;
+        }
+    }
+    for row in 0..costs.rows() as u32 {
+        if served.edges[row as usize].is_some() {
+            continue;
+        }
+        served.steps += costs.edges_of(row).len() as u64;
+        let latest = costs
+            .edges_of(row)
+            .filter_map(|edge| {
+                let later = row_of[costs.column[edge] as usize];
+                let its = (*served.edges.get(later as usize)?)? as usize;
+                (later > row && costs.cost[its] == costs.cost[edge]).then_some((later, edge))
+            })
+            .max();
+        if let Some((later, edge)) = latest {
+            served.edges[later as usize] = None;
+            served.edges[row as usize] = Some(edge as u32);
+            row_of[costs.column[edge] as usize] = row;
+        }
+    }
+}
+
+/// No row, no edge.
+const NONE: u32 = u32::MAX;
+
+/// How many times over the bids may look at all edges. More bidding leaves fewer rows to search for, but two rows
+/// that want one column may outbid each other for long by very little.
+const BIDS_LOOKS_MAX: u64 = 8;
+
+#[derive(PartialEq)]
+enum Outcome {
+    /// The row has a column or stays unserved for good.
+    Settled,
+    /// The row has neither, and nothing else has changed.
+    OutOfBudget,
+}
+
+struct Solver<'a> {
+    costs: &'a Costs,
+    budget_steps: u64,
+    steps: u64,
+    /// What staying unserved costs.
+    unserved: i64,
+    /// Column to what its owner is asked to pay less: at most 0.
+    price: Vec<i64>,
+    /// Column to its row.
+    row_of: Vec<u32>,
+    /// Row to its edge.
+    edge_of: Vec<u32>,
+    // The search's own, per column, valid where `seen` is the number of the search.
+    search: u32,
+    seen: Vec<u32>,
+    distance: Vec<i64>,
+    /// The edge the column was reached by, and its row.
+    reached: Vec<(u32, u32)>,
+    queue: BinaryHeap<Reverse<(i64, u32)>>,
+    settled: Vec<u32>,
+}
+
+/// Where a search ends.
+#[derive(Clone, Copy)]
+enum End {
+    Column(u32),
+    Unserved(u32),
+}
+
+impl<'a> Solver<'a> {
+    fn new(costs: &'a Costs, budget_steps: u64) -> Self {
+        let (least, most) = costs.cost.iter().fold((0, 0), |(least, most), cost| {
+            (cost.min(&least).to_owned(), *cost.max(&most))
+        });
+        // Serving one row more may make every other one dearer by `most - least` and must still pay. At most
+        // (2^33 + 1) * (2^20 + 1) + 2^33: far from the end of 64 bits, as are all sums of two such.
+        let unserved = (most - least + 1) * (costs.rows() as i64 + 1) + most;
+        Solver {
+            costs,
+            budget_steps,
+            steps: 0,
+            unserved,
+            price: vec![0; costs.columns],
+            row_of: vec![NONE; costs.columns],
+            edge_of: vec![NONE; costs.rows()],
+            search: 0,
+            seen: vec![0; costs.columns],
+            distance: vec![0; costs.columns],
+            reached: vec![(NONE, NONE); costs.columns],
+            queue: BinaryHeap::new(),
+            settled: Vec::new(),
+        }
+    }
+
+    fn served(&self) -> Served {
+        Served {
+            edges: self
+                .edge_of
+                .iter()
+                .map(|edge| (*edge != NONE).then_some(*edge))
+                .collect(),
+            steps: self.steps,
+            exhausted: false,
+        }
+    }
+
+    /// Rows bid for columns; returns those left without, who are neither served nor settled.
+    ///
+    /// A row takes its cheapest column, whoever has it, and lowers the price to where its second choice would be
+    /// as good. Who is pushed out bids again at once if a price has moved, else in the next pass.
+    fn bid(&mut self) -> Vec<u32> {
+        let looks = self.costs.column.len() as u64 * BIDS_LOOKS_MAX;
+        let steps_max = self.budget_steps.min(looks);
+        let mut left = Vec::new();
+        let mut row_next = None;
+        let mut rows = 0..self.costs.rows() as u32;
+        while let Some(row) = row_next.take().or_else(|| rows.next()) {
+            if self.steps >= steps_max {
+                left.push(row);
+                continue;
+            }
+            // The way out is a choice like any other, but never taken here: it costs nobody anything to wait.
+            let (mut first, mut second) = ((self.unserved, NONE), (self.unserved, NONE));
+            for edge in self.costs.edges_of(row) {
+                self.steps += 1;
+                let cost = self.costs.cost[edge];
+                if cost >= second.0 {
+                    break; // prices only add to it, and the edges after cost more
+                }
+                let cost = cost - self.price[self.costs.column[edge] as usize];
+                if cost < first.0 {
+                    (first, second) = ((cost, edge as u32), first);
+                } else if cost < second.0 {
+                    second = (cost, edge as u32);
+                }
+            }
+            if first.1 == NONE {
+                left.push(row);
+                continue;
+            }
+            let mut edge = first.1;
+            let mut column = self.costs.column[edge as usize] as usize;
+            let moved = first.0 < second.0;
+            if moved {
+                self.price[column] -= second.0 - first.0;
+            } else if self.row_of[column] != NONE && second.1 != NONE {
+                edge = second.1;
+                column = self.costs.column[edge as usize] as usize;
+            }
+            let out = std::mem::replace(&mut self.row_of[column], row);
+            self.edge_of[row as usize] = edge;
+            if out != NONE {
+                self.edge_of[out as usize] = NONE;
+                if moved {
+                    row_next = Some(out);
+                } else {
+                    left.push(out);
+                }
+            }
+        }
+        left.sort_unstable();
+        left
+    }
+
+    /// Finds the cheapest way to settle one more row: along a path of rows that each give their column to the one
+    /// before and take another, to a free column or to a row that is better left unserved.
+    fn search(&mut self, root: u32) -> Outcome {
+        self.search += 1;
+        self.queue.clear();
+        self.settled.clear();
+        let (mut best, mut end) = (self.unserved, End::Unserved(root));
+        let (mut row, mut base) = (root, 0);
+        loop {
+            // What a column costs from here is at least base + cost, as prices are at most 0.
+            for edge in self.costs.edges_of(row) {
+                self.steps += 1;
+                let distance = base + self.costs.cost[edge];
+                if distance >= best {
+                    break;
+                }
+                let column = self.costs.column[edge];
+                let at = column as usize;
+                let distance = distance - self.price[at];
+                if distance >= best {
+                    continue;
+                }
+                if self.row_of[at] == NONE {
+                    (best, end) = (distance, End::Column(column));
+                    self.reached[at] = (edge as u32, row);
+                } else if self.seen[at] != self.search || distance < self.distance[at] {
+                    self.seen[at] = self.search;
+                    self.distance[at] = distance;
+                    self.reached[at] = (edge as u32, row);
+                    self.queue.push(Reverse((distance, column)));
+                }
+            }
+            if base + self.unserved < best {
+                (best, end) = (base + self.unserved, End::Unserved(row));
+            }
+            if self.steps >= self.budget_steps {
+                return Outcome::OutOfBudget;
+            }
+            let nearest = loop {
+                match self.queue.pop() {
+                    Some(Reverse((distance, column))) => {
+                        self.steps += 1;
+                        if distance == self.distance[column as usize] {
+                            break Some((distance, column)).filter(|_| distance < best);
+                        } // else it has been reached on a shorter way since
+                    }
+                    None => break None,
+                }
+            };
+            let Some((distance, column)) = nearest else {
+                break;
+            };
+            self.settled.push(column);
+            row = self.row_of[column as usize];
+            let edge = self.edge_of[row as usize] as usize;
+            base = distance - (self.costs.cost[edge] - self.price[column as usize]);
+        }
+        for column in &self.settled {
+            let at = *column as usize;
+            self.price[at] += self.distance[at] - best;
+        }
+        self.hand_over(root, end);
+        Outcome::Settled
+    }
+
+    /// Walks back from the end of a search: each row on the way takes the column it was reached through.
+    fn hand_over(&mut self, root: u32, end: End) {
+        let mut column = match end {
+            End::Column(column) => column,
+            End::Unserved(row) => {
+                let edge = std::mem::replace(&mut self.edge_of[row as usize], NONE);
+                if row == root {
+                    return;
+                }
+                self.costs.column[edge as usize]
+            }
+        };
+        loop {
+            let (edge, row) = self.reached[column as usize];
+            self.row_of[column as usize] = row;
+            let before = std::mem::replace(&mut self.edge_of[row as usize], edge);
+            if row == root {
+                return;
+            }
+            column = self.costs.column[before as usize];
+        }
+    }
+}
