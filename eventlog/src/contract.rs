@@ -27,6 +27,9 @@ pub trait Home {
     fn own(&self, name: &str) -> Box<dyn ShardOwner>;
     /// Closes the log in an orderly way and opens it again. Owners before are dropped by the caller.
     fn reopen(&mut self);
+    /// After how many events in one partition trimming has surely begun, if their commits look after it often
+    /// enough: a home of small bounds, for tests. Not below 2,000, so that the other tests lose nothing.
+    fn trims_after(&self) -> u64;
     /// The domain clock, which appends are stamped with.
     fn now_ms(&self) -> i64;
 }
@@ -47,6 +50,7 @@ macro_rules! contract_suite {
             messages_between_shards_come_once_and_in_order,
             engine_time_moves_on_only_when_caught_up,
             reading_stops_at_the_end_and_knows_its_bounds,
+            a_read_of_what_was_trimmed_says_where_to_start,
             what_is_too_large_or_nowhere_is_refused,
             a_tail_wakes_when_something_is_committed,
             synced_commands_are_readable_and_come_once,
@@ -611,6 +615,52 @@ pub fn reading_stops_at_the_end_and_knows_its_bounds(home: &mut dyn Home) {
         log.bounds(Topic::ShardState, 0),
         Err(ReadError::NoSuchPartition { .. })
     ));
+}
+
+/// Retention: old events go, the reader is told where to go on, and the base snapshot fits what is left. Commands not
+/// yet consumed stay, however old.
+pub fn a_read_of_what_was_trimmed_says_where_to_start(home: &mut dyn Home) {
+    const BATCH: u64 = 200;
+    let log = home.log();
+    let mut node = Node::start(home, "a");
+    submit(&*log, 0, "never consumed");
+    log.sync().unwrap();
+    let mut number = 0;
+    while number < home.trims_after() {
+        let mut tx = Transaction::default();
+        for _ in 0..BATCH {
+            number += 1;
+            let text = number.to_string();
+            tx.events.push(append(Topic::RideEvents, 0, "n", &text));
+            tx.states.push(state(0, "n", Some(&text)));
+        }
+        tx.headers.push((0, header(0, 0, "")));
+        node.owner.commit(&tx).unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let first = loop {
+        let bounds = log.bounds(Topic::RideEvents, 0).unwrap();
+        assert_eq!(bounds.end, number);
+        if bounds.first > 0 {
+            break bounds.first;
+        }
+        assert!(Instant::now() < deadline, "nothing was trimmed");
+        node.owner.commit(&only_header(0, 0)).unwrap();
+    };
+    let Err(ReadError::TooOld { first: told }) = log.read(Topic::RideEvents, 0, 0, 10) else {
+        panic!("a read of trimmed records gave something");
+    };
+    assert!(told >= first);
+    let base = log.base(0).unwrap();
+    let (_, base_end) = base.event_ends[0];
+    assert!(base_end >= told && base_end <= number);
+    assert_eq!(base.states, [(bytes("n"), bytes(base_end.to_string()))]);
+    let next = log.read(Topic::RideEvents, 0, base_end, 1).unwrap();
+    assert_eq!(values(&next), [(base_end + 1).to_string()]);
+    assert_eq!(
+        values(&log.read(Topic::RideCommands, 0, 0, 10).unwrap()),
+        ["never consumed"]
+    );
 }
 
 /// Records have a bound, shards a number.

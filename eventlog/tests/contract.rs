@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cabrank_eventlog::contract::{Home, SHARDS};
-use cabrank_eventlog::{EmbeddedLog, EventLog, Options, ShardOwner, contract_suite};
+use cabrank_eventlog::{EmbeddedLog, EventLog, Options, Retention, ShardOwner, contract_suite};
+
+const TRIMS_AFTER: u64 = 6_000;
 
 struct Embedded {
     dir: tempfile::TempDir,
@@ -16,6 +18,10 @@ fn open(dir: &Path) -> EmbeddedLog {
         dir,
         Options {
             shards: SHARDS,
+            retention: Retention {
+                records: TRIMS_AFTER / 2,
+                ..Retention::default()
+            },
             ..Options::default()
         },
     )
@@ -46,6 +52,10 @@ impl Home for Embedded {
     fn reopen(&mut self) {
         drop(self.log.take());
         self.log = Some(open(self.dir.path()));
+    }
+
+    fn trims_after(&self) -> u64 {
+        TRIMS_AFTER
     }
 
     fn now_ms(&self) -> i64 {

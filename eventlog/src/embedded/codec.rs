@@ -89,6 +89,11 @@ pub(super) fn read_record(
     })
 }
 
+/// Append time of a stored record, unchecked.
+pub(super) fn record_time(stored: &[u8]) -> Option<i64> {
+    Fields(stored.get(4..)?).i64()
+}
+
 /// Takes little-endian fields from the front; `None` when the bytes have run out.
 struct Fields<'a>(&'a [u8]);
 
@@ -103,6 +108,9 @@ impl<'a> Fields<'a> {
     }
     fn i64(&mut self) -> Option<i64> {
         Some(i64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+    fn u8(&mut self) -> Option<u8> {
+        Some(*self.take(1)?.first()?)
     }
     fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
@@ -120,6 +128,8 @@ pub(super) struct Part {
     pub last_ms: i64,
     /// Bytes ever appended; differences between two moments tell the size of what lies between.
     pub bytes: u64,
+    /// Bytes ever trimmed.
+    pub trimmed: u64,
 }
 
 impl Default for Part {
@@ -129,6 +139,7 @@ impl Default for Part {
             end: 0,
             last_ms: i64::MIN,
             bytes: 0,
+            trimmed: 0,
         }
     }
 }
@@ -140,12 +151,13 @@ pub(super) fn part_key(topic: Topic, shard: u16) -> [u8; 3] {
 }
 
 impl Part {
-    pub(super) fn encode(&self, topic: Topic, shard: u16) -> [u8; 36] {
-        let mut out = [0; 36];
+    pub(super) fn encode(&self, topic: Topic, shard: u16) -> [u8; 44] {
+        let mut out = [0; 44];
         out[4..12].copy_from_slice(&self.first.to_le_bytes());
         out[12..20].copy_from_slice(&self.end.to_le_bytes());
         out[20..28].copy_from_slice(&self.last_ms.to_le_bytes());
         out[28..36].copy_from_slice(&self.bytes.to_le_bytes());
+        out[36..44].copy_from_slice(&self.trimmed.to_le_bytes());
         let sum = crc(&part_key(topic, shard), &out[4..]);
         out[..4].copy_from_slice(&sum.to_le_bytes());
         out
@@ -164,6 +176,7 @@ impl Part {
                 end: fields.u64()?,
                 last_ms: fields.i64()?,
                 bytes: fields.u64()?,
+                trimmed: fields.u64()?,
             })
         })()
         .ok_or_else(damaged)
@@ -272,6 +285,130 @@ impl StoredHeader {
     }
 }
 
+/// No slot: the base is the empty one, or there is nothing to clear.
+pub(super) const NO_SLOT: u8 = 2;
+
+/// A copy of a shard's states at one moment: where it lies and which moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    pub slot: u8,
+    /// `i64::MIN` until a commit has looked at it.
+    pub taken_ms: i64,
+    /// Per event topic: its end, and its bytes ever appended.
+    pub ends: [(u64, u64); 2],
+    pub states: Digest,
+}
+
+impl Base {
+    /// A copy that begins now.
+    pub(super) fn at(slot: u8, parts: &[Part; 2], now_ms: i64) -> Base {
+        Base {
+            slot,
+            taken_ms: now_ms,
+            ends: [
+                (parts[0].end, parts[0].bytes),
+                (parts[1].end, parts[1].bytes),
+            ],
+            states: Digest::default(),
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.slot);
+        out.extend_from_slice(&self.taken_ms.to_le_bytes());
+        for (end, bytes) in self.ends {
+            out.extend_from_slice(&end.to_le_bytes());
+            out.extend_from_slice(&bytes.to_le_bytes());
+        }
+        out.extend_from_slice(&self.states.count.to_le_bytes());
+        out.extend_from_slice(&self.states.sum.to_le_bytes());
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Option<Base> {
+        Some(Base {
+            slot: fields.u8()?,
+            taken_ms: fields.i64()?,
+            ends: [
+                (fields.u64()?, fields.u64()?),
+                (fields.u64()?, fields.u64()?),
+            ],
+            states: Digest {
+                count: fields.u64()?,
+                sum: fields.u64()?,
+            },
+        })
+    }
+}
+
+/// How far a shard's past is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Keep {
+    pub base: Base,
+    /// The copy in the making, or complete and waiting to become the base.
+    pub next: Option<Base>,
+    pub done: bool,
+    /// Slot of the base before, while its entries are removed.
+    pub clearing: u8,
+    /// Key of the last state copied.
+    pub cursor: Vec<u8>,
+}
+
+impl Default for Keep {
+    /// The empty base: nothing was ever trimmed.
+    fn default() -> Self {
+        Keep {
+            base: Base::at(NO_SLOT, &[Part::default(); 2], i64::MIN),
+            next: None,
+            done: false,
+            clearing: NO_SLOT,
+            cursor: Vec::new(),
+        }
+    }
+}
+
+impl Keep {
+    pub(super) fn encode(&self, place: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; 4];
+        self.base.encode(&mut out);
+        out.push(self.clearing);
+        out.push(u8::from(self.done));
+        out.push(u8::from(self.next.is_some()));
+        if let Some(next) = &self.next {
+            next.encode(&mut out);
+        }
+        out.extend_from_slice(&self.cursor);
+        let sum = crc(place, &out[4..]);
+        out[..4].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(place: &[u8], stored: &[u8]) -> Result<Keep, Damage> {
+        let damaged = || "what is kept of a shard does not match its checksum".to_owned();
+        let (head, body) = stored.split_at_checked(4).ok_or_else(damaged)?;
+        if head != crc(place, body).to_le_bytes() {
+            return Err(damaged());
+        }
+        let mut fields = Fields(body);
+        (|| {
+            let base = Base::decode(&mut fields)?;
+            let clearing = fields.u8()?;
+            let done = fields.u8()? == 1;
+            let next = match fields.u8()? {
+                0 => None,
+                _ => Some(Base::decode(&mut fields)?),
+            };
+            Some(Keep {
+                base,
+                next,
+                done,
+                clearing,
+                cursor: fields.0.to_vec(),
+            })
+        })()
+        .ok_or_else(damaged)
+    }
+}
+
 /// A number that stands by itself in the meta table.
 pub(super) fn encode_number(name: &str, number: u64) -> [u8; 12] {
     let mut out = [0; 12];
@@ -355,6 +492,7 @@ mod tests {
             end: 5,
             last_ms: 6,
             bytes: 7,
+            trimmed: 3,
         };
         let bytes = part.encode(Topic::RideCommands, 1);
         assert_eq!(Part::decode(Topic::RideCommands, 1, &bytes), Ok(part));

@@ -20,6 +20,7 @@ mod codec;
 mod disk;
 #[cfg(test)]
 mod full_disk;
+mod keep;
 mod lock;
 mod owner;
 mod store;
@@ -56,7 +57,7 @@ pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// commands not yet consumed, and events that the oldest retained snapshot needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Records. At least half of it is kept, except for age.
+    /// Records. Of the event topic that fills first, at least half is kept.
     pub records: u64,
     /// Bytes of keys, values and 16 bytes each.
     pub bytes: u64,
@@ -676,11 +677,9 @@ impl EventLog for EmbeddedLog {
 
     fn base(&self, shard: u16) -> Result<Recovered, ReadError> {
         self.shared.check_partition(Topic::RideCommands, shard)?;
-        Ok(Recovered {
-            header: None,
-            states: Vec::new(),
-            event_ends: store::EVENTS.iter().map(|topic| (*topic, 0)).collect(),
-        })
+        self.shared
+            .with_store(|store| store.base(shard))
+            .map_err(|fault| self.shared.read_error(fault))
     }
 
     fn wait_committed(&self, seen: u64, timeout: Duration) -> u64 {

@@ -16,6 +16,8 @@ pub struct EmbeddedOwner {
     shared: Arc<Shared>,
     name: String,
     epoch: u64,
+    /// The shard whose past the next commit looks after.
+    in_turn: u16,
 }
 
 impl std::fmt::Debug for EmbeddedOwner {
@@ -52,6 +54,7 @@ impl EmbeddedOwner {
             shared: Arc::clone(shared),
             name: name.to_owned(),
             epoch,
+            in_turn: 0,
         })
     }
 
@@ -258,9 +261,11 @@ impl ShardOwner for EmbeddedOwner {
             epoch: self.epoch,
             owner: &self.name,
             now_ms: prepared.now_ms,
+            look_after: (self.in_turn, shared.options.retention),
         };
         match shared.with_store(|store| store.commit(&batch)) {
             Ok(commits) => {
+                self.in_turn = (self.in_turn + 1) % shared.options.shards;
                 let mut desk = locked(&shared.desk);
                 for (shard, header) in &tx.headers {
                     desk.lanes[usize::from(*shard)].consumed = header.next_input;

@@ -16,11 +16,13 @@ use redb::{
     WriteTransaction,
 };
 
+use super::Retention;
 use super::codec::{
-    Digest, LogKey, Part, StoredHeader, decode_number, decode_state, encode_number, encode_state,
-    log_key, offset_of, part_key, read_record, record_len, state_key, write_record,
+    Digest, LogKey, Part, StoredHeader, decode_number, encode_number, encode_state, log_key,
+    offset_of, part_key, read_record, record_len, state_key, write_record,
 };
 use super::disk::{Disk, ROOM_PROBE_BYTES, ReadView};
+use super::keep::{self, Watch};
 use crate::{Append, Header, READ_MAX, Record, Recovered, StateChange, Topic};
 
 /// Version of the layout described here. A store of another version is refused.
@@ -30,9 +32,11 @@ pub const FORMAT_VERSION: u64 = 1;
 const READ_MAX_BYTES: usize = 16 << 20;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const PARTS: TableDefinition<&[u8; 3], &[u8]> = TableDefinition::new("parts");
-const HEADERS: TableDefinition<&[u8; 2], &[u8]> = TableDefinition::new("headers");
-const STATES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("shard-state");
+pub(super) const PARTS: TableDefinition<&[u8; 3], &[u8]> = TableDefinition::new("parts");
+pub(super) const HEADERS: TableDefinition<&[u8; 2], &[u8]> = TableDefinition::new("headers");
+/// Keys of any length, ordered byte by byte.
+pub(super) type StateKey = &'static [u8];
+pub(super) const STATES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("shard-state");
 
 const FORMAT: &str = "format version";
 const SHARDS: &str = "number of shards";
@@ -53,7 +57,7 @@ pub(super) const LOGS: [Topic; 7] = [
 /// The topics whose fold gives the states.
 pub(super) const EVENTS: [Topic; 2] = [Topic::RideEvents, Topic::PersonEvents];
 
-fn log_table(topic: Topic) -> TableDefinition<'static, &'static LogKey, &'static [u8]> {
+pub(super) fn log_table(topic: Topic) -> TableDefinition<'static, &'static LogKey, &'static [u8]> {
     TableDefinition::new(topic.name())
 }
 
@@ -118,6 +122,8 @@ pub(super) struct Batch<'a> {
     pub epoch: u64,
     pub owner: &'a str,
     pub now_ms: i64,
+    /// The shard whose past is looked after this time, and what is to be kept of it.
+    pub look_after: (u16, Retention),
 }
 
 /// An open store file.
@@ -238,6 +244,7 @@ impl Store {
             put_number(&mut meta, COMMITS, 0)?;
             tx.open_table(HEADERS)?;
             tx.open_table(STATES)?;
+            keep::create(&tx)?;
             let mut parts = tx.open_table(PARTS)?;
             for topic in LOGS {
                 tx.open_table(log_table(topic))?;
@@ -350,7 +357,7 @@ impl Store {
             None => None,
         };
         let expected = header.as_ref().map(|h| h.states).unwrap_or_default();
-        let states = read_states(&tx.open_table(STATES)?, shard, expected)?;
+        let states = read_states(&tx.open_table(STATES)?, &[], shard, expected)?;
         let mut event_ends = Vec::with_capacity(EVENTS.len());
         for topic in EVENTS {
             event_ends.push((topic, read_part(&tx, topic, shard)?.end));
@@ -360,6 +367,11 @@ impl Store {
             states,
             event_ends,
         })
+    }
+
+    /// The oldest retained snapshot.
+    pub(super) fn base(&self, shard: u16) -> Result<Recovered, Fault> {
+        keep::read_base(&self.db().begin_read()?, shard)
     }
 
     /// Stores commands that have arrived, without consuming them.
@@ -372,7 +384,10 @@ impl Store {
         self.write(|tx| {
             write_commands(tx, batch.arrived, batch.hops)?;
             write_events(tx, batch.events, batch.now_ms)?;
-            write_states(tx, batch)
+            write_states(tx, batch)?;
+            let written = batch.arrived.len() + batch.hops.len() + batch.events.len();
+            let (shard, bounds) = batch.look_after;
+            keep::look_after(tx, shard, bounds, batch.now_ms, written)
         })
     }
 
@@ -412,7 +427,7 @@ fn put_number(
     Ok(())
 }
 
-fn get_part(
+pub(super) fn get_part(
     parts: &impl ReadableTable<&'static [u8; 3], &'static [u8]>,
     topic: Topic,
     shard: u16,
@@ -425,7 +440,7 @@ fn get_part(
     }
 }
 
-fn put_part(
+pub(super) fn put_part(
     parts: &mut Table<'_, &'static [u8; 3], &'static [u8]>,
     topic: Topic,
     shard: u16,
@@ -442,25 +457,28 @@ fn read_part(tx: &ReadTransaction, topic: Topic, shard: u16) -> Result<Part, Fau
     get_part(&tx.open_table(PARTS)?, topic, shard)
 }
 
-/// The states of a shard, which must be those the digest says.
-fn read_states(
+/// The states of a shard in a table whose keys have `before` in front; they must be those the digest says.
+pub(super) fn read_states(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    before: &[u8],
     shard: u16,
     expected: Digest,
 ) -> Result<Vec<(Bytes, Bytes)>, Fault> {
     let mut states = Vec::new();
     let mut found = Digest::default();
-    for entry in table.range::<&[u8]>(state_key(shard, &[]).as_slice()..)? {
+    let prefix = [before, &shard.to_be_bytes()].concat();
+    for entry in table.range::<&[u8]>(prefix.as_slice()..)? {
         let (key, stored) = entry?;
-        let Some(entity) = key.value().strip_prefix(&shard.to_be_bytes()) else {
+        let Some(entity) = key.value().strip_prefix(prefix.as_slice()) else {
             break;
         };
-        let value = decode_state(key.value(), stored.value()).map_err(Fault::Damaged)?;
-        found.add(stored.value());
-        states.push((
-            Bytes::copy_from_slice(entity),
-            Bytes::copy_from_slice(value),
-        ));
+        let state = keep::found_state(&key.value()[before.len()..], stored.value(), &mut found)?;
+        if let Some(state) = state {
+            states.push((
+                Bytes::copy_from_slice(entity),
+                Bytes::copy_from_slice(state),
+            ));
+        }
     }
     if found == expected {
         Ok(states)
@@ -581,8 +599,12 @@ fn write_states(tx: &WriteTransaction, batch: &Batch<'_>) -> Result<(), Fault> {
             }
             None => Digest::default(),
         };
+        let mut watch = Watch::of(tx, *shard)?;
         for change in batch.states.iter().filter(|change| change.shard == *shard) {
-            change_state(&mut states, change, &mut digest)?;
+            change_state(&mut states, change, &mut digest, watch.as_mut())?;
+        }
+        if let Some(watch) = watch {
+            watch.finish(tx)?;
         }
         let stored = StoredHeader {
             header: Header {
@@ -601,8 +623,12 @@ fn change_state(
     states: &mut Table<'_, &'static [u8], &'static [u8]>,
     change: &StateChange,
     digest: &mut Digest,
+    watch: Option<&mut Watch<'_>>,
 ) -> Result<(), Fault> {
     let key = state_key(change.shard, &change.key);
+    if let Some(watch) = watch {
+        watch.before_change(&key, states)?;
+    }
     let old = match &change.value {
         Some(value) => {
             let stored = encode_state(&key, value);
