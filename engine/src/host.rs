@@ -95,14 +95,14 @@ impl Host {
         }
     }
 
-    /// The clock, for shards that are caught up with their input.
-    pub fn handle_time(&mut self, batch: &mut Batch, shard: ShardId, now: Time) {
-        let due = self.shards.get(&shard).and_then(Shard::poll_deadline);
-        if due.is_some_and(|(due, _)| due <= now)
-            && let Some(owner) = self.shards.get_mut(&shard)
-        {
-            owner.handle_time(now);
-            self.settle(batch, shard);
+    /// The clock, once all shards here are caught up with their input (PROTOCOL 15).
+    pub fn handle_time(&mut self, batch: &mut Batch, now: Time) {
+        let ids: Vec<ShardId> = self.shards.keys().copied().collect();
+        for id in ids {
+            if let Some(owner) = self.shards.get_mut(&id) {
+                owner.handle_time(now);
+                self.settle(batch, id);
+            }
         }
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{
-    CommandRecord, DriverId, EventRecord, HoldId, Place, RideId, RiderId, SessionId, Time, VehicleClass,
+    CommandRecord, DriverId, EventRecord, HoldId, Place, RideId, RiderId, SessionId, Time,
+    VehicleClass,
 };
 
 /// A committed event, as gateways hear of it. Never sent before the commit is durable.
@@ -130,7 +131,11 @@ pub trait Dispatch: Send + Sync + 'static {
     /// The oldest kept place of the event log.
     fn events_start(&self) -> EventCursor;
     /// Reads up to `max` committed events after `cursor` and moves it on. Empty at the end.
-    fn read_events(&self, cursor: &mut EventCursor, max: usize) -> Result<Vec<Bytes>, EventsUnreadable>;
+    fn read_events(
+        &self,
+        cursor: &mut EventCursor,
+        max: usize,
+    ) -> Result<Vec<Bytes>, EventsUnreadable>;
     /// Estimated seconds of driving between two places (the market's speed profile).
     fn travel_time_s(&self, from: Place, to: Place) -> f64;
 }

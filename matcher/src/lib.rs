@@ -1,3 +1,23 @@
 //! A node: hosts shards, feeds the index, runs rounds, commits.
+//!
+//! - [`api`]: what a gateway may ask; [`Node`] is the in-process answer to it.
+//! - `node`: the commit loop: read commands, let the engine decide, one transaction, next.
+//! - `rounds`: candidates from the index, solved beside the commit loop.
+//! - `people`: which driver has which slot of the index, and who is silent.
+//! - `views`: what was last committed, for reads.
+//! - `reach`: which waiting rides a car that comes free could serve.
+//! - [`clock`]: domain time.
+//!
+//! It decides nothing: choices are the engine's, order and durability the log's.
 
 pub mod api;
+pub mod clock;
+pub mod config;
+mod node;
+mod people;
+mod reach;
+mod rounds;
+mod views;
+
+pub use config::NodeConfig;
+pub use node::{Failure, Node, Parts, Stopped};

@@ -1,0 +1,183 @@
+//! The commit loop: read commands, let the engine decide, write one transaction, tell the world, next.
+//!
+//! One thread owns the engine. Another one solves rounds meanwhile. Nothing is published before its transaction is
+//! durable; after a failed commit memory is thrown away and read back from the log (PROTOCOL 26).
+
+mod dispatch;
+mod run;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cabrank_engine::EngineConfig;
+use cabrank_eventlog::{EventLog, ShardOwner};
+use cabrank_events::DriverId;
+use cabrank_ring::Ring;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::api::Listener;
+use crate::clock::DomainClock;
+use crate::config::NodeConfig;
+use crate::people::People;
+use crate::views::Views;
+
+/// Cars that came free or moved, waiting to be looked at; beyond it all waiting rides are looked at instead.
+const WAKES_MAX: usize = 8_192;
+
+/// Why a node stopped by itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Another owner has taken the shards.
+    #[error("another node has taken over (epoch {by}); this one stopped and has lost nothing")]
+    Fenced {
+        /// The newer owner's epoch.
+        by: u64,
+    },
+    /// A command of our own in the log cannot be read, or the engine broke an assertion (PROTOCOL 9).
+    #[error("stopped rather than guess: {0}")]
+    Broken(String),
+    /// The log cannot be read back.
+    #[error("the log failed: {0}")]
+    Log(String),
+}
+
+/// How a node ended.
+pub type Stopped = Result<(), Failure>;
+
+/// What gateways' threads and the node's threads share.
+struct Shared {
+    log: Arc<dyn EventLog>,
+    ring: Arc<Ring>,
+    clock: DomainClock,
+    config: NodeConfig,
+    engine: Arc<EngineConfig>,
+    people: Arc<People>,
+    views: Views,
+    listeners: RwLock<Vec<Listener>>,
+    bell: Bell,
+    ready: AtomicBool,
+    draining: AtomicBool,
+    stopping: AtomicBool,
+    /// Rides that were looked at in vain: only then do pings need to wake anybody.
+    hungry: AtomicUsize,
+    wakes: (Sender<DriverId>, Receiver<DriverId>),
+    wakes_lost: AtomicBool,
+}
+
+/// A node in this process. Dropping it does not stop it; [`Node::stop`] does.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+    thread: Arc<Mutex<Option<JoinHandle<Stopped>>>>,
+}
+
+/// What a node is made of.
+pub struct Parts {
+    /// Commands and events.
+    pub log: Arc<dyn EventLog>,
+    /// The right to write.
+    pub owner: Box<dyn ShardOwner>,
+    /// Where things live.
+    pub ring: Arc<Ring>,
+    /// Domain time; the log's append times come from the same clock.
+    pub clock: DomainClock,
+    /// The node's knobs.
+    pub config: NodeConfig,
+    /// The engine's knobs.
+    pub engine: EngineConfig,
+}
+
+impl Node {
+    /// Starts the node; it is ready once it has read its state back. `on_stop` is told when it stops, for whatever reason.
+    pub fn start(parts: Parts, on_stop: impl FnOnce(&Stopped) + Send + 'static) -> Node {
+        let people = Arc::new(People::new(parts.config.drivers_max));
+        let shared = Arc::new(Shared {
+            log: parts.log,
+            ring: parts.ring,
+            clock: parts.clock,
+            config: parts.config,
+            engine: Arc::new(parts.engine),
+            people,
+            views: Views::default(),
+            listeners: RwLock::default(),
+            bell: Bell::default(),
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            hungry: AtomicUsize::new(0),
+            wakes: bounded(WAKES_MAX),
+            wakes_lost: AtomicBool::new(false),
+        });
+        let for_thread = Arc::clone(&shared);
+        let owner = parts.owner;
+        let thread = std::thread::Builder::new()
+            .name("cabrank-node".into())
+            .spawn(move || {
+                let stopped = run::run(&for_thread, owner);
+                // SeqCst: the flag is a signal to other threads and is set once.
+                for_thread.ready.store(false, Ordering::SeqCst);
+                on_stop(&stopped);
+                stopped
+            })
+            .expect("a process that cannot start a thread at its start cannot work");
+        Node {
+            shared,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        }
+    }
+
+    /// Readiness falls, so that nobody new comes; everything goes on working.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Handles what was submitted, commits it and ends. Rides that are open go on at the next start.
+    pub fn stop(&self) -> Stopped {
+        self.drain();
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.bell.ring();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match thread.map(JoinHandle::join) {
+            Some(Ok(stopped)) => stopped,
+            Some(Err(_)) => Err(Failure::Broken("the node's thread panicked".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// How many drivers the node knows.
+    pub fn drivers(&self) -> usize {
+        self.shared.people.len()
+    }
+}
+
+/// Wakes the commit loop: rung by submitters, by the solver, by cars.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    heard: Condvar,
+}
+
+impl Bell {
+    fn ring(&self) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*rung {
+            *rung = true;
+            self.heard.notify_one();
+        }
+    }
+
+    fn wait(&self, at_most: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self
+            .heard
+            .wait_timeout_while(rung, at_most, |rung| !*rung)
+            .unwrap_or_else(PoisonError::into_inner);
+        *rung = false;
+    }
+}

@@ -1,0 +1,608 @@
+//! The thread that owns the engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cabrank_engine::ride::Stage;
+use cabrank_engine::{Batch, Counters, EntityState, Host, Shard};
+use cabrank_eventlog::{
+    Append, CommitError, Header, PollError, RecoverError, ShardOwner, StateChange, Topic,
+    Transaction,
+};
+use cabrank_events::command::EntityId;
+use cabrank_events::{Command, CommandRecord, DriverId, Event, RideId, ShardId, Time};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use tracing::{error, info, warn};
+
+use super::{Failure, Shared, Stopped};
+use crate::api::Committed;
+use crate::people::People;
+use crate::reach::Reach;
+use crate::rounds::{Asking, Job, Solved, Solver};
+
+/// The loop wakes at least this often, for silent drivers and gauges.
+const TICK: Duration = Duration::from_millis(500);
+/// How long to wait before reading a failed log back again.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
+    let (jobs, to_solve) = bounded::<Job>(1);
+    let (solved, results) = bounded::<Solved>(1);
+    let solver = Solver {
+        people: Arc::clone(&shared.people),
+        config: shared.config.clone(),
+        policy: shared.config.policy.policy(),
+    };
+    let bell = Arc::clone(shared);
+    let solving = std::thread::Builder::new()
+        .name("cabrank-rounds".into())
+        .spawn(move || {
+            for job in to_solve {
+                if solved.send(solver.solve(job)).is_err() {
+                    return;
+                }
+                bell.bell.ring();
+            }
+        })
+        .expect("a process that cannot start a thread at its start cannot work");
+    // PROTOCOL 9: a panic in a handler stops the shard loudly; the log still holds what was committed.
+    let looped = catch_unwind(AssertUnwindSafe(|| {
+        Loop::new(Arc::clone(shared), owner, jobs, results).run()
+    }));
+    let stopped = looped.unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Err(Failure::Broken(
+            said.unwrap_or_else(|| "a handler panicked".into()),
+        ))
+    });
+    if let Err(why) = &stopped {
+        error!(%why, "the node stopped");
+    }
+    if solving.join().is_err() {
+        error!("the solver panicked");
+    }
+    stopped
+}
+
+struct Loop {
+    shared: Arc<Shared>,
+    owner: Box<dyn ShardOwner>,
+    host: Host,
+    /// Next offset to read, by shard.
+    next_input: BTreeMap<ShardId, u64>,
+    /// Rides the next round looks at.
+    dirty: BTreeSet<RideId>,
+    /// Rides that no car was found for.
+    reach: Reach,
+    jobs: Sender<Job>,
+    results: Receiver<Solved>,
+    round_under_way: bool,
+    next_round: Time,
+    next_tick: Instant,
+}
+
+/// How a pass through the loop went.
+enum Pass {
+    Worked,
+    Idle,
+    /// The log failed: memory is stale.
+    Stale,
+}
+
+impl Loop {
+    fn new(
+        shared: Arc<Shared>,
+        owner: Box<dyn ShardOwner>,
+        jobs: Sender<Job>,
+        results: Receiver<Solved>,
+    ) -> Loop {
+        Loop {
+            shared,
+            owner,
+            host: Host::new([], 0),
+            next_input: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            reach: Reach::default(),
+            jobs,
+            results,
+            round_under_way: false,
+            next_round: Time(i64::MIN),
+            next_tick: Instant::now(),
+        }
+    }
+
+    fn run(mut self) -> Stopped {
+        let mut recovered = self.recover()?;
+        loop {
+            if !recovered {
+                if self.shared.stopping.load(Ordering::SeqCst) {
+                    return Err(Failure::Log(
+                        "it could not be read back before the stop".into(),
+                    ));
+                }
+                self.shared.bell.wait(RETRY);
+                recovered = self.recover()?;
+                continue;
+            }
+            match self.pass()? {
+                Pass::Worked => {}
+                Pass::Stale => recovered = false,
+                Pass::Idle if self.shared.stopping.load(Ordering::SeqCst) => return Ok(()),
+                Pass::Idle => self.shared.bell.wait(self.pause()),
+            }
+        }
+    }
+
+    /// Reads everything back from the log. `Ok(false)`: not possible now, try again.
+    fn recover(&mut self) -> Result<bool, Failure> {
+        self.shared.ready.store(false, Ordering::SeqCst);
+        let began = Instant::now();
+        let mut shards = Vec::new();
+        let mut newest = Time(i64::MIN);
+        for number in self.owner.shards() {
+            let recovered = match self.owner.recover(number) {
+                Ok(recovered) => recovered,
+                Err(RecoverError::Fenced { by }) => return Err(Failure::Fenced { by }),
+                Err(why @ (RecoverError::DiskFull | RecoverError::Unavailable(_))) => {
+                    warn!(%why, "the log cannot be read back yet");
+                    return Ok(false);
+                }
+                Err(why) => return Err(Failure::Log(why.to_string())),
+            };
+            let id = ShardId(number);
+            let (engine, ring) = (
+                Arc::clone(&self.shared.engine),
+                Arc::clone(&self.shared.ring),
+            );
+            let header = recovered.header.unwrap_or_default();
+            self.next_input.insert(id, header.next_input);
+            if header.engine.is_empty() {
+                shards.push(Shard::new(id, engine, ring));
+                continue;
+            }
+            let broken = |what: &str, why: serde_json::Error| {
+                Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
+            };
+            let counters: Counters =
+                serde_json::from_slice(&header.engine).map_err(|why| broken("the header", why))?;
+            let states = recovered
+                .states
+                .iter()
+                .map(|(_, value)| serde_json::from_slice::<EntityState>(value))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|why| broken("a state", why))?;
+            newest = newest.max(Time(header.time_ms));
+            shards.push(Shard::restore(
+                id,
+                engine,
+                ring,
+                Time(header.time_ms),
+                counters,
+                states,
+            ));
+        }
+        self.shared.clock.raise_to(newest);
+        self.host = Host::new(shards, self.shared.config.hops_max);
+        self.show_everything();
+        self.shared.ready.store(true, Ordering::SeqCst);
+        info!(
+            shards = self.host.shards().count(),
+            open_rides = self.host.shards().map(Shard::open_rides).sum::<usize>(),
+            drivers = self.shared.people.len(),
+            took_ms = began.elapsed().as_millis() as u64,
+            "recovered"
+        );
+        Ok(true)
+    }
+
+    /// Fills index and views from memory just read back.
+    fn show_everything(&mut self) {
+        let now = self.shared.clock.now();
+        self.shared.views.clear();
+        self.shared.people.clear();
+        self.reach.clear();
+        self.dirty.clear();
+        for shard in self.host.shards() {
+            let rides = shard.rides().map(|ride| EntityId::Ride(ride.id));
+            let riders = shard
+                .riders()
+                .map(|rider| EntityId::Rider(rider.id.clone()));
+            let drivers = shard
+                .drivers()
+                .map(|driver| EntityId::Driver(driver.id.clone()));
+            for entity in rides.chain(riders).chain(drivers) {
+                self.shared
+                    .views
+                    .committed(&entity, shard.state_of(&entity).as_ref());
+            }
+            shard
+                .drivers()
+                .for_each(|driver| show_driver(&self.shared.people, driver, now));
+            self.dirty.extend(shard.waiting().map(|ride| ride.id));
+        }
+    }
+
+    fn pass(&mut self) -> Result<Pass, Failure> {
+        let polled = match self
+            .owner
+            .poll(Duration::ZERO, self.shared.config.batch_max)
+        {
+            Ok(polled) => polled,
+            Err(PollError::Fenced { by }) => return Err(Failure::Fenced { by }),
+            Err(why) => {
+                warn!(%why, "the log gave no commands");
+                return Ok(Pass::Stale);
+            }
+        };
+        let mut batch = Batch::default();
+        for (shard, record) in &polled.commands {
+            // PROTOCOL 9: gateways hand in typed commands only, so what cannot be read is our own fault.
+            let command = CommandRecord::from_json(&record.value).map_err(|why| {
+                Failure::Broken(format!("command {} of shard {shard}: {why}", record.offset))
+            })?;
+            let id = ShardId(*shard);
+            self.host.handle_command(
+                &mut batch,
+                id,
+                record.offset,
+                Time(record.time_ms),
+                &command,
+            );
+            self.next_input.insert(id, record.offset + 1);
+        }
+        if let Some(clock_ms) = polled.clock_ms {
+            self.host.handle_time(&mut batch, Time(clock_ms));
+            self.take_round(&mut batch)?;
+        }
+        self.wake_rides();
+        let worked = !batch.is_empty();
+        if worked && !self.commit(batch)? {
+            return Ok(Pass::Stale);
+        }
+        self.tick();
+        self.start_round();
+        Ok(if worked || !polled.commands.is_empty() {
+            Pass::Worked
+        } else {
+            Pass::Idle
+        })
+    }
+
+    /// How long nothing is due.
+    fn pause(&self) -> Duration {
+        let now = self.shared.clock.now();
+        let speed = self.shared.clock.speed();
+        let until = |due: Time| {
+            Duration::from_secs_f64(
+                (due.since(now).max(0) as f64 / speed / 1_000.0).clamp(0.0005, 60.0),
+            )
+        };
+        let timer = self.host.poll_deadline().map_or(TICK, until);
+        let round = if self.dirty.is_empty() || self.round_under_way {
+            TICK
+        } else {
+            until(self.next_round)
+        };
+        timer.min(round).min(TICK)
+    }
+
+    // -- committing --------------------------------------------------------------------------------------------
+
+    /// Writes the batch and shows it. `Ok(false)`: it may or may not be written; memory is stale.
+    fn commit(&mut self, batch: Batch) -> Result<bool, Failure> {
+        let jsons: Vec<Bytes> = batch.events.iter().map(|record| record.to_json()).collect();
+        let states: Vec<(ShardId, EntityId, Option<EntityState>)> = batch
+            .changed
+            .iter()
+            .map(|(shard, entity)| {
+                let state = self
+                    .host
+                    .shard(*shard)
+                    .and_then(|owner| owner.state_of(entity));
+                (*shard, entity.clone(), state)
+            })
+            .collect();
+        let transaction = self.transaction(&batch, &jsons, &states);
+        let began = Instant::now();
+        let written = self.owner.commit(&transaction);
+        metrics::histogram!("cabrank_commit_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!("cabrank_commit_events").record(batch.events.len() as f64);
+        match written {
+            Ok(()) => {
+                self.show(&batch, jsons, &states);
+                Ok(true)
+            }
+            Err(CommitError::Fenced { by }) => Err(Failure::Fenced { by }),
+            Err(CommitError::Invalid(why)) => Err(Failure::Broken(why)),
+            Err(why) => {
+                metrics::counter!("cabrank_commits_failed_total").increment(1);
+                warn!(%why, "a commit failed: memory is thrown away and read back");
+                self.shared.ready.store(false, Ordering::SeqCst);
+                Ok(false)
+            }
+        }
+    }
+
+    fn transaction(
+        &self,
+        batch: &Batch,
+        jsons: &[Bytes],
+        states: &[(ShardId, EntityId, Option<EntityState>)],
+    ) -> Transaction {
+        let events = batch.events.iter().zip(jsons).map(|(record, json)| {
+            let entity = record.event.entity();
+            let topic = match entity {
+                EntityId::Ride(_) => Topic::RideEvents,
+                EntityId::Driver(_) | EntityId::Rider(_) => Topic::PersonEvents,
+            };
+            let key = Bytes::from(entity.to_string());
+            Append {
+                topic,
+                shard: record.shard.0,
+                key,
+                value: json.clone(),
+            }
+        });
+        let commands = batch.messages.iter().map(|message| Append {
+            topic: Topic::RideCommands,
+            shard: message.to.0,
+            key: Bytes::from(message.record.command.entity().to_string()),
+            value: message.record.to_json(),
+        });
+        let states = states.iter().map(|(shard, entity, state)| StateChange {
+            shard: shard.0,
+            key: Bytes::from(entity.to_string()),
+            value: state.as_ref().map(to_json),
+        });
+        let headers = batch.touched.iter().filter_map(|id| {
+            let shard = self.host.shard(*id)?;
+            let header = Header {
+                next_input: self.next_input.get(id).copied().unwrap_or(0),
+                time_ms: shard.time().0,
+                epoch: self.owner.epoch(),
+                owner: String::new(),
+                engine: to_json(shard.counters()),
+            };
+            Some((id.0, header))
+        });
+        Transaction {
+            events: events.collect(),
+            commands: commands.collect(),
+            states: states.collect(),
+            headers: headers.collect(),
+        }
+    }
+
+    /// Shows what is durable now: views first, then whoever listens.
+    fn show(
+        &mut self,
+        batch: &Batch,
+        jsons: Vec<Bytes>,
+        states: &[(ShardId, EntityId, Option<EntityState>)],
+    ) {
+        let now = self.shared.clock.now();
+        for (_, entity, state) in states {
+            self.shared.views.committed(entity, state.as_ref());
+            match (entity, state) {
+                (EntityId::Driver(_), Some(EntityState::Driver(driver))) => {
+                    show_driver(&self.shared.people, driver, now);
+                    self.wake_for(&driver.id);
+                }
+                (EntityId::Driver(id), _) => self.shared.people.forget(id),
+                (EntityId::Ride(id), state) => {
+                    let waits = matches!(
+                        state,
+                        Some(EntityState::Ride(ride)) if matches!(ride.stage, Stage::Waiting)
+                    );
+                    if !waits {
+                        self.dirty.remove(id);
+                        self.reach.remove(*id);
+                    }
+                }
+                (EntityId::Rider(_), _) => {}
+            }
+        }
+        for record in &batch.events {
+            if let Some(ride) = wants_a_round(&record.event) {
+                let waits = self.ride_waits(ride);
+                if waits {
+                    self.dirty.insert(ride);
+                }
+            }
+            metrics::counter!("cabrank_events_total", "type" => record.event.name()).increment(1);
+        }
+        self.shared
+            .hungry
+            .store(self.reach.len(), Ordering::Relaxed);
+        let committed: Vec<Committed> = batch
+            .events
+            .iter()
+            .zip(jsons)
+            .map(|(record, json)| {
+                let ride = match record.event.entity() {
+                    EntityId::Ride(id) => self
+                        .shared
+                        .views
+                        .rides
+                        .get(&id)
+                        .map(|entry| Arc::clone(&entry.view)),
+                    EntityId::Driver(_) | EntityId::Rider(_) => None,
+                };
+                Committed {
+                    record: record.clone(),
+                    json,
+                    ride,
+                }
+            })
+            .collect();
+        let listeners = self
+            .shared
+            .listeners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().for_each(|listener| listener(&committed));
+    }
+
+    fn ride_waits(&self, ride: RideId) -> bool {
+        self.host
+            .shard(ride.place)
+            .and_then(|shard| shard.ride(ride))
+            .is_some_and(|ride| matches!(ride.stage, Stage::Waiting))
+    }
+
+    // -- rounds ------------------------------------------------------------------------------------------------
+
+    /// Hands the result of a finished round to the engine.
+    fn take_round(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+        let solved = match self.results.try_recv() {
+            Ok(solved) => solved,
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => {
+                return Err(Failure::Broken("the solver panicked".into()));
+            }
+        };
+        self.round_under_way = false;
+        metrics::counter!("cabrank_rounds_total").increment(1);
+        metrics::histogram!("cabrank_round_seconds").record(solved.took_s);
+        if solved.result.exhausted {
+            metrics::counter!("cabrank_rounds_exhausted_total").increment(1);
+        }
+        let places: BTreeSet<ShardId> = solved.rides.iter().map(|ride| ride.place).collect();
+        for place in places {
+            let mut part = solved.result.clone();
+            part.looked.retain(|(ride, _)| ride.place == place);
+            part.pairs.retain(|pair| pair.ride.place == place);
+            self.host.handle_round(batch, place, &part);
+        }
+        Ok(())
+    }
+
+    /// Sends the rides that need a look to the solver, if it is free and the round's time has come.
+    fn start_round(&mut self) {
+        let now = self.shared.clock.now();
+        if self.round_under_way || self.dirty.is_empty() || now < self.next_round {
+            return;
+        }
+        let mut chosen: Vec<Asking> = Vec::new();
+        while chosen.len() < self.shared.config.rides_per_round_max
+            && let Some(id) = self.dirty.pop_first()
+        {
+            let ride = self.host.shard(id.place).and_then(|shard| shard.ride(id));
+            if let Some(ride) = ride.filter(|ride| matches!(ride.stage, Stage::Waiting)) {
+                // Before the solver looks, so that a car that comes free meanwhile is not missed.
+                self.reach.insert(id, ride.pickup.0);
+                chosen.push(Asking::of(ride));
+            }
+        }
+        self.shared
+            .hungry
+            .store(self.reach.len(), Ordering::Relaxed);
+        if chosen.is_empty() {
+            return;
+        }
+        self.next_round = now.plus_ms(self.shared.config.round_every_ms);
+        if self.jobs.try_send(Job { now, rides: chosen }).is_ok() {
+            self.round_under_way = true;
+        }
+    }
+
+    /// Looks at the cars that moved or came free since the last pass.
+    fn wake_rides(&mut self) {
+        if self.shared.wakes_lost.swap(false, Ordering::Relaxed) {
+            metrics::counter!("cabrank_wakes_lost_total").increment(1);
+            let waiting = self
+                .host
+                .shards()
+                .flat_map(Shard::waiting)
+                .map(|ride| ride.id);
+            self.dirty.extend(waiting);
+        }
+        while let Ok(driver) = self.shared.wakes.1.try_recv() {
+            self.wake_for(&driver);
+        }
+    }
+
+    /// Marks the waiting rides this driver could serve for the next round.
+    fn wake_for(&mut self, driver: &DriverId) {
+        if self.reach.len() == 0 {
+            return;
+        }
+        let Some(seen) = self.shared.people.seen(driver) else {
+            return;
+        };
+        let (Some(placement), cabrank_geo::Status::Free) = (seen.placement, seen.status) else {
+            return;
+        };
+        let (host, dirty) = (&self.host, &mut self.dirty);
+        let radius_m = f64::from(self.shared.engine.radius_max_m);
+        self.reach.near(placement.at, radius_m, |id| {
+            let ride = host.shard(id.place).and_then(|shard| shard.ride(id));
+            let could_serve = ride.is_some_and(|ride| {
+                matches!(ride.stage, Stage::Waiting)
+                    && seen.classes & ride.class.bit() != 0
+                    && ride.may_ask(driver, seen.n)
+                    && placement.at.distance_m(ride.pickup.0) <= f64::from(ride.radius_m)
+            });
+            if could_serve {
+                dirty.insert(id);
+            }
+        });
+    }
+
+    // -- now and then ------------------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        if Instant::now() < self.next_tick {
+            return;
+        }
+        self.next_tick = Instant::now() + TICK;
+        let now = self.shared.clock.now();
+        let before = Time(now.0.saturating_sub(self.shared.config.silent_after_ms));
+        for (driver, session) in self.shared.people.newly_silent(before) {
+            let command = Command::DriverSilent {
+                driver: driver.clone(),
+                session,
+            };
+            let mut record = CommandRecord::internal(ShardId(0), now, command);
+            record.from = None; // from the node itself, not from a shard: no counter counts it
+            if self.shared.submit(&record).is_ok() {
+                self.shared.people.silence_is_reported(&driver, session);
+            }
+        }
+        let sum = |of: fn(&Shard) -> usize| self.host.shards().map(of).sum::<usize>() as f64;
+        metrics::gauge!("cabrank_open_rides").set(sum(Shard::open_rides));
+        metrics::gauge!("cabrank_waiting_rides").set(sum(Shard::waiting_count));
+        metrics::gauge!("cabrank_drivers_known").set(self.shared.people.len() as f64);
+    }
+}
+
+/// Does the event leave its ride in need of a look? Having been looked at in vain does not.
+fn wants_a_round(event: &Event) -> Option<RideId> {
+    match event {
+        Event::RideRequested(e) => Some(e.ride),
+        Event::SearchWidened(e) => Some(e.ride),
+        Event::ClaimDenied(e) => Some(e.ride),
+        Event::ClaimAbandoned(e) => Some(e.ride),
+        Event::OfferDeclined(e) => Some(e.ride),
+        Event::OfferExpired(e) => Some(e.ride),
+        Event::DriverLost(e) => Some(e.ride),
+        _ => None,
+    }
+}
+
+fn show_driver(people: &People, driver: &cabrank_engine::driver::Driver, now: Time) {
+    if people.committed(driver, now).is_err() {
+        metrics::counter!("cabrank_index_full_total").increment(1);
+    }
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("states hold only JSON's own kinds"))
+}

@@ -1,0 +1,197 @@
+//! Which driver has which slot of the live index, and who has given no sign of life.
+//!
+//! A driver is known here from `driver.online` until `driver.forgotten`; pings of others are refused. Bounded by the
+//! index's own bound. Status comes from committed driver events only, ordered by the driver's event number.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use cabrank_engine::driver::{Driver, Presence};
+use cabrank_events::{DriverId, SessionId, Time};
+use cabrank_geo::{DriverKey, IndexConfig, LiveIndex, Placed, Placement, Slot, Status};
+use dashmap::DashMap;
+
+use crate::api::Pinged;
+
+/// One known driver.
+#[derive(Debug)]
+pub(crate) struct Person {
+    pub key: DriverKey,
+    slot: Slot,
+    /// The newest sign of life, domain ms.
+    seen_ms: AtomicI64,
+    /// The open session; 0 when offline.
+    session: AtomicU64,
+    /// The session a silence was reported for, so that it is reported once.
+    silence_reported: AtomicU64,
+}
+
+/// The drivers this node knows.
+pub(crate) struct People {
+    index: LiveIndex,
+    by_id: DashMap<DriverId, Arc<Person>>,
+    /// By key: the index speaks in keys, the engine in ids.
+    names: RwLock<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    by_key: Vec<Option<DriverId>>,
+    unused: Vec<usize>,
+}
+
+/// What a ping came to, and whether the car could now serve somebody it could not before.
+pub(crate) struct Heard {
+    pub pinged: Pinged,
+    pub may_serve: bool,
+}
+
+impl People {
+    pub fn new(drivers_max: u32) -> People {
+        People {
+            index: LiveIndex::new(IndexConfig::city(drivers_max)),
+            by_id: DashMap::new(),
+            names: RwLock::default(),
+        }
+    }
+
+    pub fn index(&self) -> &LiveIndex {
+        &self.index
+    }
+
+    /// Forgets everybody: memory is thrown away after a failed commit, and the log says who there is.
+    pub fn clear(&self) {
+        let known: Vec<DriverId> = self.by_id.iter().map(|entry| entry.key().clone()).collect();
+        known.iter().for_each(|id| self.forget(id));
+    }
+
+    pub fn person(&self, id: &DriverId) -> Option<Arc<Person>> {
+        self.by_id.get(id).map(|entry| Arc::clone(&entry))
+    }
+
+    pub fn name(&self, key: DriverKey) -> Option<DriverId> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names
+            .by_key
+            .get(usize::try_from(key.0).ok()?)
+            .cloned()
+            .flatten()
+    }
+
+    /// A committed driver state. `Err` when the index is full: the driver is then not found by rounds, and counted.
+    pub fn committed(&self, driver: &Driver, now: Time) -> Result<(), cabrank_geo::IndexFull> {
+        let person = match self.person(&driver.id) {
+            Some(person) => person,
+            None => self.enter(&driver.id, now)?,
+        };
+        let (status, classes, session) = match (&driver.presence, driver.held) {
+            (Presence::Online { classes }, None) => (Status::Free, classes.bits(), driver.session),
+            (Presence::Online { classes }, Some(_)) => {
+                (Status::Busy, classes.bits(), driver.session)
+            }
+            (Presence::Leaving { .. }, _) => (Status::Busy, 0, driver.session),
+            (Presence::Offline { .. }, _) => (Status::Offline, 0, SessionId(0)),
+        };
+        // Relaxed throughout: single numbers that publish nothing else; the index orders its own.
+        if person.session.swap(session.0, Ordering::Relaxed) != session.0 {
+            person.seen_ms.fetch_max(now.0, Ordering::Relaxed);
+        }
+        self.index
+            .set_status(person.slot, status, classes, driver.seq);
+        Ok(())
+    }
+
+    fn enter(&self, id: &DriverId, now: Time) -> Result<Arc<Person>, cabrank_geo::IndexFull> {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let place = names.unused.pop().unwrap_or_else(|| {
+            names.by_key.push(None);
+            names.by_key.len() - 1
+        });
+        let key = DriverKey(place as u64);
+        let slot = match self.index.enter(key) {
+            Ok(slot) => slot,
+            Err(full) => {
+                names.unused.push(place);
+                return Err(full);
+            }
+        };
+        names.by_key[place] = Some(id.clone());
+        let person = Arc::new(Person {
+            key,
+            slot,
+            seen_ms: AtomicI64::new(now.0),
+            session: AtomicU64::new(0),
+            silence_reported: AtomicU64::new(0),
+        });
+        self.by_id.insert(id.clone(), Arc::clone(&person));
+        Ok(person)
+    }
+
+    /// The driver's state is gone from the log.
+    pub fn forget(&self, id: &DriverId) {
+        if let Some((_, person)) = self.by_id.remove(id) {
+            self.index.leave(person.slot);
+            let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+            let place = person.key.0 as usize;
+            names.by_key[place] = None;
+            names.unused.push(place);
+        }
+    }
+
+    pub fn ping(&self, id: &DriverId, placement: Placement, now: Time) -> Heard {
+        let refused = |pinged| Heard {
+            pinged,
+            may_serve: false,
+        };
+        let Some(person) = self.by_id.get(id) else {
+            return refused(Pinged::NotOnline);
+        };
+        if person.session.load(Ordering::Relaxed) == 0 {
+            return refused(Pinged::NotOnline);
+        }
+        person.seen_ms.fetch_max(now.0, Ordering::Relaxed);
+        match self.index.place(person.slot, placement) {
+            Placed::First | Placed::Moved { .. } | Placed::HandedOver => Heard {
+                pinged: Pinged::Accepted,
+                may_serve: true,
+            },
+            Placed::Stale => refused(Pinged::OutOfOrder),
+            Placed::Gone => refused(Pinged::NotOnline),
+        }
+    }
+
+    pub fn sign_of_life(&self, id: &DriverId, now: Time) {
+        if let Some(person) = self.by_id.get(id) {
+            person.seen_ms.fetch_max(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The log has taken the news of this silence.
+    pub fn silence_is_reported(&self, id: &DriverId, session: SessionId) {
+        if let Some(person) = self.by_id.get(id) {
+            person.silence_reported.store(session.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Drivers at work without a sign of life since `before`, unless it was reported for their session.
+    pub fn newly_silent(&self, before: Time) -> Vec<(DriverId, SessionId)> {
+        self.by_id
+            .iter()
+            .filter_map(|entry| {
+                let session = entry.session.load(Ordering::Relaxed);
+                let silent = session != 0 && entry.seen_ms.load(Ordering::Relaxed) < before.0;
+                let fresh = silent && entry.silence_reported.load(Ordering::Relaxed) != session;
+                fresh.then(|| (entry.key().clone(), SessionId(session)))
+            })
+            .collect()
+    }
+
+    pub fn seen(&self, id: &DriverId) -> Option<cabrank_geo::Seen> {
+        let slot = self.by_id.get(id)?.slot;
+        self.index.get(slot)
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+}

@@ -1,0 +1,91 @@
+//! What was last committed, for reads and for resuming sessions. Filled after each commit, never before.
+
+use std::sync::Arc;
+
+use cabrank_engine::EntityState;
+use cabrank_engine::driver::Driver;
+use cabrank_engine::ride::{Ride, Stage};
+use cabrank_events::command::EntityId;
+use cabrank_events::wire::RideView;
+use cabrank_events::{DriverId, RideId, RiderId, Time};
+use dashmap::DashMap;
+
+use crate::api::DriverView;
+
+/// A ride as reads see it.
+#[derive(Clone)]
+pub(crate) struct RideEntry {
+    pub view: Arc<RideView>,
+    /// Until when the open offer waits for the phone or the driver.
+    pub offer_until: Option<Time>,
+}
+
+/// Committed state by id. As large as the engine's own memory, which has its own bounds.
+#[derive(Default)]
+pub(crate) struct Views {
+    pub rides: DashMap<RideId, RideEntry>,
+    pub drivers: DashMap<DriverId, DriverView>,
+    pub active: DashMap<RiderId, RideId>,
+}
+
+impl Views {
+    pub fn clear(&self) {
+        self.rides.clear();
+        self.drivers.clear();
+        self.active.clear();
+    }
+
+    /// A committed state; `None`: the entity is gone.
+    pub fn committed(&self, entity: &EntityId, state: Option<&EntityState>) {
+        match (entity, state) {
+            (_, Some(EntityState::Ride(ride))) => {
+                self.rides.insert(ride.id, RideEntry::of(ride));
+            }
+            (_, Some(EntityState::Driver(driver))) => {
+                self.drivers.insert(driver.id.clone(), view_of(driver));
+            }
+            (_, Some(EntityState::Rider(rider))) => match rider.active {
+                Some(ride) => {
+                    self.active.insert(rider.id.clone(), ride);
+                }
+                None => {
+                    self.active.remove(&rider.id);
+                }
+            },
+            (EntityId::Ride(id), None) => {
+                self.rides.remove(id);
+            }
+            (EntityId::Driver(id), None) => {
+                self.drivers.remove(id);
+            }
+            (EntityId::Rider(id), None) => {
+                self.active.remove(id);
+            }
+        }
+    }
+}
+
+impl RideEntry {
+    fn of(ride: &Ride) -> RideEntry {
+        let offer_until = match ride.stage {
+            Stage::Offered { until, .. } => Some(until),
+            Stage::Waiting
+            | Stage::Claiming { .. }
+            | Stage::EnRoute { .. }
+            | Stage::Arrived { .. }
+            | Stage::Started { .. }
+            | Stage::Ended { .. } => None,
+        };
+        RideEntry {
+            view: Arc::new(ride.view()),
+            offer_until,
+        }
+    }
+}
+
+fn view_of(driver: &Driver) -> DriverView {
+    DriverView {
+        session: driver.open_session(),
+        hold: driver.held.map(|held| held.hold),
+    }
+}
