@@ -10,14 +10,15 @@
 //!
 //! When a driver departs, its entry becomes a stale one with a stamp, for the queries under way (`readers`).
 
-use crate::patch::Patch;
+use crate::index::Status;
+use crate::patch::{OFFSET_BITS, Patch};
 use crate::readers::{Pin, Readers, Stamp};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Slots an entry can name.
 pub(crate) const SLOTS_MAX: u32 = 1 << SLOT_BITS;
 
-const SLOT_BITS: u32 = 26;
+const SLOT_BITS: u32 = 24;
 const ENTRIES: usize = if cfg!(loom) { 1 } else { 15 };
 /// Buckets for this many drivers at most, before rounding up to a power of two.
 const DRIVERS_PER_BUCKET: u32 = 4;
@@ -31,6 +32,10 @@ const FREE: u64 = 0;
 const LIVE: u64 = 1 << 62;
 const STALE: u64 = 1 << 63;
 const TAG_SHIFT: u32 = 58;
+const SLOT_SHIFT: u32 = 34;
+const HINT_SHIFT: u32 = 28;
+const OFFSETS_MASK: u64 = (1 << HINT_SHIFT) - 1;
+const _: () = assert!(2 * OFFSET_BITS == HINT_SHIFT && SLOT_SHIFT + SLOT_BITS == TAG_SHIFT);
 const STAMP_BITS: u32 = 36;
 const STAMP_MASK: u64 = (1 << STAMP_BITS) - 1;
 
@@ -41,6 +46,71 @@ pub(crate) enum Entry {
     Here { slot: u32, offset: u32 },
     /// A driver that departed while the query was under way: look where it is now.
     Departed { slot: u32 },
+}
+
+/// Status and classes as far as an entry has room for them: free or busy, classes folded to four bits.
+///
+/// Rewritten whenever the status changes, so that a driver that counts never looks as if it did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hint(u64);
+
+/// What a query looks for in a hint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    status: u64,
+    classes: u64,
+}
+
+/// What an entry says of its driver: `Grid::offset_of`, and the hint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct About {
+    pub offset: u32,
+    pub hint: Hint,
+}
+
+const HINT_FREE: u64 = 1;
+const HINT_BUSY: u64 = 2;
+const HINT_CLASSES: u32 = 2;
+
+impl Hint {
+    #[inline]
+    pub fn of(status: Status, classes: u8) -> Self {
+        let status = match status {
+            Status::Offline => 0,
+            Status::Free => HINT_FREE,
+            Status::Busy => HINT_BUSY,
+        };
+        Self(status | folded(classes))
+    }
+}
+
+impl Wanted {
+    pub fn new(status: Option<Status>, classes: u8) -> Self {
+        let status = match status {
+            None => HINT_FREE | HINT_BUSY,
+            Some(Status::Free) => HINT_FREE,
+            Some(Status::Busy) => HINT_BUSY,
+            Some(Status::Offline) => 0,
+        };
+        let classes = if classes == 0 {
+            0
+        } else {
+            folded(classes) << HINT_SHIFT
+        };
+        Self {
+            status: status << HINT_SHIFT,
+            classes,
+        }
+    }
+
+    #[inline]
+    fn fits(self, word: u64) -> bool {
+        word & self.status != 0 && (self.classes == 0 || word & self.classes != 0)
+    }
+}
+
+fn folded(classes: u8) -> u64 {
+    u64::from((classes | (classes >> 4)) & 0xF) << HINT_CLASSES
 }
 
 /// Where an entry is: bucket, word, and whether in the overflow. `NO_PLACE`: there is none.
@@ -88,7 +158,7 @@ struct Overflow {
 }
 
 const DEPTH_BITS: u32 = 20;
-const COUNT_BITS: u32 = 26;
+const COUNT_BITS: u32 = 24;
 const EMPTIED_BITS: u32 = 64 - DEPTH_BITS - COUNT_BITS;
 const DEPTH_MAX: u32 = (1 << DEPTH_BITS) - 1;
 const _: () = assert!(COUNT_BITS >= SLOT_BITS); // every driver may be in one overflow
@@ -126,25 +196,25 @@ impl Buckets {
 
     /// Calls `see` with every driver that may be in the patch, and with some that are not.
     #[inline]
-    pub fn visit(&self, home: Home, pin: &Pin<'_>, mut see: impl FnMut(Entry)) {
+    pub fn visit(&self, home: Home, pin: &Pin<'_>, wanted: Wanted, mut see: impl FnMut(Entry)) {
         let bucket = &self.buckets[home.bucket as usize];
         // Acquire: an entry made before this query's epoch was counted before it was made.
         let overflow = Overflow::unpack(bucket.overflow.load(Ordering::Acquire));
-        bucket.visit(home.tag, pin, &mut see);
+        bucket.visit(home.tag, pin, wanted, &mut see);
         if overflow.depth > 0
             && (overflow.count > 0 || !pin.is_after(overflow.emptied, EMPTIED_BITS))
         {
             for depth in 1..=overflow.depth {
                 self.buckets[self.overflow_bucket(home, depth) as usize]
-                    .visit(home.tag, pin, &mut see);
+                    .visit(home.tag, pin, wanted, &mut see);
             }
         }
     }
 
     /// Makes an entry and tells where. Always finds room: there are several words for each driver, and queries that
     /// hold up stale ones are revoked in the end.
-    pub fn insert(&self, home: Home, slot: u32, offset: u32, readers: &Readers) -> Place {
-        let word = live_word(home, slot, offset);
+    pub fn insert(&self, home: Home, slot: u32, about: About, readers: &Readers) -> Place {
+        let word = live_word(home, slot, about);
         if let Some(index) = self.buckets[home.bucket as usize].claim(word, readers) {
             return place(home.bucket, index, false);
         }
@@ -157,10 +227,10 @@ impl Buckets {
         &self,
         home: Home,
         slot: u32,
-        offset: u32,
+        about: About,
         readers: &Readers,
     ) -> Option<Place> {
-        let word = live_word(home, slot, offset);
+        let word = live_word(home, slot, about);
         let index = self.buckets[home.bucket as usize]
             .try_claim(word, readers)
             .ok()?;
@@ -230,10 +300,10 @@ impl Buckets {
 
     /// Rewrites the offset of an entry that stays. The caller has the slot taken.
     #[inline]
-    pub fn rewrite(&self, home: Home, at: Place, slot: u32, offset: u32) {
+    pub fn rewrite(&self, home: Home, at: Place, slot: u32, about: About) {
         // Release: nothing but the slot is read by way of it, but it must not run ahead of the slot being taken.
         self.word(at)
-            .store(live_word(home, slot, offset), Ordering::Release);
+            .store(live_word(home, slot, about), Ordering::Release);
     }
 
     /// Leaves the entry behind as a stale one. Call after the driver's new entry is made and published.
@@ -306,15 +376,18 @@ impl Buckets {
 
 impl Bucket {
     #[inline]
-    fn visit(&self, tag: u64, pin: &Pin<'_>, see: &mut impl FnMut(Entry)) {
+    fn visit(&self, tag: u64, pin: &Pin<'_>, wanted: Wanted, see: &mut impl FnMut(Entry)) {
         for entry in &self.entries {
             // Acquire pairs with the Release of who made or left the entry.
             let word = entry.load(Ordering::Acquire);
             if word & !((1 << TAG_SHIFT) - 1) == LIVE | tag {
-                see(Entry::Here {
-                    slot: (word >> 32) as u32 & (SLOTS_MAX - 1),
-                    offset: word as u32,
-                });
+                if wanted.fits(word) {
+                    let slot = (word >> SLOT_SHIFT) as u32 & (SLOTS_MAX - 1);
+                    see(Entry::Here {
+                        slot,
+                        offset: (word & OFFSETS_MASK) as u32,
+                    });
+                }
             } else if word & STALE != 0 && !pin.is_after(Stamp(word & STAMP_MASK), STAMP_BITS) {
                 see(Entry::Departed {
                     slot: (word >> STAMP_BITS) as u32 & (SLOTS_MAX - 1),
@@ -380,8 +453,11 @@ impl Overflow {
 }
 
 #[inline]
-fn live_word(home: Home, slot: u32, offset: u32) -> u64 {
-    LIVE | home.tag | (u64::from(slot) << 32) | u64::from(offset)
+fn live_word(home: Home, slot: u32, about: About) -> u64 {
+    LIVE | home.tag
+        | (u64::from(slot) << SLOT_SHIFT)
+        | (about.hint.0 << HINT_SHIFT)
+        | u64::from(about.offset)
 }
 
 #[inline]

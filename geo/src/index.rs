@@ -11,7 +11,7 @@
 //! (`readers`), the walk of a query (`search`). Which driver has which slot is under a mutex per group of keys
 //! (`directory`): it is asked when a session begins or ends, not by pings and queries.
 
-use crate::buckets::{Buckets, NO_PLACE, SLOTS_MAX, is_overflow};
+use crate::buckets::{About, Buckets, NO_PLACE, SLOTS_MAX, is_overflow};
 use crate::directory::Directory;
 use crate::patch::Grid;
 use crate::point::Point;
@@ -229,7 +229,10 @@ impl LiveIndex {
                 placed
             }
             Err(NotTaken::Gone) => Placed::Gone,
-            Err(NotTaken::Busy) => self.hand_over(slot, Some(ping)),
+            Err(NotTaken::Busy) => {
+                self.hand_over(slot, Errand::Ping(ping));
+                Placed::HandedOver
+            }
         }
     }
 
@@ -261,8 +264,23 @@ impl LiveIndex {
     /// `classes` are the driver's vehicle classes, one bit each. `n` begins at 1 and is at most
     /// [`LiveIndex::EVENT_NUMBER_MAX`]; others are refused. True: recorded.
     pub fn set_status(&self, slot: Slot, status: Status, classes: u8, n: u64) -> bool {
-        let line = self.lines.get(slot.number as usize);
-        line.is_some_and(|line| line.set_status(slot.generation, status, classes, n))
+        let Some(line) = self.lines.get(slot.number as usize) else {
+            return false;
+        };
+        if !line.set_status(slot.generation, status, classes, n) {
+            return false;
+        }
+        match line.take(slot.generation, false) {
+            Ok(taken) => {
+                self.rewrite_hint(slot.number, &taken);
+                if taken.give_back() {
+                    self.deliver(slot.number);
+                }
+            }
+            Err(NotTaken::Gone) => {}
+            Err(NotTaken::Busy) => self.hand_over(slot, Errand::Hint),
+        }
+        true
     }
 
     /// Forgets the driver. Its slot may soon be another driver's; this handle stays dead.
@@ -279,9 +297,7 @@ impl LiveIndex {
                 }
             }
             Err(NotTaken::Gone) => {}
-            Err(NotTaken::Busy) => {
-                self.hand_over(slot, None);
-            }
+            Err(NotTaken::Busy) => self.hand_over(slot, Errand::Leave),
         }
     }
 
@@ -332,9 +348,12 @@ impl LiveIndex {
     #[inline]
     fn move_to(&self, number: u32, taken: Taken<'_>, ping: Placement) -> (Placed, bool) {
         let home = self.buckets.home(self.grid.patch_of(ping.at));
-        let offset = self.grid.offset_of(ping.at);
+        let about = About {
+            offset: self.grid.offset_of(ping.at),
+            hint: taken.hint(),
+        };
         let Some(known) = taken.placement() else {
-            taken.set_place(self.buckets.insert(home, number, offset, &self.readers));
+            taken.set_place(self.buckets.insert(home, number, about, &self.readers));
             return (Placed::First, taken.publish(ping));
         };
         if !ping.is_newer_than(&known) {
@@ -343,15 +362,15 @@ impl LiveIndex {
         let old_place = taken.place();
         let crossed = self.grid.patch_of(known.at) != self.grid.patch_of(ping.at);
         let new_place = if crossed {
-            Some(self.buckets.insert(home, number, offset, &self.readers))
+            Some(self.buckets.insert(home, number, about, &self.readers))
         } else if is_overflow(old_place) {
             self.buckets
-                .insert_at_home(home, number, offset, &self.readers)
+                .insert_at_home(home, number, about, &self.readers)
         } else {
             None
         };
         let Some(new_place) = new_place else {
-            self.buckets.rewrite(home, old_place, number, offset);
+            self.buckets.rewrite(home, old_place, number, about);
             return (Placed::Moved { crossed }, taken.publish(ping));
         };
         taken.set_place(new_place);
@@ -373,29 +392,29 @@ impl LiveIndex {
         self.directory.remove(key, slot, || taken.vacate())
     }
 
-    /// Leaves a letter for whoever has the slot, or does the work if it has been given back meanwhile.
+    /// Rewrites the entry of a taken slot after a change of status.
+    fn rewrite_hint(&self, number: u32, taken: &Taken<'_>) {
+        if let Some(known) = taken.placement() {
+            let home = self.buckets.home(self.grid.patch_of(known.at));
+            let about = About {
+                offset: self.grid.offset_of(known.at),
+                hint: taken.hint(),
+            };
+            self.buckets.rewrite(home, taken.place(), number, about);
+        }
+    }
+
+    /// Leaves a letter for whoever has the slot, and delivers it if nobody has any more.
     #[cold]
-    fn hand_over(&self, slot: Slot, ping: Option<Placement>) -> Placed {
+    fn hand_over(&self, slot: Slot, errand: Errand) {
         let at = slot.number as usize;
-        self.backs[at].post(Letter {
-            generation: slot.generation,
-            ping,
-            leave: ping.is_none(),
-        });
-        let placed = match self.lines[at].take(slot.generation, true) {
-            Err(NotTaken::Busy) => return Placed::HandedOver,
-            Err(NotTaken::Gone) => Placed::Gone,
-            Ok(taken) => match ping {
-                Some(ping) => self.move_to(slot.number, taken, ping).0,
-                None => {
-                    self.remove(slot, taken);
-                    Placed::Gone
-                }
-            },
-        };
-        // The letter lies there still; it may have been taken up into another's.
+        self.backs[at].post(Letter::new(slot.generation, errand));
+        match self.lines[at].take(slot.generation, true) {
+            Err(NotTaken::Busy) => return,
+            Err(NotTaken::Gone) => {}
+            Ok(taken) => drop(taken.give_back()),
+        }
         self.deliver(slot.number);
-        placed
     }
 
     /// Does what the letters at a slot ask, until none lies there or another thread has the slot and knows of it.
@@ -407,22 +426,39 @@ impl LiveIndex {
                 number,
                 generation: letter.generation,
             };
-            let mut taken = line.take(letter.generation, false);
-            if matches!(taken, Err(NotTaken::Busy)) {
-                back.post(letter);
-                match line.take(letter.generation, true) {
-                    Err(NotTaken::Busy) => return,
-                    Err(NotTaken::Gone) => continue,
-                    Ok(now) => taken = Ok(now),
+            let taken = match line.take(letter.generation, false) {
+                Ok(taken) => taken,
+                Err(NotTaken::Gone) => continue,
+                Err(NotTaken::Busy) => {
+                    back.post(letter);
+                    match line.take(letter.generation, true) {
+                        Err(NotTaken::Busy) => return,
+                        Err(NotTaken::Gone) => {}
+                        Ok(taken) => drop(taken.give_back()),
+                    }
+                    continue;
                 }
+            };
+            // A mark met below needs no look: the letter it speaks of lies there when the loop comes round.
+            if letter.leave {
+                self.remove(slot, taken);
+                continue;
             }
-            // A mark set meanwhile needs no look: the letter it speaks of lies there when the loop comes round.
-            match (taken, letter.ping) {
-                (Ok(taken), _) if letter.leave => drop(self.remove(slot, taken)),
-                (Ok(taken), Some(ping)) => drop(self.move_to(number, taken, ping)),
-                (Ok(taken), None) => drop(taken.give_back()),
-                (Err(_), _) => {}
+            if letter.hint {
+                self.rewrite_hint(number, &taken);
+            }
+            match letter.ping {
+                Some(ping) => drop(self.move_to(number, taken, ping)),
+                None => drop(taken.give_back()),
             }
         }
     }
+}
+
+/// What a writer leaves to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Errand {
+    Ping(Placement),
+    Hint,
+    Leave,
 }

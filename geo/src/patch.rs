@@ -7,9 +7,9 @@
 use crate::point::{LAT_E7_MAX, LON_E7_MAX, M_PER_E7, Point, RAD_PER_E7, TURN_E7};
 
 /// Bits of a place's offset inside its patch that an entry keeps, for each axis.
-pub(crate) const OFFSET_BITS: u32 = 16;
+pub(crate) const OFFSET_BITS: u32 = 14;
 
-const SHIFT_MIN: u32 = 13;
+const SHIFT_MIN: u32 = 14;
 const SHIFT_MAX: u32 = 21;
 /// The widest column: a row at the pole has two.
 const COLUMN_SHIFT_MAX: u32 = 31;

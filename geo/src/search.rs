@@ -1,13 +1,14 @@
 //! Who counts, and who of them is near?
 //!
-//! A search walks patches in growing windows around its place and skips the far by the offset in their entries, without
-//! looking at their slots. Slots are looked at in small batches that were asked for beforehand. It ends when the
+//! A search walks patches in growing windows around its place and gathers drivers by their entries: those that seem to
+//! count and are not too far. Then it looks at the slots of the nearest, and of others only as long as they may be
+//! nearer than the last of the answer. It ends when the
 //! window holds the circle through the last of the answer, or the whole radius; when a window would touch more patches
 //! than there are slots in use, it scans the slots instead. So it is bounded wherever nobody is near.
 //!
 //! The scan of all slots is also what a query does that gets no pin or loses it (`readers`): each driver has one slot.
 
-use crate::buckets::Entry;
+use crate::buckets::{Entry, Wanted};
 use crate::cell::{Cell, Resolution};
 use crate::index::{DriverKey, Filter, LiveIndex, Near, Query, Status};
 use crate::patch::{Grid, OFFSET_BITS, Patch, Stretch, Window, east_e7, narrowest_cos, south_e7};
@@ -15,8 +16,8 @@ use crate::point::{M_PER_E7, Origin, Point, TURN_E7};
 use crate::polygon::Polygon;
 use crate::readers::Pin;
 
-/// Slots asked for before they are looked at.
-const BATCH: usize = 32;
+/// Drivers gathered by their entries before their slots are looked at.
+const GATHERED_MAX: usize = 96;
 
 /// Answers up to this long are kept sorted while they grow; longer ones are sorted at the end.
 const SORTED_MAX: usize = 64;
@@ -88,9 +89,9 @@ impl LiveIndex {
             let near = self.counting(slot, filter, |_| 0.0);
             out.extend(near.filter(|near| outline.contains(near.at) && keep(near)));
         };
-        if !self.walk_window(&Window::of_bounds(outline.bounds_e7()), |slot| {
-            look(slot, out)
-        }) {
+        let wanted = Wanted::new(filter.status, filter.classes);
+        let window = Window::of_bounds(outline.bounds_e7());
+        if !self.walk_window(&window, wanted, |slot| look(slot, out)) {
             out.clear();
             (0..self.slots_used() as u32).for_each(|slot| look(slot, out));
         }
@@ -171,7 +172,7 @@ impl LiveIndex {
             return false;
         };
         let slots_used = self.slots_used() as u64;
-        let mut walk = Walk::new(self, at, radius_m, &pin);
+        let mut walk = Walk::new(self, at, radius_m, answer.filter, &pin);
         let mut window_m = self.grid.row_m() * FIRST_WINDOW_ROWS;
         let mut before = None;
         loop {
@@ -184,7 +185,7 @@ impl LiveIndex {
             for_each_patch(&self.grid, &window, before.as_ref(), |patch| {
                 walk.patch(patch, answer)
             });
-            walk.look_at_batch(answer);
+            walk.look_at_gathered(answer);
             if window_m >= answer.reach_m {
                 break;
             }
@@ -203,17 +204,21 @@ impl LiveIndex {
     }
 
     /// Calls `look` with every slot that may be inside a window, some more than once. False: see `walk`.
-    fn walk_window(&self, window: &Window, mut look: impl FnMut(u32)) -> bool {
+    fn walk_window(&self, window: &Window, wanted: Wanted, mut look: impl FnMut(u32)) -> bool {
         let Some(pin) = self.readers.pin() else {
             return false;
         };
         let bounded = self.grid.patches_in(window) <= self.slots_used() as u64;
         if bounded {
             for_each_patch(&self.grid, window, None, |patch| {
-                self.buckets
-                    .visit(self.buckets.home(patch), &pin, |entry| match entry {
+                self.buckets.visit(
+                    self.buckets.home(patch),
+                    &pin,
+                    wanted,
+                    |entry| match entry {
                         Entry::Here { slot, .. } | Entry::Departed { slot } => look(slot),
-                    });
+                    },
+                );
             });
         }
         pin.unpin() && bounded
@@ -238,6 +243,11 @@ struct Answer<'a, K> {
 impl<K: FnMut(&Near) -> bool> Answer<'_, K> {
     fn is_full(&self) -> bool {
         self.out.len() >= self.k
+    }
+
+    /// How many are missing.
+    fn wanted(&self) -> usize {
+        self.k.saturating_sub(self.out.len())
     }
 
     fn begin_again(&mut self, radius_m: f64) {
@@ -288,13 +298,21 @@ struct Walk<'a> {
     east_m: f64,
     /// What the rounding of offsets may add to a distance.
     slack_m: f64,
-    batch: [u32; BATCH],
-    in_batch: usize,
+    wanted: Wanted,
+    /// Sorts by the distance that the entry gives, squared: see `gathered`.
+    gathered: [u64; GATHERED_MAX],
+    gathered_count: usize,
     met_departed: bool,
 }
 
 impl<'a> Walk<'a> {
-    fn new(index: &'a LiveIndex, at: Point, radius_m: f64, pin: &'a Pin<'a>) -> Self {
+    fn new(
+        index: &'a LiveIndex,
+        at: Point,
+        radius_m: f64,
+        filter: &Filter,
+        pin: &'a Pin<'a>,
+    ) -> Self {
         let cos = narrowest_cos(at, radius_m);
         // Where the radius spans much of a turn the shorter way round is not the way measured here: skip nobody by it.
         let spans_much = radius_m / M_PER_E7 > cos * (TURN_E7 / 4) as f64;
@@ -305,8 +323,9 @@ impl<'a> Walk<'a> {
             east: i64::from(east_e7(at)),
             east_m: if spans_much { 0.0 } else { M_PER_E7 * cos },
             slack_m: 0.1 + 3.0 * index.grid.row_m() / f64::from(1u32 << OFFSET_BITS),
-            batch: [0; BATCH],
-            in_batch: 0,
+            wanted: Wanted::new(filter.status, filter.classes),
+            gathered: [0; GATHERED_MAX],
+            gathered_count: 0,
             met_departed: false,
         }
     }
@@ -327,41 +346,102 @@ impl<'a> Walk<'a> {
         let way_east = (column - self.east + half).rem_euclid(TURN_E7) - half;
         let (north_0, north_1) = ((row - self.south) as f64 * M_PER_E7, row_step * M_PER_E7);
         let (east_0, east_1) = (way_east as f64 * east_m, column_step * east_m);
-        let mut reach = squared(answer.reach_m + self.slack_m);
-        index
-            .buckets
-            .visit(index.buckets.home(patch), pin, |entry| {
-                let slot = match entry {
-                    Entry::Here { slot, offset } => {
-                        let north = north_0 + f64::from(offset >> OFFSET_BITS) * north_1;
-                        let east = east_0 + f64::from(offset & ((1 << OFFSET_BITS) - 1)) * east_1;
-                        if north * north + east * east > reach {
-                            return;
-                        }
-                        slot
+        let mut reach = self.reach_squared(answer.reach_m);
+        let home = index.buckets.home(patch);
+        index.buckets.visit(home, pin, self.wanted, |entry| {
+            let next = match entry {
+                Entry::Here { slot, offset } => {
+                    let north = north_0 + f64::from(offset >> OFFSET_BITS) * north_1;
+                    let east = east_0 + f64::from(offset & ((1 << OFFSET_BITS) - 1)) * east_1;
+                    let squared_m = north * north + east * east;
+                    if squared_m > reach {
+                        return;
                     }
-                    Entry::Departed { slot } => {
-                        self.met_departed = true;
-                        slot
-                    }
-                };
-                index.lines[slot as usize].prefetch();
-                index.backs[slot as usize].prefetch();
-                self.batch[self.in_batch] = slot;
-                self.in_batch += 1;
-                if self.in_batch == BATCH {
-                    self.look_at_batch(answer);
-                    reach = squared(answer.reach_m + self.slack_m);
+                    gathered(squared_m, slot)
                 }
-            });
+                Entry::Departed { slot } => {
+                    self.met_departed = true;
+                    gathered(0.0, slot)
+                }
+            };
+            self.gathered[self.gathered_count] = next;
+            self.gathered_count += 1;
+            if self.gathered_count == GATHERED_MAX {
+                self.look_at_gathered(answer);
+                reach = self.reach_squared(answer.reach_m);
+            }
+        });
     }
 
-    fn look_at_batch<K: FnMut(&Near) -> bool>(&mut self, answer: &mut Answer<'_, K>) {
-        for &slot in &self.batch[..self.in_batch] {
-            answer.look(self.index, slot);
+    /// Looks at the slots of who was gathered: first as many as are still wanted, the nearest by their entries, then
+    /// whoever may come before the last of them.
+    fn look_at_gathered<K: FnMut(&Near) -> bool>(&mut self, answer: &mut Answer<'_, K>) {
+        let gathered = &mut self.gathered[..self.gathered_count];
+        let mut begin = 0;
+        while begin < gathered.len() {
+            let rest = &mut gathered[begin..];
+            let wanted = answer
+                .wanted()
+                .clamp(LOOKED_AT_MIN, rest.len().max(LOOKED_AT_MIN));
+            let now = if wanted < rest.len() {
+                rest.select_nth_unstable(wanted - 1);
+                &rest[..wanted]
+            } else {
+                &rest[..]
+            };
+            for &one in now {
+                self.index.lines[slot_of(one)].prefetch();
+                self.index.backs[slot_of(one)].prefetch();
+            }
+            for &one in now {
+                answer.look(self.index, slot_of(one) as u32);
+            }
+            begin += now.len();
+            if answer.is_full() {
+                let slack_m = self.slack_m;
+                let reach = squared(answer.reach_m * REACH_MARGIN + slack_m);
+                let mut kept = begin;
+                for at in begin..gathered.len() {
+                    if squared_m_of(gathered[at]) <= reach {
+                        gathered.swap(kept, at);
+                        kept += 1;
+                    }
+                }
+                for &one in &gathered[begin..kept] {
+                    answer.look(self.index, slot_of(one) as u32);
+                }
+                break;
+            }
         }
-        self.in_batch = 0;
+        self.gathered_count = 0;
     }
+
+    fn reach_squared(&self, reach_m: f64) -> f64 {
+        squared(reach_m * REACH_MARGIN + self.slack_m)
+    }
+}
+
+/// At least so many slots are looked at in one go.
+const LOOKED_AT_MIN: usize = 4;
+
+/// Distances of gathered drivers are kept with 24 bits.
+const REACH_MARGIN: f64 = 1.000_001;
+
+/// A driver as the walk gathers it: squared distance in the upper half, so that numbers sort by it; slot in the lower.
+#[inline]
+fn gathered(squared_m: f64, slot: u32) -> u64 {
+    // The bits of floats that are not negative sort like the floats.
+    (u64::from((squared_m as f32).to_bits()) << 32) | u64::from(slot)
+}
+
+#[inline]
+fn slot_of(gathered: u64) -> usize {
+    gathered as u32 as usize
+}
+
+#[inline]
+fn squared_m_of(gathered: u64) -> f64 {
+    f64::from(f32::from_bits((gathered >> 32) as u32))
 }
 
 /// Every patch of a window that is not in the window before it.

@@ -14,7 +14,8 @@
 
 use std::ptr;
 
-use crate::index::{Placement, Status};
+use crate::buckets::Hint;
+use crate::index::{Errand, Placement, Status};
 use crate::point::Point;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -46,6 +47,8 @@ pub(crate) struct Found {
 pub(crate) struct Letter {
     pub generation: u32,
     pub ping: Option<Placement>,
+    /// The status has changed: the entry's hint is to be rewritten.
+    pub hint: bool,
     pub leave: bool,
 }
 
@@ -241,6 +244,14 @@ impl Taken<'_> {
         })
     }
 
+    /// Status and classes as an entry hints at them.
+    #[inline]
+    pub fn hint(&self) -> Hint {
+        // Acquire pairs with `set_status`: who asks for the hint to be rewritten gets his status, or a later one.
+        let (status, classes, _) = unpack_status(self.line.status.load(Ordering::Acquire));
+        Hint::of(status, classes)
+    }
+
     #[inline]
     pub fn place(&self) -> u64 {
         self.line.place.load(Ordering::Relaxed)
@@ -335,6 +346,24 @@ impl Drop for SlotBack {
 }
 
 impl Letter {
+    pub fn new(generation: u32, errand: Errand) -> Self {
+        let ping = if let Errand::Ping(ping) = errand {
+            Some(ping)
+        } else {
+            None
+        };
+        let (hint, leave) = (
+            matches!(errand, Errand::Hint),
+            matches!(errand, Errand::Leave),
+        );
+        Self {
+            generation,
+            ping,
+            hint,
+            leave,
+        }
+    }
+
     /// One letter for two. Of different generations the later driver's counts: the earlier has left.
     fn merged_with(self, other: Letter) -> Letter {
         if self.generation != other.generation {
@@ -345,10 +374,12 @@ impl Letter {
             (Some(mine), Some(its)) if its.is_newer_than(&mine) => Some(its),
             (mine, its) => mine.or(its),
         };
+        let (hint, leave) = (self.hint || other.hint, self.leave || other.leave);
         Letter {
             generation: self.generation,
             ping,
-            leave: self.leave || other.leave,
+            hint,
+            leave,
         }
     }
 }
