@@ -15,6 +15,10 @@
 //!
 //! **Opening** checks every page of the file, about a second per GiB that is in the page cache, and repairs what a
 //! kill left half-written. After that, each record read is checked against its own checksum and its neighbours.
+//!
+//! **The file** reuses the room of what was trimmed and so stops growing under a steady load (`tests/retention.rs`).
+//! It gives room back when it is opened: if it is larger than 64 MiB and more than half empty, it is
+//! compacted then, never while it serves.
 
 mod codec;
 mod disk;
@@ -22,6 +26,8 @@ mod disk;
 mod full_disk;
 mod keep;
 mod lock;
+#[cfg(test)]
+mod opening;
 mod owner;
 mod store;
 
@@ -49,6 +55,11 @@ pub const LOCK_FILE: &str = "cabrank.lock";
 
 /// Longest name of an owner, in bytes.
 const OWNER_MAX: usize = 256;
+
+const READ_ONLY: &str = "it was opened for reading only";
+
+/// Longest wait in one call, whatever was asked for.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// The domain clock, in milliseconds. It must not go back.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -179,7 +190,7 @@ pub enum OpenError {
         /// The store file.
         file: String,
         /// In the file.
-        found: u64,
+        found: u16,
         /// In the options.
         asked: u16,
     },
@@ -298,6 +309,8 @@ impl Waiting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Up,
+    /// Opened for reading only, and that for good.
+    ReadOnly,
     /// A write found no room. Reads go on.
     Full,
     Failed(String),
@@ -307,15 +320,24 @@ impl EmbeddedLog {
     /// Opens the store in `dir`, which is created if need be, and locks it for this process.
     pub fn open(dir: &Path, options: Options) -> Result<EmbeddedLog, OpenError> {
         check_options(&options)?;
+        std::fs::create_dir_all(dir).map_err(|e| io_error(dir, &e))?;
+        Self::open_as(dir, options, State::Up)
+    }
+
+    /// Opens the stopped store in `dir` for reading: the store file is not changed, not even to repair what a kill
+    /// left half-written; commands and owners are refused. The number of shards is the store's own.
+    pub fn open_read_only(dir: &Path) -> Result<EmbeddedLog, OpenError> {
+        let path = dir.join(STORE_FILE);
+        path.metadata().map_err(|e| io_error(&path, &e))?;
+        let state = State::ReadOnly;
+        Self::open_as(dir, Options::default(), state)
+    }
+
+    fn open_as(dir: &Path, mut options: Options, state: State) -> Result<EmbeddedLog, OpenError> {
         let path = dir.join(STORE_FILE);
         let lock_path = dir.join(LOCK_FILE);
-        let io_error = |file: &Path, e: std::io::Error| OpenError::Io {
-            file: file.display().to_string(),
-            why: e.to_string(),
-        };
-        std::fs::create_dir_all(dir).map_err(|e| io_error(dir, e))?;
         let (mut lock, noted) = StoreLock::take(&lock_path).map_err(|failure| match failure {
-            LockFailure::Io(e) => io_error(&lock_path, e),
+            LockFailure::Io(e) => io_error(&lock_path, &e),
             LockFailure::Held(Holder { pid, command }) => OpenError::Locked {
                 dir: dir.display().to_string(),
                 pid,
@@ -324,7 +346,10 @@ impl EmbeddedLog {
         })?;
         let disk = Disk::new(options.file_max_bytes);
         let open = || -> Result<(Store, u64, u64, Vec<Lane>), Fault> {
-            let store = Store::open(&path, &disk, options.shards, options.cache_bytes)?;
+            let store = match state {
+                State::ReadOnly => Store::open_to_read(&path, options.cache_bytes)?,
+                _ => Store::open(&path, &disk, options.shards, options.cache_bytes)?,
+            };
             let commits = store.commits()?;
             if let Some(noted) = noted.filter(|noted| *noted > commits) {
                 return Err(Fault::Damaged(format!(
@@ -334,11 +359,12 @@ impl EmbeddedLog {
                 )));
             }
             let epoch = store.epoch()?;
-            let lanes = lanes_of(&store, options.shards)?;
+            let lanes = lanes_of(&store, store.shards()?)?;
             Ok((store, commits, epoch, lanes))
         };
         let (store, commits, epoch, lanes) =
             Store::contained(open).map_err(|fault| open_error(&path, options.shards, fault))?;
+        options.shards = u16::try_from(lanes.len()).unwrap_or(options.shards);
         lock.note_commits(commits);
         Ok(EmbeddedLog {
             shared: Arc::new(Shared {
@@ -353,7 +379,7 @@ impl EmbeddedLog {
                     lanes,
                     syncing: false,
                     epoch,
-                    state: State::Up,
+                    state,
                 }),
                 work: Condvar::new(),
                 commits: Mutex::new(commits),
@@ -377,6 +403,13 @@ impl EmbeddedLog {
     #[must_use]
     pub fn queued(&self) -> usize {
         locked(&self.shared.desk).queue.len()
+    }
+}
+
+fn io_error(file: &Path, e: &std::io::Error) -> OpenError {
+    OpenError::Io {
+        file: file.display().to_string(),
+        why: e.to_string(),
     }
 }
 
@@ -512,7 +545,7 @@ impl Shared {
         // Closed first: the file can be open once.
         drop(store.take());
         let options = &self.options;
-        match Store::open_to_read(&self.path, options.shards, options.cache_bytes) {
+        match Store::open_to_read(&self.path, options.cache_bytes) {
             Ok(readable) => *store = Some(readable),
             Err(fault) => {
                 tracing::error!(store = %self.path.display(), ?fault, "it cannot be read either");
@@ -571,6 +604,7 @@ impl EventLog for EmbeddedLog {
         let mut desk = locked(&self.shared.desk);
         match &desk.state {
             State::Up => {}
+            State::ReadOnly => return Err(SubmitError::Unavailable(READ_ONLY.into())),
             State::Full => return Err(SubmitError::DiskFull),
             State::Failed(why) => return Err(SubmitError::Unavailable(why.clone())),
         }
@@ -598,7 +632,8 @@ impl EventLog for EmbeddedLog {
             },
         ));
         drop(desk);
-        self.shared.work.notify_one();
+        // All: a fenced owner may be waiting beside the present one.
+        self.shared.work.notify_all();
         Ok(())
     }
 
@@ -609,6 +644,7 @@ impl EventLog for EmbeddedLog {
             let mut desk = locked(&shared.desk);
             match &desk.state {
                 State::Up => {}
+                State::ReadOnly => return Err(LogError::Failed(READ_ONLY.into())),
                 State::Full => return Err(LogError::DiskFull),
                 State::Failed(why) => return Err(LogError::Failed(why.clone())),
             }
@@ -683,7 +719,7 @@ impl EventLog for EmbeddedLog {
     }
 
     fn wait_committed(&self, seen: u64, timeout: Duration) -> u64 {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
         let mut commits = locked(&self.shared.commits);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::lock::StoreLock;
 use super::store::{Batch, Fault, Store};
-use super::{Desk, OWNER_MAX, OwnError, Shared, State, Waiting, damage_text, lanes_of, locked};
+use super::{
+    Desk, OWNER_MAX, OwnError, READ_ONLY, Shared, State, WAIT_MAX, Waiting, damage_text, lanes_of,
+    locked,
+};
 use crate::{
     CommitError, POLL_MAX, PollError, Polled, RECORD_MAX_BYTES, Record, RecoverError, Recovered,
     ShardOwner, Topic, Transaction,
@@ -81,8 +84,12 @@ impl EmbeddedOwner {
                 .map_err(|fault| self.shared.read_error(fault))?;
             let mut desk = locked(&self.shared.desk);
             self.check_epoch(&desk)?;
-            // Nobody but the newest owner moves `next_out` forward, and that is us.
-            desk.lanes[usize::from(shard)].next_out = Some(next + records.len() as u64);
+            let lane = &mut desk.lanes[usize::from(shard)];
+            if lane.next_out != Some(next) {
+                // A `sync` on another thread failed meanwhile: the shard is to be recovered first.
+                return Err(PollError::NotRecovered(shard));
+            }
+            lane.next_out = Some(next + records.len() as u64);
             commands.extend(records.into_iter().map(|record| (shard, record)));
         }
         Ok(commands)
@@ -192,7 +199,7 @@ impl ShardOwner for EmbeddedOwner {
 
     fn poll(&mut self, timeout: Duration, max: usize) -> Result<Polled, PollError> {
         let max = max.clamp(1, POLL_MAX);
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
         loop {
             // Sampled before the end is looked for: what comes later gets this time or a later one.
             let clock_ms = (self.shared.options.clock)();
@@ -314,8 +321,10 @@ impl Desk {
 /// Opens the file again if a write failed, and learns from it how far the writes came. On an error the store can
 /// still be read, if it could be before.
 fn reopen_if_failed(shared: &Shared, lock: &mut StoreLock) -> Result<(), Fault> {
-    if locked(&shared.desk).state == State::Up {
-        return Ok(());
+    match locked(&shared.desk).state {
+        State::Up => return Ok(()),
+        State::ReadOnly => return Err(Fault::Io(READ_ONLY.into())),
+        State::Full | State::Failed(_) => {}
     }
     if let Some(dir) = shared.path.parent()
         && !shared.disk.has_room(dir).map_err(redb::Error::Io)?

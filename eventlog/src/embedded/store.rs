@@ -28,6 +28,9 @@ use crate::{Append, Header, READ_MAX, Record, Recovered, StateChange, Topic};
 /// Version of the layout described here. A store of another version is refused.
 pub const FORMAT_VERSION: u64 = 1;
 
+/// A file below this size is never compacted.
+pub(super) const COMPACT_MIN_BYTES: u64 = 64 << 20;
+
 /// Most bytes of keys and values one read returns; at least one record is returned whatever its size.
 const READ_MAX_BYTES: usize = 16 << 20;
 
@@ -74,7 +77,7 @@ pub(super) enum Fault {
     /// Layout version of the file.
     Version(u64),
     /// Number of shards of the file.
-    Shards(u64),
+    Shards(u16),
 }
 
 impl<E: Into<redb::Error>> From<E> for Fault {
@@ -161,12 +164,42 @@ impl Store {
             if !fresh && !store.check_pages()? {
                 tracing::warn!(store = %path.display(), "the store was repaired");
             }
+            if !fresh {
+                store = store.compacted(path, disk, cache_bytes)?;
+            }
             if fresh {
                 store.create(shards)?;
             }
-            store.check_identity(shards)?;
+            store.check_shards(shards)?;
             Ok(store)
         })
+    }
+
+    /// Gives room back if the file is large and mostly empty. A failure, of a disk that is full perhaps, costs nothing.
+    fn compacted(mut self, path: &Path, disk: &Disk, cache_bytes: usize) -> Result<Store, Fault> {
+        let len = path.metadata().map_err(redb::Error::Io)?.len();
+        if len < COMPACT_MIN_BYTES {
+            return Ok(self);
+        }
+        let tx = self.db().begin_write()?;
+        let stats = tx.stats()?;
+        tx.abort()?;
+        if stats.allocated_pages() * stats.page_size() as u64 > len / 2 {
+            return Ok(self);
+        }
+        match self.db.as_mut().expect("taken by drop only").compact() {
+            Ok(_) => {
+                let now = path.metadata().map_err(redb::Error::Io)?.len();
+                tracing::info!(store = %path.display(), from = len, to = now, "compacted");
+                Ok(self)
+            }
+            Err(error) => {
+                tracing::warn!(store = %path.display(), %error, "not compacted");
+                drop(self);
+                disk.take_was_full();
+                Self::with_backend(disk.open(path)?, cache_bytes)
+            }
+        }
     }
 
     fn with_backend(
@@ -193,15 +226,11 @@ impl Store {
     }
 
     /// Opens the file as it is for reading; what a repair would write stays in memory.
-    pub(super) fn open_to_read(
-        path: &Path,
-        shards: u16,
-        cache_bytes: usize,
-    ) -> Result<Store, Fault> {
+    pub(super) fn open_to_read(path: &Path, cache_bytes: usize) -> Result<Store, Fault> {
         Self::contained(|| {
             let mut store = Self::with_backend(ReadView::open(path)?, cache_bytes)?;
             store.check_pages()?;
-            store.check_identity(shards)?;
+            store.shards()?;
             Ok(store)
         })
     }
@@ -257,17 +286,23 @@ impl Store {
         Ok(())
     }
 
-    fn check_identity(&self, shards: u16) -> Result<(), Fault> {
+    fn check_shards(&self, shards: u16) -> Result<(), Fault> {
+        match self.shards()? {
+            stored if stored == shards => Ok(()),
+            stored => Err(Fault::Shards(stored)),
+        }
+    }
+
+    /// Number of shards, of a store whose version is ours.
+    pub(super) fn shards(&self) -> Result<u16, Fault> {
         let tx = self.db().begin_read()?;
         let meta = tx.open_table(META)?;
         match get_number(&meta, FORMAT)? {
             FORMAT_VERSION => {}
             version => return Err(Fault::Version(version)),
         }
-        match get_number(&meta, SHARDS)? {
-            stored if stored == u64::from(shards) => Ok(()),
-            stored => Err(Fault::Shards(stored)),
-        }
+        let stored = get_number(&meta, SHARDS)?;
+        u16::try_from(stored).map_err(|_| Fault::Damaged(format!("it says {stored} shards")))
     }
 
     pub(super) fn commits(&self) -> Result<u64, Fault> {
