@@ -1,0 +1,179 @@
+//! What did the server do with the pings? Its Prometheus counters, read from outside.
+//!
+//! A server that was killed begins to count at 0 again: a counter that falls means another life, and the lives are added
+//! up. What the old life counted after the last look is lost, which is why it is looked often.
+
+use std::collections::BTreeMap;
+
+use super::{CALL_WITHIN, Context};
+
+/// Counted pings believed by the server.
+pub const ACCEPTED: &str = "cabrank_pings_accepted_total";
+/// Counted pings refused, label `reason`.
+pub const REFUSED: &str = "cabrank_pings_refused_total";
+/// Counted pings overtaken by newer ones.
+pub const REPLACED: &str = "cabrank_pings_replaced_total";
+
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PingCounts {
+    /// Believed.
+    pub accepted: u64,
+    /// Refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Overtaken.
+    pub replaced: u64,
+}
+
+impl PingCounts {
+    /// Reads the text of `/metrics`. Counters that are absent count as 0.
+    pub fn parse(text: &str) -> PingCounts {
+        let mut counts = PingCounts::default();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let Ok(value) = value.parse::<f64>() else {
+                continue;
+            };
+            let value = value as u64;
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            match name.trim() {
+                ACCEPTED => counts.accepted += value,
+                REPLACED => counts.replaced += value,
+                REFUSED => {
+                    let reason = labels
+                        .split_once("reason=\"")
+                        .and_then(|(_, rest)| Some(rest.split_once('"')?.0))
+                        .unwrap_or("unknown");
+                    *counts.refused.entry(reason.to_owned()).or_default() += value;
+                }
+                _ => {}
+            }
+        }
+        counts
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.accepted + self.replaced + self.refused.values().sum::<u64>()
+    }
+
+    fn add(&mut self, other: &PingCounts) {
+        self.accepted += other.accepted;
+        self.replaced += other.replaced;
+        for (reason, count) in &other.refused {
+            *self.refused.entry(reason.clone()).or_default() += count;
+        }
+    }
+
+    fn less(&self, other: &PingCounts) -> PingCounts {
+        let refused = self.refused.iter().map(|(reason, count)| {
+            let before = other.refused.get(reason).copied().unwrap_or(0);
+            (reason.clone(), count.saturating_sub(before))
+        });
+        PingCounts {
+            accepted: self.accepted.saturating_sub(other.accepted),
+            refused: refused.collect(),
+            replaced: self.replaced.saturating_sub(other.replaced),
+        }
+    }
+
+    fn has_fallen_below(&self, other: &PingCounts) -> bool {
+        self.accepted < other.accepted
+            || self.replaced < other.replaced
+            || other
+                .refused
+                .iter()
+                .any(|(reason, count)| self.refused.get(reason).copied().unwrap_or(0) < *count)
+    }
+}
+
+/// The counters of a run, over the lives of the server.
+#[derive(Clone, Debug, Default)]
+pub struct ServerCounters {
+    /// What was counted before the run began.
+    baseline: PingCounts,
+    /// What former lives counted in this run.
+    past: PingCounts,
+    latest: PingCounts,
+    begun: bool,
+    /// Lives of the server seen in this run.
+    pub lives: u32,
+}
+
+impl ServerCounters {
+    /// Takes one reading.
+    pub fn handle_reading(&mut self, reading: PingCounts) {
+        if !self.begun {
+            self.begun = true;
+            self.lives = 1;
+            self.baseline = reading.clone();
+        } else if reading.has_fallen_below(&self.latest) {
+            self.past.add(&self.latest.less(&self.baseline));
+            self.baseline = PingCounts::default();
+            self.lives += 1;
+        }
+        self.latest = reading;
+    }
+
+    /// What was counted in this run so far.
+    pub fn counted(&self) -> PingCounts {
+        let mut counted = self.past.clone();
+        counted.add(&self.latest.less(&self.baseline));
+        counted
+    }
+}
+
+/// Reads the server's counters once.
+pub async fn read(context: &Context) -> Result<PingCounts, String> {
+    let call = context
+        .http
+        .get(format!("{}/metrics", context.url))
+        .timeout(CALL_WITHIN);
+    let response = call.send().await.map_err(|why| why.to_string())?;
+    if !response.status().is_success() {
+        return Err(format!("/metrics answered {}", response.status()));
+    }
+    Ok(PingCounts::parse(
+        &response.text().await.map_err(|why| why.to_string())?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(accepted: u64, too_old: u64) -> PingCounts {
+        PingCounts::parse(&format!(
+            "# HELP cabrank_pings_accepted_total x\n# TYPE cabrank_pings_accepted_total counter\n\
+             cabrank_pings_accepted_total {accepted}\n\
+             cabrank_pings_refused_total{{reason=\"too_old\"}} {too_old}\n\
+             cabrank_pings_refused_total{{shard=\"1\",reason=\"too_many\"}} 1\n\
+             cabrank_pings_replaced_total 2\nother_total 9\n"
+        ))
+    }
+
+    #[test]
+    fn counters_are_read_by_reason() {
+        let counts = reading(7, 3);
+        assert_eq!(
+            (counts.accepted, counts.replaced, counts.total()),
+            (7, 2, 13)
+        );
+        assert_eq!(counts.refused["too_old"], 3);
+        assert_eq!(counts.refused["too_many"], 1);
+    }
+
+    #[test]
+    fn lives_of_the_server_are_added_up() {
+        let mut counters = ServerCounters::default();
+        for (accepted, too_old) in [(100, 5), (150, 6), (160, 6), (10, 0), (30, 1)] {
+            counters.handle_reading(reading(accepted, too_old));
+        }
+        let counted = counters.counted();
+        assert_eq!(counters.lives, 2);
+        assert_eq!(counted.accepted, 60 + 30);
+        assert_eq!(counted.refused["too_old"], 1 + 1);
+    }
+}

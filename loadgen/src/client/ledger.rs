@@ -1,0 +1,400 @@
+//! What became of every ride? One follower of `GET /v1/events` for the whole run.
+//!
+//! Riders and drivers tell what they sent and heard, the event stream tells what happened; two reports about one ride may
+//! come in either order. The stream is resumed by its cursor after a loss; rides whose end it should have brought and
+//! did not are asked for one by one ([`settle_by_asking`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cabrank_events::RideId;
+use cabrank_events::codec::parse_rfc3339;
+use cabrank_events::wire::{RideStage, RideView};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{CALL_WITHIN, Context, Phase};
+use crate::report::{LatencyHistogram, RideReport, SpanHistogram};
+use crate::sse::{EventStream, StreamError};
+
+/// A run follows at most this many rides; further wishes are not sent.
+pub const RIDES_MAX: usize = 2_000_000;
+/// Pause before the stream is opened again.
+const REOPEN_AFTER: Duration = Duration::from_millis(200);
+
+/// One ride, as far as the run has seen it.
+#[derive(Clone, Debug, Default)]
+struct Ride {
+    due: Option<Instant>,
+    is_acknowledged: bool,
+    offered: Option<Instant>,
+    assigned: Option<Instant>,
+    /// Domain times.
+    requested_at: Option<i64>,
+    assigned_at: Option<i64>,
+    was_assigned: bool,
+    has_driver: bool,
+    end: Option<RideStage>,
+    offer_measured: bool,
+    assignment_measured: bool,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    rides: HashMap<RideId, Ride>,
+    requested: u64,
+    refused: BTreeMap<String, u64>,
+    unknown: u64,
+    first_unknown: Option<String>,
+    events: u64,
+    breaks: u64,
+    request_to_offer: LatencyHistogram,
+    request_to_assigned: LatencyHistogram,
+    wait: SpanHistogram,
+    pickup: SpanHistogram,
+}
+
+/// The rides of a run.
+#[derive(Debug, Default)]
+pub struct Ledger(Mutex<Book>);
+
+/// The ledger in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Counts.
+    pub rides: RideReport,
+    /// Refusals by kind.
+    pub refused: BTreeMap<String, u64>,
+    /// Why a wish stayed unknown, once.
+    pub first_unknown: Option<String>,
+    /// Events seen.
+    pub events: u64,
+    /// How often the stream broke.
+    pub breaks: u64,
+    /// Latencies and waits.
+    pub request_to_offer: LatencyHistogram,
+    /// See the report.
+    pub request_to_assigned: LatencyHistogram,
+    /// See the report.
+    pub wait: SpanHistogram,
+    /// See the report.
+    pub pickup: SpanHistogram,
+}
+
+impl Ledger {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Each change is complete in itself; a panic elsewhere leaves nothing half-written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// May another wish be sent?
+    pub fn has_room(&self) -> bool {
+        self.book().rides.len() < RIDES_MAX
+    }
+
+    /// A wish is being sent.
+    pub fn requested(&self) {
+        self.book().requested += 1;
+    }
+
+    /// The server promised this ride; its request should have left at `due`.
+    pub fn acknowledged(&self, ride: RideId, due: Instant) {
+        let mut book = self.book();
+        let entry = book.rides.entry(ride).or_default();
+        entry.is_acknowledged = true;
+        entry.due = Some(due);
+        book.measure(ride);
+    }
+
+    /// A wish was refused for good.
+    pub fn refused(&self, kind: &str) {
+        *self.book().refused.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// A wish's fate stayed unknown.
+    pub fn unknown(&self, why: &str) {
+        let mut book = self.book();
+        book.unknown += 1;
+        book.first_unknown.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// An offer for this ride reached a phone.
+    pub fn offered(&self, ride: RideId, at: Instant) {
+        let mut book = self.book();
+        book.rides
+            .entry(ride)
+            .or_default()
+            .offered
+            .get_or_insert(at);
+        book.measure(ride);
+    }
+
+    /// One event of the stream, read at `at`.
+    pub fn handle_event(&self, json: &str, at: Instant) {
+        let Ok(event) = serde_json::from_str::<Value>(json) else {
+            return;
+        };
+        let mut book = self.book();
+        book.events += 1;
+        let name = event["type"].as_str().unwrap_or_default();
+        let Some(name) = name.strip_prefix("cabrank.ride.") else {
+            return;
+        };
+        let Some(ride) = event["data"]["ride"]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+        else {
+            return;
+        };
+        let time = event["time"]
+            .as_str()
+            .and_then(|text| parse_rfc3339(text).ok());
+        let time = time.map_or(0, |time| time.0);
+        let name = name.rsplit_once(".v").map_or(name, |(name, _)| name);
+        let entry = book.rides.entry(ride).or_default();
+        match name {
+            "requested" => {
+                entry.requested_at = Some(event["data"]["issued_at"].as_i64().unwrap_or(time));
+            }
+            "driver_assigned" => {
+                entry.was_assigned = true;
+                entry.has_driver = true;
+                entry.assigned.get_or_insert(at);
+                entry.assigned_at = Some(time);
+            }
+            "driver_lost" => entry.has_driver = false,
+            "driver_arrived" => {
+                if let Some(assigned_at) = entry.assigned_at {
+                    book.pickup.record_ms(time - assigned_at);
+                }
+            }
+            "started" => {
+                if let Some(requested_at) = entry.requested_at {
+                    book.wait.record_ms(time - requested_at);
+                }
+            }
+            "completed" => entry.end = Some(RideStage::Completed),
+            "cancelled" => entry.end = Some(RideStage::Cancelled),
+            "unfulfilled" => entry.end = Some(RideStage::Unfulfilled),
+            _ => {}
+        }
+        book.measure(ride);
+    }
+
+    /// Rides promised or seen, without an end so far.
+    pub fn open(&self) -> Vec<RideId> {
+        let book = self.book();
+        book.rides
+            .iter()
+            .filter(|(_, ride)| ride.end.is_none())
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Open rides that have no driver now, as far as the stream tells.
+    pub fn open_without_driver(&self) -> Vec<RideId> {
+        let book = self.book();
+        let open = book
+            .rides
+            .iter()
+            .filter(|(_, ride)| ride.end.is_none() && !ride.has_driver);
+        open.map(|(id, _)| *id).collect()
+    }
+
+    /// Rides the server promised: what the audit must find.
+    pub fn acknowledged_rides(&self) -> Vec<RideId> {
+        let book = self.book();
+        book.rides
+            .iter()
+            .filter(|(_, ride)| ride.is_acknowledged)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Says how a ride ended, as its view told.
+    fn ended(&self, ride: RideId, end: RideStage) {
+        self.book()
+            .rides
+            .entry(ride)
+            .or_default()
+            .end
+            .get_or_insert(end);
+    }
+
+    /// The numbers so far.
+    pub fn totals(&self) -> Totals {
+        let book = self.book();
+        let mut rides = RideReport {
+            requested: book.requested,
+            refused: book.refused.values().sum(),
+            unknown: book.unknown,
+            ..RideReport::default()
+        };
+        for ride in book.rides.values() {
+            rides.acknowledged += u64::from(ride.is_acknowledged);
+            rides.assigned += u64::from(ride.was_assigned);
+            match ride.end {
+                Some(RideStage::Completed) => rides.completed += 1,
+                Some(RideStage::Cancelled) => rides.cancelled += 1,
+                Some(_) => rides.unfulfilled += 1,
+                None => rides.open += 1,
+            }
+        }
+        Totals {
+            rides,
+            refused: book.refused.clone(),
+            first_unknown: book.first_unknown.clone(),
+            events: book.events,
+            breaks: book.breaks,
+            request_to_offer: book.request_to_offer.clone(),
+            request_to_assigned: book.request_to_assigned.clone(),
+            wait: book.wait.clone(),
+            pickup: book.pickup.clone(),
+        }
+    }
+}
+
+impl Book {
+    /// Records what has become measurable: offer and acknowledgement come in either order.
+    fn measure(&mut self, ride: RideId) {
+        let Some(entry) = self.rides.get_mut(&ride) else {
+            return;
+        };
+        let Some(due) = entry.due else { return };
+        if let (Some(offered), false) = (entry.offered, entry.offer_measured) {
+            entry.offer_measured = true;
+            self.request_to_offer
+                .record(offered.saturating_duration_since(due));
+        }
+        if let (Some(assigned), false) = (entry.assigned, entry.assignment_measured) {
+            entry.assignment_measured = true;
+            self.request_to_assigned
+                .record(assigned.saturating_duration_since(due));
+        }
+    }
+}
+
+/// Opens the event stream, then follows it in the background until the run is over. Returns once it is open, so that
+/// nothing after that is missed.
+pub async fn follow(
+    context: std::sync::Arc<Context>,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<tokio::task::JoinHandle<()>, StreamError> {
+    let token = context.ops_token();
+    let mut stream = EventStream::open(&context.http, &context.url, &token, None).await?;
+    Ok(tokio::spawn(async move {
+        let mut cursor: Option<String> = None;
+        loop {
+            let over = phase.wait_for(|phase| *phase == Phase::Over);
+            let next = tokio::select! {
+                _ = over => return,
+                next = stream.next() => next,
+            };
+            match next {
+                Ok(sent) => {
+                    context.ledger.handle_event(&sent.data, Instant::now());
+                    cursor = sent.id.or(cursor);
+                }
+                Err(why) => {
+                    tracing::debug!(%why, "event stream broke");
+                    context.ledger.book().breaks += 1;
+                    let over = phase.wait_for(|phase| *phase == Phase::Over);
+                    tokio::select! {
+                        _ = over => return,
+                        reopened = reopen(&context, &token, &mut cursor) => stream = reopened,
+                    }
+                }
+            }
+        }
+    }))
+}
+
+async fn reopen(context: &Context, token: &str, cursor: &mut Option<String>) -> EventStream {
+    loop {
+        tokio::time::sleep(REOPEN_AFTER).await;
+        // Without any event seen so far, the oldest kept one is the only safe place to begin.
+        let from = cursor.as_deref().unwrap_or("start");
+        match EventStream::open(&context.http, &context.url, token, Some(from)).await {
+            Ok(stream) => return stream,
+            Err(StreamError::TooOld) => *cursor = None,
+            Err(why) => tracing::debug!(%why, "event stream not open yet"),
+        }
+    }
+}
+
+/// Asks the server for each ride the ledger believes open, and takes note of those that have ended.
+pub async fn settle_by_asking(context: &Context) {
+    let token = context.ops_token();
+    for ride in context.ledger.open() {
+        let url = format!("{}/v1/rides/{ride}", context.url);
+        let call = context
+            .http
+            .get(url)
+            .bearer_auth(&token)
+            .timeout(CALL_WITHIN)
+            .send()
+            .await;
+        let Ok(response) = call else { continue };
+        if let Ok(view) = response.json::<RideView>().await
+            && view.stage.is_end()
+        {
+            context.ledger.ended(ride, view.stage);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: &str, at: &str, more: &str) -> String {
+        format!(
+            r#"{{"id":"1-1","type":"cabrank.ride.{kind}.v1","time":"2008-05-23T00:{at}Z","data":{{"ride":"1-2-3"{more}}}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn a_ride_is_followed_and_measured_whatever_comes_first() {
+        let ledger = Ledger::default();
+        let due = Instant::now();
+        let later = |ms| due + Duration::from_millis(ms);
+        let ride = "1-2-3".parse().unwrap();
+        ledger.requested();
+        ledger.handle_event(
+            &event("requested", "00:10.000", r#","issued_at":1211500809000"#),
+            later(1),
+        );
+        ledger.offered(ride, later(4));
+        assert_eq!(
+            ledger.totals().request_to_offer.quantiles().count,
+            0,
+            "not acknowledged yet"
+        );
+        ledger.acknowledged(ride, due);
+        ledger.offered(ride, later(900));
+        ledger.handle_event(&event("driver_assigned", "00:12.000", ""), later(50));
+        ledger.handle_event(&event("driver_arrived", "01:12.000", ""), later(60));
+        ledger.handle_event(&event("started", "01:19.000", ""), later(70));
+        assert_eq!(ledger.open(), [ride]);
+        ledger.handle_event(&event("completed", "09:00.000", ""), later(80));
+        let totals = ledger.totals();
+        assert_eq!(
+            (
+                totals.rides.assigned,
+                totals.rides.completed,
+                totals.rides.open
+            ),
+            (1, 1, 0)
+        );
+        let offer = totals.request_to_offer.quantiles();
+        assert!(
+            offer.count == 1 && (offer.max - 4.0).abs() < 0.1,
+            "{offer:?}"
+        );
+        assert!((totals.request_to_assigned.quantiles().max - 50.0).abs() < 0.1);
+        assert!((totals.pickup.report().mean - 60.0).abs() < 0.1);
+        assert!((totals.wait.report().mean - 70.0).abs() < 0.1);
+    }
+}
