@@ -158,6 +158,8 @@ pub struct Cabbie {
     seq: u32,
     /// The last hold this driver was done with: a view of it that comes late is no news.
     done_with: Option<HoldId>,
+    /// On this socket the server has not yet said that the work at hand is still ours.
+    is_unconfirmed: bool,
 }
 
 impl Cabbie {
@@ -190,6 +192,7 @@ impl Cabbie {
             lose_signal_at: None,
             seq: 0,
             done_with: None,
+            is_unconfirmed: false,
         }
     }
 
@@ -440,6 +443,12 @@ impl Cabbie {
         }
     }
 
+    fn confirm(&mut self, hold: HoldId) {
+        if self.work().is_some_and(|work| work.hold == hold) {
+            self.is_unconfirmed = false;
+        }
+    }
+
     fn work(&self) -> Option<Work> {
         match self.job {
             Job::Free => None,
@@ -565,12 +574,20 @@ impl Brain for Cabbie {
     fn handle_heard(&mut self, now: Time, heard: Heard<'_>, out: &mut Vec<Do>) {
         let now = now.0;
         match heard {
-            Heard::Online => {}
+            Heard::Reconnected => self.is_unconfirmed = self.work().is_some(),
+            Heard::Online => {
+                // What ended while nobody could tell us is simply not mentioned any more.
+                if let Some(work) = self.work().filter(|_| self.is_unconfirmed) {
+                    self.over(now, work.hold, out);
+                }
+                self.is_unconfirmed = false;
+            }
             Heard::Offer {
                 hold,
                 pickup,
                 dropoff,
             } => {
+                self.confirm(hold);
                 self.asked(
                     now,
                     Work {
@@ -588,6 +605,7 @@ impl Brain for Cabbie {
                     ride: view.ride,
                     attempt,
                 };
+                self.confirm(hold);
                 let work = Work {
                     hold,
                     pickup: view.pickup.0,

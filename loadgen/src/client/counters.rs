@@ -7,12 +7,8 @@ use std::collections::BTreeMap;
 
 use super::{CALL_WITHIN, Context};
 
-/// Counted pings believed by the server.
-pub const ACCEPTED: &str = "cabrank_pings_accepted_total";
-/// Counted pings refused, label `reason`.
-pub const REFUSED: &str = "cabrank_pings_refused_total";
-/// Counted pings overtaken by newer ones.
-pub const REPLACED: &str = "cabrank_pings_replaced_total";
+/// The series: label `result` is `accepted`, `refused` or `replaced`, label `reason` says why it was refused.
+pub const PINGS: &str = "cabrank_pings_total";
 
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,14 +34,14 @@ impl PingCounts {
             };
             let value = value as u64;
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            match name.trim() {
-                ACCEPTED => counts.accepted += value,
-                REPLACED => counts.replaced += value,
-                REFUSED => {
-                    let reason = labels
-                        .split_once("reason=\"")
-                        .and_then(|(_, rest)| Some(rest.split_once('"')?.0))
-                        .unwrap_or("unknown");
+            if name.trim() != PINGS {
+                continue;
+            }
+            match label(labels, "result") {
+                Some("accepted") => counts.accepted += value,
+                Some("replaced") => counts.replaced += value,
+                Some("refused") => {
+                    let reason = label(labels, "reason").unwrap_or("unknown");
                     *counts.refused.entry(reason.to_owned()).or_default() += value;
                 }
                 _ => {}
@@ -87,6 +83,12 @@ impl PingCounts {
                 .iter()
                 .any(|(reason, count)| self.refused.get(reason).copied().unwrap_or(0) < *count)
     }
+}
+
+/// The value of one label; our values hold no quotes.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let start = labels.find(&format!("{name}=\""))? + name.len() + 2;
+    Some(labels[start..].split_once('"')?.0)
 }
 
 /// The counters of a run, over the lives of the server.
@@ -146,11 +148,12 @@ mod tests {
 
     fn reading(accepted: u64, too_old: u64) -> PingCounts {
         PingCounts::parse(&format!(
-            "# HELP cabrank_pings_accepted_total x\n# TYPE cabrank_pings_accepted_total counter\n\
-             cabrank_pings_accepted_total {accepted}\n\
-             cabrank_pings_refused_total{{reason=\"too_old\"}} {too_old}\n\
-             cabrank_pings_refused_total{{shard=\"1\",reason=\"too_many\"}} 1\n\
-             cabrank_pings_replaced_total 2\nother_total 9\n"
+            "# HELP cabrank_pings_total x\n# TYPE cabrank_pings_total counter\n\
+             cabrank_pings_total{{result=\"accepted\",reason=\"\"}} {accepted}\n\
+             cabrank_pings_total{{result=\"refused\",reason=\"too_old\"}} {too_old}\n\
+             cabrank_pings_total{{result=\"refused\",reason=\"too_many\"}} 1\n\
+             cabrank_pings_total{{result=\"replaced\",reason=\"\"}} 2\n\
+             cabrank_pings_sent_total 9\n"
         ))
     }
 

@@ -87,6 +87,8 @@ pub enum Do {
 /// What a phone tells its brain.
 #[derive(Clone, Debug)]
 pub enum Heard<'a> {
+    /// There is a new socket after a lost one: what is still ours will be told before [`Heard::Online`].
+    Reconnected,
     /// The session is open.
     Online,
     /// An offer.
@@ -278,6 +280,11 @@ impl<B: Brain> Phone<B> {
             self.has_begun = true;
             let time = self.context.clock.now();
             self.brain.begin(time, &mut self.out);
+            self.take_orders(now);
+        } else {
+            let time = self.context.clock.now();
+            self.brain
+                .handle_heard(time, Heard::Reconnected, &mut self.out);
             self.take_orders(now);
         }
         for command in &mut self.commands {
