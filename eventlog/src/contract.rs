@@ -576,6 +576,7 @@ pub fn reading_stops_at_the_end_and_knows_its_bounds(home: &mut dyn Home) {
     let log = home.log();
     let mut node = Node::start(home, "a");
     assert_eq!(log.read(Topic::RideEvents, 0, 0, 10).unwrap(), []);
+    let before = home.now_ms();
     let events = (0..25)
         .map(|n| append(Topic::RideEvents, 0, "ride", &format!("e{n}")))
         .collect();
@@ -601,6 +602,8 @@ pub fn reading_stops_at_the_end_and_knows_its_bounds(home: &mut dyn Home) {
     }
     let offsets: Vec<u64> = all.iter().map(|record| record.offset).collect();
     assert_eq!(offsets, (0..25).collect::<Vec<u64>>());
+    let times: Vec<i64> = all.iter().map(|record| record.time_ms).collect();
+    assert!(times.is_sorted() && times[0] >= before && times[24] <= home.now_ms());
     assert_eq!(values(&all)[24], "e24");
     assert_eq!(all[3].key, bytes("ride"));
     assert_eq!(log.read(Topic::RideEvents, 0, 25, 10).unwrap(), []);

@@ -11,7 +11,8 @@
 //!
 //! So between half and all of a bound is kept, a little more while a copy is under way. Commands go by the same
 //! bounds, but never those not yet consumed. Each commit looks after one shard, in turn; a step is at most
-//! [`STEP_MIN`] entries, or twice what the commit itself wrote, so that it cannot fall behind.
+//! [`STEP_MIN`] entries, or as many as the commit itself wrote, and twice that when trimming, so that it cannot fall
+//! behind.
 
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
@@ -26,7 +27,7 @@ use super::store::{
 use crate::{Recovered, Topic};
 
 /// Entries copied, cleared or trimmed per commit, at least.
-const STEP_MIN: usize = 1_000;
+const STEP_MIN: usize = 256;
 
 /// Bases and copies in the making, in two slots: slot, shard, entity.
 const BASES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("bases");
@@ -128,7 +129,7 @@ pub(super) fn look_after(
     now_ms: i64,
     written: usize,
 ) -> Result<(), Fault> {
-    let step = STEP_MIN.max(2 * written);
+    let step = STEP_MIN.max(written);
     let place = shard.to_be_bytes();
     let mut keep = get_keep(&tx.open_table(KEEPS)?, shard)?;
     let before = keep.clone();
@@ -157,7 +158,7 @@ pub(super) fn look_after(
     if keep != before {
         put_keep(tx, &place, &keep)?;
     }
-    trim_logs(tx, shard, &keep.base, bounds, now_ms, step)
+    trim_logs(tx, shard, &keep.base, bounds, now_ms, 2 * step)
 }
 
 fn event_parts(tx: &WriteTransaction, shard: u16) -> Result<[Part; 2], Fault> {
