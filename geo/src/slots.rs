@@ -111,7 +111,8 @@ impl SlotLine {
         let generation = generation_of(state).wrapping_add(1);
         // Release on each: a reader of the last generation that meets one of these finds `state` changed.
         back.key.store(key, Ordering::Release);
-        self.status.store(tag_of(generation), Ordering::Release);
+        // A swap: it and a late `set_status` are in one order, whoever comes first.
+        self.status.swap(tag_of(generation), Ordering::AcqRel);
         self.place.store(place, Ordering::Release);
         for copy in &self.at {
             copy.store(NOWHERE, Ordering::Release);
