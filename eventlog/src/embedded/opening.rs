@@ -121,6 +121,16 @@ fn the_number_of_shards_is_fixed_and_options_are_checked() {
 }
 
 #[test]
+fn what_an_interrupted_creation_left_behind_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("cabrank.new"), "half a store").unwrap();
+    std::fs::write(dir.path().join(STORE_FILE), "").unwrap();
+    let log = EmbeddedLog::open(dir.path(), options(1)).unwrap();
+    assert_eq!(log.bounds(Topic::RideCommands, 0).unwrap().end, 0);
+    assert!(!dir.path().join("cabrank.new").exists());
+}
+
+#[test]
 fn a_large_and_mostly_empty_file_is_compacted_when_opened() {
     let dir = tempfile::tempdir().unwrap();
     let len = || {

@@ -158,21 +158,41 @@ impl Store {
         cache_bytes: usize,
     ) -> Result<Store, Fault> {
         Self::contained(|| {
-            let fresh = !path.try_exists().map_err(redb::Error::Io)?
-                || path.metadata().map_err(redb::Error::Io)?.len() == 0;
+            if !path.try_exists().map_err(redb::Error::Io)?
+                || path.metadata().map_err(redb::Error::Io)?.len() == 0
+            {
+                Self::create(path, disk, shards, cache_bytes)?;
+            }
             let mut store = Self::with_backend(disk.open(path)?, cache_bytes)?;
-            if !fresh && !store.check_pages()? {
+            if !store.check_pages()? {
                 tracing::warn!(store = %path.display(), "the store was repaired");
             }
-            if !fresh {
-                store = store.compacted(path, disk, cache_bytes)?;
-            }
-            if fresh {
-                store.create(shards)?;
-            }
+            let store = store.compacted(path, disk, cache_bytes)?;
             store.check_shards(shards)?;
             Ok(store)
         })
+    }
+
+    /// Makes a store under another name first, so that a kill never leaves half of one under its own.
+    fn create(path: &Path, disk: &Disk, shards: u16, cache_bytes: usize) -> Result<(), Fault> {
+        let new = path.with_extension("new");
+        match std::fs::remove_file(&new) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(redb::Error::Io(e).into());
+            }
+            _ => {}
+        }
+        let store = Self::with_backend(disk.open(&new)?, cache_bytes)?;
+        store.create_tables(shards)?;
+        drop(store);
+        std::fs::rename(&new, path).map_err(redb::Error::Io)?;
+        if let Some(dir) = path.parent() {
+            // The new name must survive a power cut as well as what it names.
+            std::fs::File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(redb::Error::Io)?;
+        }
+        Ok(())
     }
 
     /// Gives room back if the file is large and mostly empty. A failure, of a disk that is full perhaps, costs nothing.
@@ -263,7 +283,7 @@ impl Store {
         })
     }
 
-    fn create(&self, shards: u16) -> Result<(), Fault> {
+    fn create_tables(&self, shards: u16) -> Result<(), Fault> {
         let tx = self.db().begin_write()?;
         {
             let mut meta = tx.open_table(META)?;
