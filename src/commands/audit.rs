@@ -1,0 +1,81 @@
+//! `cabrank audit`: are the promises kept?
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cabrank_eventlog::{EventLog, Topic};
+use cabrank_loadgen::audit::{Audit, AuditOptions, AuditReport, read_over_http};
+use cabrank_loadgen::client::Role;
+use clap::Args;
+
+use super::{block_on, token::minter};
+use crate::{AnyError, Common, Source, store};
+
+/// Reading a running server's log gives up after this.
+const READ_WITHIN: Duration = Duration::from_secs(600);
+
+/// Flags of `audit`.
+#[derive(Args)]
+pub struct AuditArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Nothing may be under way any more: an open ride is a violation, too.
+    #[arg(long)]
+    complete: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Audits and prints; exit code 1 on any violation.
+pub fn run(common: &Common, args: AuditArgs) -> Result<ExitCode, AnyError> {
+    let report = match (&args.source.data_dir, &args.source.url) {
+        (Some(dir), _) => of_store(dir, args.complete, &[])?,
+        (None, Some(url)) => of_server(common, url, args.complete, &[])?,
+        (None, None) => return Err("give --data-dir or --url".into()),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Audits the store in `dir` with what clients were promised.
+pub fn of_store(dir: &Path, complete: bool, acknowledged: &[String]) -> Result<AuditReport, AnyError> {
+    let log = store::open(dir)?;
+    let mut audit = Audit::new(AuditOptions { complete, live: false, pending_known: true });
+    for topic in [Topic::RideEvents, Topic::PersonEvents] {
+        store::read_all(&log, topic, |_| None, |shard, offset, value| {
+            audit.event(topic.name(), shard, offset, value);
+        })?;
+    }
+    let mut consumed = Vec::new();
+    for shard in 0..log.shards() {
+        let snapshot = log.snapshot(shard)?;
+        consumed.push(snapshot.header.map_or(0, |header| header.next_input));
+        for (key, value) in &snapshot.states {
+            audit.state(shard, &String::from_utf8_lossy(key), value);
+        }
+    }
+    let from = |shard: u16| consumed.get(usize::from(shard)).copied();
+    store::read_all(&log, Topic::RideCommands, from, |_, _, value| audit.pending(value))?;
+    acknowledged.iter().for_each(|ride| audit.acknowledged(ride));
+    Ok(audit.finish())
+}
+
+/// Audits a running server's log with what clients were promised.
+pub fn of_server(
+    common: &Common,
+    url: &str,
+    complete: bool,
+    acknowledged: &[String],
+) -> Result<AuditReport, AnyError> {
+    let token = minter(&common.settings(|_| {})?)(Role::Ops, "audit");
+    let mut audit = Audit::new(AuditOptions { complete, live: true, pending_known: false });
+    block_on(async { Ok(read_over_http(&mut audit, url, &token, READ_WITHIN).await?) })?;
+    acknowledged.iter().for_each(|ride| audit.acknowledged(ride));
+    Ok(audit.finish())
+}

@@ -1,0 +1,44 @@
+//! Reading a stopped server's store.
+
+use std::path::Path;
+
+use cabrank_eventlog::{EmbeddedLog, EventLog, OpenError, Options, Topic};
+
+use crate::AnyError;
+
+/// Records read at a time.
+const CHUNK: usize = 4_096;
+
+/// Opens the store in `dir`, whatever number of shards it has. A directory without one is an error, not a new store.
+pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
+    if !dir.join("cabrank.redb").is_file() {
+        return Err(format!("{} holds no log: check --data-dir", dir.display()).into());
+    }
+    match EmbeddedLog::open(dir, Options::default()) {
+        Err(OpenError::Shards { found, .. }) => {
+            let shards = u16::try_from(found)?;
+            Ok(EmbeddedLog::open(dir, Options { shards, ..Options::default() })?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// Calls `each` with (shard, offset, value) of every record of `topic` from `from(shard)` on.
+pub fn read_all(
+    log: &EmbeddedLog,
+    topic: Topic,
+    from: impl Fn(u16) -> Option<u64>,
+    mut each: impl FnMut(u16, u64, &[u8]),
+) -> Result<(), AnyError> {
+    for shard in 0..log.shards() {
+        let first = log.bounds(topic, shard)?.first;
+        let mut next = from(shard).unwrap_or(first).max(first);
+        loop {
+            let records = log.read(topic, shard, next, CHUNK)?;
+            let Some(last) = records.last() else { break };
+            next = last.offset + 1;
+            records.iter().for_each(|record| each(shard, record.offset, &record.value));
+        }
+    }
+    Ok(())
+}
