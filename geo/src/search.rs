@@ -182,8 +182,8 @@ impl LiveIndex {
                 pin.unpin();
                 return false;
             }
-            for_each_patch(&self.grid, &window, before.as_ref(), |patch| {
-                walk.patch(patch, answer)
+            for_each_stretch(&self.grid, &window, before.as_ref(), |row, columns| {
+                walk.stretch(row, columns, answer);
             });
             walk.look_at_gathered(answer);
             if window_m >= answer.reach_m {
@@ -210,22 +210,20 @@ impl LiveIndex {
         };
         let bounded = self.grid.patches_in(window) <= self.slots_used() as u64;
         if bounded {
-            for_each_patch(&self.grid, window, None, |patch| {
-                self.buckets.visit(
-                    self.buckets.home(patch),
-                    &pin,
-                    wanted,
-                    |entry| match entry {
+            for_each_stretch(&self.grid, window, None, |row, columns| {
+                for column in columns.first..=columns.last {
+                    let home = self.buckets.home(Patch { row, column });
+                    self.buckets.visit(home, &pin, wanted, |entry| match entry {
                         Entry::Here { slot, .. } | Entry::Departed { slot } => look(slot),
-                    },
-                );
+                    });
+                }
             });
         }
         pin.unpin() && bounded
     }
 }
 
-const FIRST_WINDOW_ROWS: f64 = 0.8;
+const FIRST_WINDOW_ROWS: f64 = 1.0;
 const WINDOW_GROWTH: f64 = 1.7;
 
 /// The answer as far as it is found.
@@ -280,7 +278,11 @@ impl<K: FnMut(&Near) -> bool> Answer<'_, K> {
         if self.is_full() {
             self.out.pop();
         }
-        let at = self.out.partition_point(|known| comes_before(known, &near));
+        // They come nearly in order, so the place is near the end.
+        let mut at = self.out.len();
+        while at > 0 && comes_before(&near, &self.out[at - 1]) {
+            at -= 1;
+        }
         self.out.insert(at, near);
         if self.is_full() {
             self.reach_m = self.out.last().map_or(self.reach_m, |last| last.distance_m);
@@ -303,6 +305,14 @@ struct Walk<'a> {
     gathered: [u64; GATHERED_MAX],
     gathered_count: usize,
     met_departed: bool,
+}
+
+/// Where a patch begins as seen from the middle, and the size of an offset's step, in metres.
+struct Measures {
+    north_0: f64,
+    north_1: f64,
+    east_0: f64,
+    east_1: f64,
 }
 
 impl<'a> Walk<'a> {
@@ -330,22 +340,60 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Patches side by side, with what they share worked out once.
     #[inline]
-    fn patch<K: FnMut(&Near) -> bool>(&mut self, patch: Patch, answer: &mut Answer<'_, K>) {
-        let (index, pin) = (self.index, self.pin);
-        let grid = &index.grid;
-        let shift = grid.column_shift(patch.row);
-        let (row, row_step) = grid.row_start(patch.row);
-        let (column, column_step) = Grid::column_start(patch.column, shift);
+    fn stretch<K: FnMut(&Near) -> bool>(
+        &mut self,
+        row: u32,
+        columns: Stretch,
+        answer: &mut Answer<'_, K>,
+    ) {
+        let grid = &self.index.grid;
+        let shift = grid.column_shift(row);
+        let (row_start, row_step) = grid.row_start(row);
+        let (_, column_step) = Grid::column_start(0, shift);
         let east_m = if 1i64 << shift > TURN_E7 / 8 {
             0.0
         } else {
             self.east_m
         };
+        let (north_0, north_1) = (
+            (row_start - self.south) as f64 * M_PER_E7,
+            row_step * M_PER_E7,
+        );
         let half = TURN_E7 / 2;
-        let way_east = (column - self.east + half).rem_euclid(TURN_E7) - half;
-        let (north_0, north_1) = ((row - self.south) as f64 * M_PER_E7, row_step * M_PER_E7);
-        let (east_0, east_1) = (way_east as f64 * east_m, column_step * east_m);
+        for column in columns.first..=columns.last {
+            let (column_start, _) = Grid::column_start(column, shift);
+            let mut way_east = column_start - self.east;
+            if way_east >= half {
+                way_east -= TURN_E7;
+            } else if way_east < -half {
+                way_east += TURN_E7;
+            }
+            let measures = Measures {
+                north_0,
+                north_1,
+                east_0: way_east as f64 * east_m,
+                east_1: column_step * east_m,
+            };
+            self.patch(Patch { row, column }, &measures, answer);
+        }
+    }
+
+    #[inline]
+    fn patch<K: FnMut(&Near) -> bool>(
+        &mut self,
+        patch: Patch,
+        measures: &Measures,
+        answer: &mut Answer<'_, K>,
+    ) {
+        let &Measures {
+            north_0,
+            north_1,
+            east_0,
+            east_1,
+        } = measures;
+        let (index, pin) = (self.index, self.pin);
         let mut reach = self.reach_squared(answer.reach_m);
         let home = index.buckets.home(patch);
         index.buckets.visit(home, pin, self.wanted, |entry| {
@@ -385,15 +433,18 @@ impl<'a> Walk<'a> {
                 .clamp(LOOKED_AT_MIN, rest.len().max(LOOKED_AT_MIN));
             let now = if wanted < rest.len() {
                 rest.select_nth_unstable(wanted - 1);
-                &rest[..wanted]
+                &mut rest[..wanted]
             } else {
-                &rest[..]
+                &mut rest[..]
             };
-            for &one in now {
+            if wanted <= SORTED_MAX {
+                now.sort_unstable();
+            }
+            for &one in now.iter() {
                 self.index.lines[slot_of(one)].prefetch();
                 self.index.backs[slot_of(one)].prefetch();
             }
-            for &one in now {
+            for &one in now.iter() {
                 answer.look(self.index, slot_of(one) as u32);
             }
             begin += now.len();
@@ -444,34 +495,49 @@ fn squared_m_of(gathered: u64) -> f64 {
     f64::from(f32::from_bits((gathered >> 32) as u32))
 }
 
-/// Every patch of a window that is not in the window before it.
-fn for_each_patch(
+/// Every stretch of patches of a window that is not in the window before it.
+#[inline]
+fn for_each_stretch(
     grid: &Grid,
     window: &Window,
     before: Option<&Window>,
-    mut visit: impl FnMut(Patch),
+    mut visit: impl FnMut(u32, Stretch),
 ) {
     let (first, last) = grid.rows(window);
+    let done_rows = before.map(|before| grid.rows(before));
     for row in first..=last {
-        let done = before.filter(|before| {
-            let (first, last) = grid.rows(before);
-            (first..=last).contains(&row)
-        });
-        let (done_one, done_two) = done.map_or((None, None), |before| {
-            let (one, two) = grid.columns(row, before);
-            (Some(one), two)
-        });
         let (one, two) = grid.columns(row, window);
+        let done =
+            before.filter(|_| done_rows.is_some_and(|(first, last)| (first..=last).contains(&row)));
+        let Some(done) = done.map(|before| grid.columns(row, before)) else {
+            visit(row, one);
+            if let Some(two) = two {
+                visit(row, two);
+            }
+            continue;
+        };
         for stretch in [Some(one), two].into_iter().flatten() {
             let mut column = stretch.first;
             while column <= stretch.last {
-                let holds = |done: &Stretch| (done.first..=done.last).contains(&column);
-                if let Some(done) = done_one.filter(holds).or(done_two.filter(holds)) {
+                let begins = |done: &Stretch| (done.first..=done.last).contains(&column);
+                if let Some(done) = Some(done.0).filter(begins).or(done.1.filter(begins)) {
                     column = done.last + 1;
                     continue;
                 }
-                visit(Patch { row, column });
-                column += 1;
+                let next_done = [Some(done.0), done.1]
+                    .into_iter()
+                    .flatten()
+                    .map(|done| done.first);
+                let next_done = next_done.filter(|&first| first > column).min();
+                let last = next_done.map_or(stretch.last, |first| stretch.last.min(first - 1));
+                visit(
+                    row,
+                    Stretch {
+                        first: column,
+                        last,
+                    },
+                );
+                column = last + 1;
             }
         }
     }
