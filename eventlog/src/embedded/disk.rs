@@ -38,6 +38,9 @@ struct Room {
     /// Writes that still succeed, for tests of a disk that fills up in the middle.
     #[cfg(test)]
     writes_left: AtomicU64,
+    /// The writes after those fail for another reason than room.
+    #[cfg(test)]
+    breaks: AtomicBool,
 }
 
 impl Disk {
@@ -47,6 +50,8 @@ impl Disk {
             was_full: AtomicBool::new(false),
             #[cfg(test)]
             writes_left: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            breaks: AtomicBool::new(false),
         }))
     }
 
@@ -64,6 +69,12 @@ impl Disk {
     pub(super) fn set_writes_left(&self, writes: u64) {
         // Relaxed: a number by itself.
         self.0.writes_left.store(writes, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_breaks(&self) {
+        // Relaxed: set before the writes it is for, by the same thread.
+        self.0.breaks.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn open(&self, path: &Path) -> Result<BoundedFile, redb::Error> {
@@ -122,6 +133,10 @@ impl Disk {
                 left.checked_sub(1)
             }) {
             Ok(_) => Ok(()),
+            // Relaxed: see `set_breaks`.
+            Err(_) if self.0.breaks.load(Ordering::Relaxed) => {
+                Err(io::Error::other("the disk is broken"))
+            }
             Err(_) => Err(io::ErrorKind::StorageFull.into()),
         }
     }

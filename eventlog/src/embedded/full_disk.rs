@@ -1,4 +1,4 @@
-//! A disk that fills up at any write: commands are refused, reads go on, and nothing is lost or doubled when there
+//! A disk that fills up, or breaks, at any write: commands are refused, reads go on, and nothing is lost or doubled when there
 //! is room again.
 
 use std::time::Duration;
@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::{EmbeddedLog, EmbeddedOwner, Options};
 use crate::{
-    Append, CommitError, EventLog, Header, LogError, Record, RecoverError, ShardOwner, StateChange,
-    SubmitError, Topic, Transaction,
+    Append, CommitError, EventLog, Header, LogError, PollError, Record, RecoverError, ShardOwner,
+    StateChange, SubmitError, Topic, Transaction,
 };
 
 const SHARDS: u16 = 2;
@@ -191,4 +191,46 @@ fn the_bound_of_the_file_is_a_full_disk_until_it_is_raised() {
     recover(&mut owner).unwrap();
     while step(&mut owner).unwrap() > 0 {}
     assert_eq!(check(&log), submitted);
+}
+
+#[test]
+fn a_disk_that_breaks_at_any_write_leaves_the_outcome_open_until_recovered() {
+    let mut broken = 0;
+    for writes in 0..30 {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            shards: SHARDS,
+            ..Options::default()
+        };
+        let log = EmbeddedLog::open(dir.path(), options).unwrap();
+        let mut owner = log.own("node").unwrap();
+        recover(&mut owner).unwrap();
+        (0..10).for_each(|n| submit(&log, n).unwrap());
+        assert_eq!(step(&mut owner), Ok(10));
+
+        (10..13).for_each(|n| submit(&log, n).unwrap());
+        log.shared.disk.set_breaks();
+        log.shared.disk.set_writes_left(writes);
+        match step(&mut owner) {
+            Ok(_) => {}
+            Err(CommitError::Ambiguous(_)) => {
+                broken += 1;
+                let answered = check(&log);
+                assert!(answered == 10 || answered == 13, "whole or not at all");
+                let refused = submit(&log, 13);
+                assert!(matches!(refused, Err(SubmitError::Unavailable(_))));
+                let unpolled = owner.poll(Duration::ZERO, 1);
+                assert!(matches!(unpolled, Err(PollError::NotRecovered(0))));
+                let vain = owner.recover(0);
+                assert!(matches!(vain, Err(RecoverError::Unavailable(_))));
+                assert_eq!(check(&log), answered);
+            }
+            Err(other) => panic!("after {writes} writes: {other}"),
+        }
+        log.shared.disk.set_writes_left(u64::MAX);
+        recover(&mut owner).unwrap();
+        while step(&mut owner).unwrap() > 0 {}
+        assert_eq!(check(&log), 13, "each command once, after {writes} writes");
+    }
+    assert!((10..30).contains(&broken), "{broken} of 30 disks broke");
 }

@@ -9,6 +9,11 @@
 //! a checksum on every page, its readers see one moment without blocking writers, and it has no compaction thread
 //! that takes a core when it likes. A tenth of a millisecond does not matter beside a 5 ms target.
 //!
+//! **Figures** (`cargo run --release -p cabrank-eventlog --example commit_latency`, 2 cores): commits of 1 / 10 / 100 /
+//! 1,000 commands, each with an event and a state, take 0.11 / 0.26 / 0.86 / 5.5 ms at the median on a file system in
+//! memory; a disk adds one fdatasync. While other work held both cores (load average 10), 21,000 to 48,000 commands a
+//! second went through in groups of 1,000 with everything beyond 10,000 records trimmed meanwhile.
+//!
 //! **After a failed commit** memory and file may differ, so the owner must throw its memory away and recover every
 //! shard (PROTOCOL 26); the first `recover` opens the file again. Commands that were never stored are still in memory
 //! and are handed out again with the offsets that are free then.
