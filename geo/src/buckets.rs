@@ -380,6 +380,9 @@ impl Bucket {
         for entry in &self.entries {
             // Acquire pairs with the Release of who made or left the entry.
             let word = entry.load(Ordering::Acquire);
+            if word == FREE {
+                continue;
+            }
             if word & !((1 << TAG_SHIFT) - 1) == LIVE | tag {
                 if wanted.fits(word) {
                     let slot = (word >> SLOT_SHIFT) as u32 & (SLOTS_MAX - 1);

@@ -158,12 +158,11 @@ impl Grid {
 }
 
 impl Window {
-    /// Around a disc of this radius.
-    pub fn around(at: Point, radius_m: f64) -> Self {
+    /// Around a disc of this radius. `cos` is the `narrowest_cos` of this radius or of a larger one.
+    pub fn around(at: Point, radius_m: f64, cos: f64) -> Self {
         // One unit more on each side, for rounding.
         let reach = (radius_m / M_PER_E7).min(TURN_E7 as f64) + 2.0;
         let (south, east) = (i64::from(south_e7(at)), i64::from(east_e7(at)));
-        let cos = narrowest_cos(at, radius_m);
         let side = if cos <= 0.0 {
             TURN_E7 as f64
         } else {
@@ -281,7 +280,7 @@ mod tests {
             if at.distance_m(other) > radius_m {
                 continue;
             }
-            let window = Window::around(at, radius_m);
+            let window = Window::around(at, radius_m, narrowest_cos(at, radius_m));
             let patch = grid.patch_of(other);
             let rows = grid.rows(&window);
             assert!(

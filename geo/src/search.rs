@@ -17,7 +17,7 @@ use crate::polygon::Polygon;
 use crate::readers::Pin;
 
 /// Drivers gathered by their entries before their slots are looked at.
-const GATHERED_MAX: usize = 96;
+const GATHERED_MAX: usize = 64;
 
 /// Answers up to this long are kept sorted while they grow; longer ones are sorted at the end.
 const SORTED_MAX: usize = 64;
@@ -161,6 +161,11 @@ impl LiveIndex {
         }
     }
 
+    /// Patches beyond which a scan of the slots is cheaper than a walk.
+    fn patches_max(&self) -> u64 {
+        (self.slots_used() as u64).max(PATCHES_ALWAYS)
+    }
+
     /// Walks patches until the answer is found. False: it may be incomplete, or would have cost more than a scan.
     fn walk<K: FnMut(&Near) -> bool>(
         &self,
@@ -171,14 +176,15 @@ impl LiveIndex {
         let Some(pin) = self.readers.pin() else {
             return false;
         };
-        let slots_used = self.slots_used() as u64;
-        let mut walk = Walk::new(self, at, radius_m, answer.filter, &pin);
+        let patches_max = self.patches_max();
+        let cos = narrowest_cos(at, radius_m);
+        let mut walk = Walk::new(self, at, radius_m, cos, answer.filter, &pin);
         let mut window_m = self.grid.row_m() * FIRST_WINDOW_ROWS;
         let mut before = None;
         loop {
             window_m = window_m.min(radius_m);
-            let window = Window::around(at, window_m);
-            if self.grid.patches_in(&window) > slots_used {
+            let window = Window::around(at, window_m, cos);
+            if self.grid.patches_in(&window) > patches_max {
                 pin.unpin();
                 return false;
             }
@@ -208,7 +214,7 @@ impl LiveIndex {
         let Some(pin) = self.readers.pin() else {
             return false;
         };
-        let bounded = self.grid.patches_in(window) <= self.slots_used() as u64;
+        let bounded = self.grid.patches_in(window) <= self.patches_max();
         if bounded {
             for_each_stretch(&self.grid, window, None, |row, columns| {
                 for column in columns.first..=columns.last {
@@ -222,6 +228,9 @@ impl LiveIndex {
         pin.unpin() && bounded
     }
 }
+
+/// So few patches are walked however few slots there are: a handful of cache lines.
+const PATCHES_ALWAYS: u64 = 64;
 
 const FIRST_WINDOW_ROWS: f64 = 1.0;
 const WINDOW_GROWTH: f64 = 1.7;
@@ -320,10 +329,10 @@ impl<'a> Walk<'a> {
         index: &'a LiveIndex,
         at: Point,
         radius_m: f64,
+        cos: f64,
         filter: &Filter,
         pin: &'a Pin<'a>,
     ) -> Self {
-        let cos = narrowest_cos(at, radius_m);
         // Where the radius spans much of a turn the shorter way round is not the way measured here: skip nobody by it.
         let spans_much = radius_m / M_PER_E7 > cos * (TURN_E7 / 4) as f64;
         Self {
