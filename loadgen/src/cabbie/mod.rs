@@ -652,3 +652,6 @@ fn place_of(report: &Report) -> Option<Point> {
 fn somewhere() -> Point {
     Point::from_e7(0, 0).expect("a constant inside the ranges")
 }
+
+#[cfg(test)]
+mod tests;
