@@ -19,6 +19,8 @@ pub mod ride;
 pub mod rider;
 pub mod sabotage;
 pub mod shard;
+#[cfg(test)]
+mod stories;
 pub mod travel;
 
 pub use config::{BadSetting, EngineConfig};

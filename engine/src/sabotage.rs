@@ -44,4 +44,18 @@ pub enum Sabotage {
     HopAlways,
     /// A hop moves the receiver's time.
     HopMovesTime,
+    /// A repeated command id is handled as if it were new.
+    ForgetOutcomes,
+    /// A changed driver is not marked for saving.
+    ForgetToSave,
+    /// State changes without an event.
+    SilentChange,
+    /// The answer's clock runs from the offer, not from its receipt.
+    NoHandshake,
+    /// The search has no bound.
+    WidenForEver,
+    /// A driver is claimed for a class the car does not serve.
+    AnyClass,
+    /// A retry while the wish is pending is answered at once.
+    AnswerPending,
 }

@@ -14,7 +14,9 @@ use crate::sabotage::Sabotage;
 impl Shard {
     pub(super) fn handle_for_driver(&mut self, id: Option<&CommandId>, command: &Command) {
         let asked = command.entity();
-        if let (EntityId::Driver(driver), Some(command_id)) = (&asked, id) {
+        if let (EntityId::Driver(driver), Some(command_id)) = (&asked, id)
+            && !self.broken(Sabotage::ForgetOutcomes)
+        {
             let before = self
                 .drivers
                 .get(driver)
@@ -148,6 +150,7 @@ impl Shard {
         }
         let verdict = match known.map_or(Err(ClaimRefusal::Offline), |d| d.can_be_held(class)) {
             Err(ClaimRefusal::Held) if self.broken(Sabotage::GrantTwice) => Ok(()),
+            Err(ClaimRefusal::WrongClass) if self.broken(Sabotage::AnyClass) => Ok(()),
             verdict => verdict,
         };
         let driver = driver.clone();
@@ -168,6 +171,11 @@ impl Shard {
                 });
             }
             Err(why) => {
+                if self.broken(Sabotage::SilentChange)
+                    && let Some(known) = self.drivers.get_mut(&driver)
+                {
+                    known.seq += 1;
+                }
                 let driver_seq = self
                     .drivers
                     .get(&driver)

@@ -35,7 +35,9 @@ impl Shard {
         let EntityId::Ride(ride) = asked else {
             unreachable!("{command:?} is not for a ride")
         };
-        if let Some(command_id) = id {
+        if let Some(command_id) = id
+            && !self.broken(Sabotage::ForgetOutcomes)
+        {
             let before = self
                 .rides
                 .get(&ride)
@@ -374,7 +376,9 @@ impl Shard {
     ) -> Answer {
         let ride = hold.ride;
         match report {
-            Report::Received if received => return Ok(Outcome::AlreadyDone),
+            Report::Received if received || self.broken(Sabotage::NoHandshake) => {
+                return Ok(Outcome::AlreadyDone);
+            }
             Report::Received => self.emit(OfferReceived {
                 ride,
                 ride_seq: self.ride_seq(ride),
@@ -613,6 +617,11 @@ impl Shard {
     fn widen(&mut self, ride: RideId) {
         let known = &self.rides[&ride];
         let (step, most) = (self.config.radius_step_m, self.config.radius_max_m);
+        let most = if self.broken(Sabotage::WidenForEver) {
+            u32::MAX
+        } else {
+            most
+        };
         let radius_m = known.radius_m.saturating_add(step).min(most);
         let widen_at = next_after(known.widen_at, self.config.widen_every_ms, self.time);
         self.emit(SearchWidened {

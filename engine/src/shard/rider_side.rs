@@ -121,7 +121,8 @@ impl Shard {
                     None,
                 ),
                 // The outcome comes when the place shard has answered; it resolves this retry, too.
-                Wish::Pending { .. } => return,
+                Wish::Pending { .. } if !self.broken(Sabotage::AnswerPending) => return,
+                Wish::Pending { ride, .. } => (Outcome::Done, Some(ride)),
                 Wish::Open { ride } | Wish::Ended { ride, .. } => {
                     (Outcome::AlreadyDone, Some(ride))
                 }

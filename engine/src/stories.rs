@@ -1,0 +1,7 @@
+//! What riders, drivers and rides do, told as stories.
+
+mod drivers;
+mod holds;
+mod language;
+mod life;
+mod riders;
