@@ -5,7 +5,7 @@ use cabrank_engine::matching::PolicyKind;
 use serde::{Deserialize, Serialize};
 
 /// Settings of a node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
     /// How rounds choose: `first_come`, `greedy` or `batched`.

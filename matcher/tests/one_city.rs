@@ -272,5 +272,17 @@ fn a_restart_brings_back_rides_drivers_and_riders() {
     let mut cursor = city.node.events_start();
     let all = city.node.read_events(&mut cursor, 10_000).unwrap();
     assert!(all.len() > 10 && cursor == city.node.events_end());
+    for at_most in [1, 2, 7, 40] {
+        let (mut cursor, mut read) = (city.node.events_start(), Vec::new());
+        while cursor != city.node.events_end() {
+            let some = city.node.read_events(&mut cursor, at_most).unwrap();
+            assert!(
+                (1..=at_most).contains(&some.len()),
+                "it goes on, and never hands out too many"
+            );
+            read.extend(some);
+        }
+        assert_eq!(read, all, "{at_most} at a time");
+    }
     city.node.stop().unwrap();
 }

@@ -189,33 +189,47 @@ impl Dispatch for Node {
         if cursor.ride_events.len() != shards || cursor.person_events.len() != shards {
             return Err(EventsUnreadable::Gone);
         }
+        // A little of every partition, merged. What lies beyond the last record of a partition that has more may have
+        // to wait for them: it is read again next time.
         let share = (max / (2 * shards)).max(1);
-        let mut found = Vec::new();
-        let topics = [
-            (Topic::RideEvents, &mut cursor.ride_events),
-            (Topic::PersonEvents, &mut cursor.person_events),
-        ];
-        for (topic, offsets) in topics {
-            for (shard, offset) in (0u16..).zip(offsets.iter_mut()) {
+        let mut found: Vec<(EventOrder, Topic, u64, Bytes)> = Vec::new();
+        let mut frontier: Option<EventOrder> = None;
+        for (topic, offsets) in [
+            (Topic::RideEvents, &cursor.ride_events),
+            (Topic::PersonEvents, &cursor.person_events),
+        ] {
+            for (shard, offset) in (0u16..).zip(offsets) {
                 let records = self.shared.log.read(topic, shard, *offset, share).map_err(
                     |why| match why {
                         ReadError::TooOld { .. } => EventsUnreadable::Gone,
                         other => EventsUnreadable::Failed(other.to_string()),
                     },
                 )?;
-                for record in records {
-                    *offset = record.offset + 1;
-                    found.push((
-                        record.time_ms,
-                        shard,
-                        event_number(&record.value),
-                        record.value,
-                    ));
+                let order = |record: &cabrank_eventlog::Record| {
+                    (record.time_ms, shard, event_number(&record.value))
+                };
+                if let Some(last) = records.last().filter(|_| records.len() == share) {
+                    let last = order(last);
+                    frontier = Some(frontier.map_or(last, |least| least.min(last)));
                 }
+                found.extend(
+                    records
+                        .into_iter()
+                        .map(|r| (order(&r), topic, r.offset, r.value)),
+                );
             }
         }
-        found.sort_by_key(|(time_ms, shard, number, _)| (*time_ms, *shard, *number));
-        Ok(found.into_iter().map(|(_, _, _, value)| value).collect())
+        found.retain(|(order, ..)| frontier.is_none_or(|least| *order <= least));
+        found.sort_by_key(|(order, ..)| *order);
+        found.truncate(max);
+        for ((_, shard, _), topic, offset, _) in &found {
+            let offsets = match topic {
+                Topic::RideEvents => &mut cursor.ride_events,
+                _ => &mut cursor.person_events,
+            };
+            offsets[usize::from(*shard)] = offset + 1;
+        }
+        Ok(found.into_iter().map(|(.., value)| value).collect())
     }
 
     fn travel_time_s(&self, from: Place, to: Place) -> f64 {
@@ -225,6 +239,9 @@ impl Dispatch for Node {
         travel.drive_ms(from.0, to.0) as f64 / 1_000.0
     }
 }
+
+/// Where an event comes in a merged stream: append time, shard, number in its shard.
+type EventOrder = (i64, u16, u64);
 
 /// An event's number in its shard, read from the id our own encoder puts first (`{"specversion":"1.0","id":"3-1042"`).
 /// It only orders what is read together; a record of another shape sorts first.
