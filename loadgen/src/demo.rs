@@ -120,13 +120,13 @@ pub async fn demo(
         run.hire(Phone::new(Arc::clone(&context), driver, car, options.seed));
         run.beside(looker);
     }
-    run.began = Instant::now();
+    let began = run.measure();
     let mut show = Show::spinner(options.show);
-    let mut demand = Demand::new(&context, &options, city, rng, run.began);
+    let mut demand = Demand::new(&context, &options, city, rng, began);
     let ends_at = options
         .seconds
-        .map(|seconds| run.began + Duration::from_secs(seconds));
-    let mut next_status = run.began + Duration::from_secs(1);
+        .map(|seconds| began + Duration::from_secs(seconds));
+    let mut next_status = began + Duration::from_secs(1);
     loop {
         let wish_at = demand.next_at();
         let next = [ends_at, wish_at]
@@ -154,13 +154,12 @@ pub async fn demo(
             }
         }
     }
-    let duration = run.began.elapsed();
     show.message("ending open rides");
     demand.finish().await;
     run.settle(SETTLE_WITHIN).await;
     run.end().await;
     show.finish();
-    let mut report = run.report(duration, options.seed, options.arguments);
+    let mut report = run.report(options.seed, options.arguments);
     if demand.unsent > 0 {
         report.invalidate(format!(
             "{} wishes were not sent: too many in flight",
@@ -245,6 +244,8 @@ struct Demand {
     asked: u64,
     unsent: u64,
     riders: JoinSet<()>,
+    /// Says true when the run is over: nobody waits any longer to call off.
+    over: watch::Sender<bool>,
 }
 
 impl Demand {
@@ -267,6 +268,7 @@ impl Demand {
             asked: 0,
             unsent: 0,
             riders: JoinSet::new(),
+            over: watch::Sender::new(false),
         }
     }
 
@@ -307,11 +309,15 @@ impl Demand {
             give_up: due + WISH_WITHIN,
         };
         let context = Arc::clone(&self.context);
+        let mut over = self.over.subscribe();
         self.riders.spawn(async move {
             if let Asked::Opened(ride) = rider::ask(&context, &wish).await
                 && gives_up
             {
-                sleep(patience).await;
+                tokio::select! {
+                    () = sleep(patience) => {}
+                    _ = over.wait_for(|over| *over) => return,
+                }
                 let give_up = Instant::now() + WISH_WITHIN;
                 if let Err(why) = rider::cancel(&context, &wish.rider, ride, give_up).await {
                     tracing::debug!(%why, %ride, "a rider could not call off");
@@ -322,6 +328,7 @@ impl Demand {
 
     /// Waits until every wish has its answer.
     async fn finish(&mut self) {
+        self.over.send_replace(true);
         while self.riders.join_next().await.is_some() {}
     }
 }

@@ -192,7 +192,7 @@ pub async fn replay(
     let mut show = Show::bar(options.show, length);
     let mut riders = Riders::new(&context);
     let mut trips = day.trips.iter().peekable();
-    let mut next_status = Instant::now();
+    let mut next_status = run.measure();
     let linger = Time(day.ends.0).plus_ms(options.linger_s.saturating_mul(1000));
     loop {
         let now = context.clock.now();
@@ -233,14 +233,13 @@ pub async fn replay(
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
-    let duration = run.began.elapsed();
     show.message("ending open rides");
     riders.finish().await;
     run.settle(SETTLE_WITHIN).await;
     run.end().await;
     show.finish();
     let was_stopped = *stop.borrow();
-    let mut report = run.report(duration, options.seed, options.arguments.clone());
+    let mut report = run.report(options.seed, options.arguments.clone());
     let sent = report.pings.sent;
     report.notes.push(format!(
         "{} cabs, {} reports, {} trips",

@@ -111,7 +111,9 @@ pub(crate) struct Run {
     phones: JoinSet<()>,
     helpers: Vec<JoinHandle<()>>,
     counters: Arc<Mutex<ServerCounters>>,
-    pub began: Instant,
+    began: Instant,
+    /// How long it was measured, and the pings sent meanwhile.
+    measured: (Duration, u64),
     last_status: (Instant, u64),
 }
 
@@ -134,8 +136,18 @@ impl Run {
             helpers: vec![follower, reader],
             counters,
             began: now,
+            measured: (Duration::ZERO, 0),
             last_status: (now, 0),
         })
+    }
+
+    /// From here on it counts; answers when that was.
+    pub fn measure(&mut self) -> Instant {
+        self.began = Instant::now();
+        let mut counts = self.context.counts();
+        counts.is_measuring = true;
+        self.measured.1 = counts.pings_sent;
+        self.began
     }
 
     pub fn phase(&self) -> watch::Receiver<Phase> {
@@ -184,6 +196,11 @@ impl Run {
 
     /// Brings open rides to an end: drivers finish at once, who has none is called off. Up to `within`.
     pub async fn settle(&mut self, within: Duration) {
+        {
+            let mut counts = self.context.counts();
+            counts.is_measuring = false;
+            self.measured = (self.began.elapsed(), counts.pings_sent - self.measured.1);
+        }
         self.phase.send_replace(Phase::Ending);
         let deadline = Instant::now() + within;
         let half = Instant::now() + within / 2;
@@ -244,14 +261,14 @@ impl Run {
     }
 
     /// The run in numbers. Call after [`Run::end`].
-    pub fn report(&self, duration: Duration, seed: u64, arguments: Vec<String>) -> Report {
+    pub fn report(&self, seed: u64, arguments: Vec<String>) -> Report {
         let totals = self.context.ledger.totals();
         let counts = self.context.counts().clone();
         let (counted, lives) = {
             let counters = lock(&self.counters);
             (counters.counted(), counters.lives)
         };
-        let seconds = duration.as_secs_f64();
+        let seconds = self.measured.0.as_secs_f64();
         let unaccounted = counts.pings_sent as i64 - counted.total() as i64;
         let mut report = Report {
             schema: REPORT_SCHEMA.to_owned(),
@@ -269,7 +286,7 @@ impl Run {
                     .collect(),
                 replaced: counted.replaced,
                 unaccounted,
-                per_second: counts.pings_sent as f64 / seconds.max(0.001),
+                per_second: self.measured.1 as f64 / seconds.max(0.001),
             },
             rides: totals.rides,
             latency_ms: LatencyReport {
@@ -315,6 +332,18 @@ impl Run {
         if counts.errors > 0 {
             let first = counts.first_error.unwrap_or_default();
             report.invalidate(format!("{} complaints, the first: {first}", counts.errors));
+        }
+        if totals.skipped > 0 {
+            report.invalidate(format!(
+                "the event stream left out {} events",
+                totals.skipped
+            ));
+        }
+        if totals.breaks > 0 {
+            report.notes.push(format!(
+                "the event stream was resumed {} time(s)",
+                totals.breaks
+            ));
         }
         for (kind, count) in totals.refused {
             report.notes.push(format!("{count} wishes refused: {kind}"));

@@ -49,6 +49,8 @@ struct Book {
     unknown: u64,
     first_unknown: Option<String>,
     events: u64,
+    /// By shard: the first and the last number seen, and how many.
+    seen: HashMap<u16, (u64, u64, u64)>,
     breaks: u64,
     request_to_offer: LatencyHistogram,
     request_to_assigned: LatencyHistogram,
@@ -71,6 +73,8 @@ pub struct Totals {
     pub first_unknown: Option<String>,
     /// Events seen.
     pub events: u64,
+    /// Events whose numbers lie between others that were seen, and that never came.
+    pub skipped: u64,
     /// How often the stream broke.
     pub breaks: u64,
     /// Latencies and waits.
@@ -138,6 +142,12 @@ impl Ledger {
         };
         let mut book = self.book();
         book.events += 1;
+        let id = event["id"].as_str().and_then(|id| id.split_once('-'));
+        let id = id.and_then(|(shard, seq)| Some((shard.parse().ok()?, seq.parse::<u64>().ok()?)));
+        if let Some((shard, seq)) = id {
+            let seen = book.seen.entry(shard).or_insert((seq, seq, 0));
+            *seen = (seen.0.min(seq), seen.1.max(seq), seen.2 + 1);
+        }
         let name = event["type"].as_str().unwrap_or_default();
         let Some(name) = name.strip_prefix("cabrank.ride.") else {
             return;
@@ -247,6 +257,7 @@ impl Ledger {
             refused: book.refused.clone(),
             first_unknown: book.first_unknown.clone(),
             events: book.events,
+            skipped: book.skipped(),
             breaks: book.breaks,
             request_to_offer: book.request_to_offer.clone(),
             request_to_assigned: book.request_to_assigned.clone(),
@@ -257,6 +268,14 @@ impl Ledger {
 }
 
 impl Book {
+    fn skipped(&self) -> u64 {
+        let skipped = self.seen.values().map(|(first, last, count)| {
+            let expected = last - first + 1;
+            expected.saturating_sub(*count)
+        });
+        skipped.sum()
+    }
+
     /// Records what has become measurable: offer and acknowledgement come in either order.
     fn measure(&mut self, ride: RideId) {
         let Some(entry) = self.rides.get_mut(&ride) else {
@@ -396,5 +415,16 @@ mod tests {
         assert!((totals.request_to_assigned.quantiles().max - 50.0).abs() < 0.1);
         assert!((totals.pickup.report().mean - 60.0).abs() < 0.1);
         assert!((totals.wait.report().mean - 70.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn an_event_the_stream_skips_is_noticed() {
+        let ledger = Ledger::default();
+        let at = Instant::now();
+        for seq in [5, 7, 6, 9] {
+            let json = format!(r#"{{"id":"3-{seq}","type":"cabrank.rider.free.v1","data":{{}}}}"#);
+            ledger.handle_event(&json, at);
+        }
+        assert_eq!(ledger.totals().skipped, 1, "8 never came");
     }
 }

@@ -82,6 +82,8 @@ pub struct Counts {
     pub errors: u64,
     /// The first such complaint, or the first reason a phone gave up.
     pub first_error: Option<String>,
+    /// Set while latencies count: not while the fleet comes, nor while it is sent home in one breath.
+    pub is_measuring: bool,
     /// Latency of commands.
     pub command_ack: LatencyHistogram,
     /// Latency from a ping to its car in `nearby`.

@@ -570,9 +570,11 @@ impl<B: Brain> Phone<B> {
         let is_done = outcome.result != WireResult::Refused;
         {
             let mut counts = self.context.counts();
-            counts
-                .command_ack
-                .record(read_at.saturating_duration_since(due));
+            if counts.is_measuring {
+                counts
+                    .command_ack
+                    .record(read_at.saturating_duration_since(due));
+            }
             counts.commands_refused += u64::from(!is_done);
         }
         let time = self.context.clock.now();
