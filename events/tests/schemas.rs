@@ -1,0 +1,404 @@
+//! The contract for consumers: a JSON Schema and an example per event, kept in `events/schemas/`.
+//!
+//! `CABRANK_BLESS=1 cargo test -p cabrank-events --test schemas` writes them anew after a change; without it a difference
+//! fails, so a change of the contract is always seen in a review.
+
+use std::path::PathBuf;
+
+use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
+use cabrank_events::event::*;
+use cabrank_events::{
+    ClassSet, CommandId, DriverId, Event, EventRecord, IdempotencyKey, Place, RideId, RiderId,
+    SessionId, ShardId, Time, VehicleClass,
+};
+use cabrank_geo::Point;
+use serde_json::{Value, json};
+
+const AT: Time = Time(1_211_500_801_250);
+
+fn ride() -> RideId {
+    RideId {
+        place: ShardId(3),
+        minted_by: ShardId(5),
+        offset: 1042,
+    }
+}
+
+fn driver() -> DriverId {
+    DriverId::new("d7").unwrap()
+}
+
+fn rider() -> RiderId {
+    RiderId::new("ann").unwrap()
+}
+
+fn key() -> IdempotencyKey {
+    IdempotencyKey::new("k1").unwrap()
+}
+
+fn place(lat: f64, lon: f64) -> Place {
+    Place(Point::new(lat, lon).unwrap())
+}
+
+/// One example of every event.
+fn examples() -> Vec<Event> {
+    let (attempt, hold_number, driver_seq, rider_seq) = (1, 42, 43, 7);
+    let (ride, later) = (ride(), AT.plus_ms(15_000));
+    let command = CommandId::new("rider/ann/k1").unwrap();
+    vec![
+        RideRequested {
+            ride,
+            ride_seq: 1,
+            rider: rider(),
+            key: key(),
+            pickup: place(37.7749, -122.4194),
+            dropoff: Some(place(37.79, -122.4)),
+            class: VehicleClass::Economy,
+            issued_at: AT,
+            deadline: AT.plus_ms(300_000),
+            radius_m: 2_000,
+            widen_at: AT.plus_ms(5_000),
+        }
+        .into(),
+        SearchedInVain { ride, ride_seq: 2 }.into(),
+        SearchWidened {
+            ride,
+            ride_seq: 3,
+            radius_m: 3_000,
+            widen_at: later,
+        }
+        .into(),
+        DriverClaimed {
+            ride,
+            ride_seq: 4,
+            driver: driver(),
+            attempt,
+            answer_by: later,
+        }
+        .into(),
+        ClaimDenied {
+            ride,
+            ride_seq: 5,
+            driver: driver(),
+            attempt,
+            why: ClaimRefusal::Held,
+            driver_seq,
+        }
+        .into(),
+        ClaimAbandoned {
+            ride,
+            ride_seq: 5,
+            driver: driver(),
+            attempt,
+        }
+        .into(),
+        OfferMade {
+            ride,
+            ride_seq: 5,
+            driver: driver(),
+            attempt,
+            hold_number,
+            receipt_by: later,
+        }
+        .into(),
+        OfferReceived {
+            ride,
+            ride_seq: 6,
+            driver: driver(),
+            attempt,
+            answer_by: later,
+        }
+        .into(),
+        OfferDeclined {
+            ride,
+            ride_seq: 7,
+            driver: driver(),
+            attempt,
+            why: DeclinedBecause::Declined,
+        }
+        .into(),
+        OfferExpired {
+            ride,
+            ride_seq: 7,
+            driver: driver(),
+            attempt,
+            why: ExpiredBecause::NoAnswer,
+        }
+        .into(),
+        DriverAssigned {
+            ride,
+            ride_seq: 7,
+            driver: driver(),
+            attempt,
+            hold_number,
+            arrive_by: later,
+        }
+        .into(),
+        DriverLost {
+            ride,
+            ride_seq: 8,
+            driver: driver(),
+            attempt,
+            why: LostBecause::GaveBack,
+            deadline: later,
+            redispatches: 1,
+        }
+        .into(),
+        DriverArrived {
+            ride,
+            ride_seq: 8,
+            driver: driver(),
+            attempt,
+            start_by: later,
+        }
+        .into(),
+        RideStarted {
+            ride,
+            ride_seq: 9,
+            driver: driver(),
+            attempt,
+            complete_by: later,
+        }
+        .into(),
+        RideCompleted {
+            ride,
+            ride_seq: 10,
+            driver: driver(),
+            attempt,
+            why: CompletedBecause::DriverReported,
+            keep_until: later,
+        }
+        .into(),
+        RideCancelled {
+            ride,
+            ride_seq: 8,
+            by: CancelledBy::Rider,
+            driver: Some(driver()),
+            keep_until: later,
+        }
+        .into(),
+        RideUnfulfilled {
+            ride,
+            ride_seq: 8,
+            why: UnfulfilledBecause::Deadline,
+            keep_until: later,
+        }
+        .into(),
+        DriverOnline {
+            driver: driver(),
+            driver_seq,
+            session: SessionId(1_211_500_800_000),
+            classes: ClassSet::of(&[VehicleClass::Economy, VehicleClass::Xl]).unwrap(),
+        }
+        .into(),
+        DriverHeld {
+            driver: driver(),
+            driver_seq,
+            ride,
+            attempt,
+            hold_number,
+        }
+        .into(),
+        DriverReleased {
+            driver: driver(),
+            driver_seq,
+            ride,
+            attempt,
+            hold_number,
+        }
+        .into(),
+        DriverLeaving {
+            driver: driver(),
+            driver_seq,
+            session: SessionId(1_211_500_800_000),
+            why: LeaveReason::Offline,
+        }
+        .into(),
+        DriverOffline {
+            driver: driver(),
+            driver_seq,
+            session: SessionId(1_211_500_800_000),
+            why: LeaveReason::Silent,
+            keep_until: later,
+        }
+        .into(),
+        DriverForgotten {
+            driver: driver(),
+            driver_seq,
+        }
+        .into(),
+        RiderBusy {
+            rider: rider(),
+            rider_seq,
+            ride,
+            key: key(),
+            fingerprint: 5_212_987_179_472_747_544,
+            command: command.clone(),
+            expires_at: later,
+        }
+        .into(),
+        RideConfirmed {
+            rider: rider(),
+            rider_seq,
+            ride,
+            key: key(),
+        }
+        .into(),
+        RideNotOpened {
+            rider: rider(),
+            rider_seq,
+            ride,
+            key: key(),
+            why: RefusedBecause::ShardFull,
+        }
+        .into(),
+        RiderFree {
+            rider: rider(),
+            rider_seq,
+            ride,
+            key: key(),
+            end: EndOfRide::Completed,
+        }
+        .into(),
+        RiderForgotten {
+            rider: rider(),
+            rider_seq,
+        }
+        .into(),
+        RequestRefused {
+            rider: rider(),
+            rider_seq,
+            key: key(),
+            fingerprint: 1,
+            why: RefusedBecause::AlreadyRiding,
+            expires_at: later,
+        }
+        .into(),
+        KeyCancelled {
+            rider: rider(),
+            rider_seq,
+            key: key(),
+            expires_at: later,
+        }
+        .into(),
+        CommandOutcome {
+            command,
+            outcome: Outcome::Refused {
+                why: RefusedBecause::AlreadyRiding,
+            },
+            ride: Some(ride),
+            asked_ride: None,
+            asked_driver: None,
+            asked_rider: Some(rider()),
+        }
+        .into(),
+    ]
+}
+
+fn example(name: &str) -> EventRecord {
+    let event = examples().into_iter().find(|event| event.name() == name);
+    let event = event.unwrap_or_else(|| panic!("{name} has no example"));
+    EventRecord {
+        shard: ShardId(3),
+        seq: 1042,
+        time: AT,
+        event,
+    }
+}
+
+/// The schema of the whole CloudEvent.
+fn schema(record: &EventRecord) -> Value {
+    let data = Event::data_schema(record.event.name()).expect("the name came from the contract");
+    let mut data = serde_json::to_value(data).unwrap();
+    let definitions = data
+        .as_object_mut()
+        .unwrap()
+        .remove("$defs")
+        .unwrap_or(json!({}));
+    data.as_object_mut().unwrap().remove("$schema");
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": record.cloud_type(),
+        "type": "object",
+        "required": ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"],
+        "properties": {
+            "specversion": { "const": "1.0" },
+            "id": { "type": "string", "pattern": "^[0-9]+-[0-9]+$", "description": "Shard and number: unique, for de-duplication." },
+            "source": { "type": "string", "pattern": "^/cabrank/shards/[0-9]+$" },
+            "type": { "const": record.cloud_type() },
+            "subject": { "type": "string", "description": "The entity it changed." },
+            "time": { "type": "string", "format": "date-time" },
+            "datacontenttype": { "const": "application/json" },
+            "data": data,
+        },
+        "$defs": definitions,
+    })
+}
+
+fn kept(file: &str, now: &Value) -> Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("schemas")
+        .join(file);
+    if std::env::var_os("CABRANK_BLESS").is_some() {
+        std::fs::write(&path, format!("{now:#}\n")).unwrap();
+    }
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|why| panic!("{file}: {why}"));
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn every_event_has_a_schema_and_an_example_that_match_the_code() {
+    for name in Event::NAMES {
+        let record = example(name);
+        let schema = schema(&record);
+        assert_eq!(
+            kept(&format!("{name}.v1.json"), &schema),
+            schema,
+            "{name}: the schema has changed"
+        );
+        let json: Value = serde_json::from_slice(&record.to_json()).unwrap();
+        let example = kept(&format!("{name}.v1.example.json"), &json);
+        assert_eq!(example, json, "{name}: the example has changed");
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        assert!(
+            validator.is_valid(&example),
+            "{name}: the example does not match its schema"
+        );
+        assert_eq!(
+            EventRecord::from_json(example.to_string().as_bytes()).unwrap(),
+            record
+        );
+    }
+}
+
+#[test]
+fn a_schema_refuses_what_is_not_its_event() {
+    for name in Event::NAMES {
+        let record = example(name);
+        let validator = jsonschema::validator_for(&schema(&record)).unwrap();
+        let whole: Value = serde_json::from_slice(&record.to_json()).unwrap();
+        let required: Vec<String> = whole["data"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|key| *key != "dropoff")
+            .cloned()
+            .collect();
+        let mut missed = 0;
+        for key in &required {
+            let mut cut = whole.clone();
+            cut["data"].as_object_mut().unwrap().remove(key);
+            missed += usize::from(validator.is_valid(&cut));
+        }
+        // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride.
+        let optional = match *name {
+            "ride.cancelled" => 1,
+            "command.outcome" => 2,
+            _ => 0,
+        };
+        assert_eq!(missed, optional, "{name}");
+        let mut other = whole.clone();
+        other["type"] = json!("cabrank.ride.teleported.v1");
+        assert!(!validator.is_valid(&other), "{name}");
+    }
+}
