@@ -20,6 +20,8 @@ pub mod rider;
 pub mod sabotage;
 pub mod shard;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod stories;
 pub mod travel;
 

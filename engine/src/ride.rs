@@ -132,12 +132,11 @@ impl Ride {
     pub fn apply(&mut self, event: &Event, bounds: &Bounds) {
         match event {
             Event::CommandOutcome(e) => {
+                // No step of the ride's life, so it has no ride number.
                 self.recent.remember(e, bounds.outcomes_max);
-                return; // no step of the ride's life, so it has no ride number
             }
             Event::RideRequested(e) => {
                 *self = Ride::opened(e);
-                return;
             }
             Event::SearchedInVain(e) => {
                 self.seq = e.ride_seq;

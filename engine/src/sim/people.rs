@@ -1,0 +1,265 @@
+//! What riders, drivers and their phones do: early, late, twice, never, and what nobody sane would.
+
+use cabrank_events::command::CancelledBy;
+use cabrank_events::{
+    ClassSet, Command, CommandId, CommandRecord, Event, HoldId, IdempotencyKey, RideId, SessionId,
+    ShardId, Time, VehicleClass,
+};
+use rand::Rng;
+
+use super::world::World;
+
+impl World {
+    fn say_after(&mut self, most_ms: u64, issued_at: Time, command: Command) {
+        self.number += 1;
+        let id = CommandId::new(&format!("c{}", self.number)).expect("a good id");
+        self.issued.insert(id.clone(), command.clone());
+        let record = CommandRecord::external(id, issued_at, command);
+        let copies = 1 + u32::from(self.chance(0.1));
+        for _ in 0..copies {
+            let after = self.rng.random_range(0..=most_ms);
+            self.number += 1;
+            self.agenda
+                .insert((self.now.plus_ms(after), self.number), record.clone());
+        }
+    }
+
+    fn say(&mut self, most_ms: u64, command: Command) {
+        self.say_after(most_ms, self.now, command);
+    }
+
+    /// Somebody wants something by themselves.
+    pub(super) fn wish(&mut self) {
+        let rider = self.riders[self.rng.random_range(0..self.riders.len())].clone();
+        let driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+        match self.rng.random_range(0..20) {
+            0..6 => {
+                let key = IdempotencyKey::new(&format!("k{}", self.number)).expect("a good key");
+                let age = if self.chance(0.15) {
+                    self.rng.random_range(0..40_000)
+                } else {
+                    0
+                };
+                let command = Command::RequestRide {
+                    rider: rider.clone(),
+                    key: key.clone(),
+                    pickup: self.places[self.rng.random_range(0..self.places.len())],
+                    dropoff: None,
+                    class: self.class(),
+                };
+                let issued_at = Time(self.now.0 - age);
+                if self.chance(0.1) {
+                    self.say(3_000, Command::CancelByKey { rider, key });
+                }
+                self.say_after(500, issued_at, command);
+                let id = CommandId::new(&format!("c{}", self.number)).ok();
+                let request = self.agenda.values().next_back().cloned();
+                if let Some(request) = request
+                    .filter(|r| id.is_some() && matches!(r.command, Command::RequestRide { .. }))
+                {
+                    self.wishes.push(request);
+                }
+            }
+            6..9 if !self.wishes.is_empty() => {
+                // A retry, sometimes with another body, sometimes from long ago.
+                let newest = self.wishes.len().saturating_sub(4);
+                let request = self.wishes[self.rng.random_range(newest..self.wishes.len())].clone();
+                let mut command = request.command;
+                if self.chance(0.2)
+                    && let Command::RequestRide { pickup, .. } = &mut command
+                {
+                    *pickup = self.places[self.rng.random_range(0..self.places.len())];
+                }
+                self.say_after(500, request.issued_at, command);
+            }
+            9..11 if !self.wishes.is_empty() => {
+                let newest = self.wishes.len().saturating_sub(3);
+                let request = &self.wishes[self.rng.random_range(newest..self.wishes.len())];
+                if let Command::RequestRide { rider, key, .. } = request.command.clone() {
+                    self.say(500, Command::CancelByKey { rider, key });
+                }
+            }
+            11..17 => {
+                self.sessions += 1;
+                let old = if self.chance(0.2) {
+                    self.rng.random_range(0..=self.sessions.min(4))
+                } else {
+                    0
+                };
+                let session = SessionId(self.sessions - old);
+                let mut classes = vec![VehicleClass::Economy];
+                if self.chance(0.5) {
+                    classes[0] = self.class();
+                }
+                let classes = ClassSet::of(&classes).expect("one class");
+                self.say(
+                    2_000,
+                    Command::GoOnline {
+                        driver,
+                        session,
+                        classes,
+                    },
+                );
+            }
+            17..19 => {
+                let newest = self.model.drivers.get(&driver).map_or(0, |d| d.session.0);
+                let old = if self.chance(0.3) {
+                    self.rng.random_range(0..3)
+                } else {
+                    0
+                };
+                let session = SessionId(newest.saturating_sub(old));
+                if self.chance(0.7) {
+                    self.say(2_000, Command::GoOffline { driver, session });
+                } else {
+                    // The node of the driver's shard says this, not a person: no id, no outcome.
+                    let silent = Command::DriverSilent { driver, session };
+                    let record = CommandRecord::internal(ShardId(0), self.now, silent);
+                    self.append(CommandRecord {
+                        from: None,
+                        ..record
+                    });
+                }
+            }
+            _ => {
+                let rides: Vec<RideId> = self.model.rides.keys().copied().collect();
+                if rides.is_empty() {
+                    return;
+                }
+                let ride = rides[self.rng.random_range(0..rides.len())];
+                let hold = HoldId {
+                    ride,
+                    attempt: self.rng.random_range(0..4),
+                };
+                let command = match self.rng.random_range(0..6) {
+                    0 => Command::AcceptOffer { hold, driver },
+                    1 => Command::CompleteRide { hold, driver },
+                    2 => Command::Arrive { hold, driver },
+                    3 => Command::CancelRide {
+                        ride,
+                        by: CancelledBy::Rider,
+                        rider: Some(rider),
+                    },
+                    4 => Command::CancelRide {
+                        ride,
+                        by: CancelledBy::Ops,
+                        rider: None,
+                    },
+                    _ => Command::GiveBack { hold, driver },
+                };
+                self.say(500, command);
+            }
+        }
+    }
+
+    fn class(&mut self) -> VehicleClass {
+        if self.chance(0.7) {
+            VehicleClass::Economy
+        } else {
+            VehicleClass::Xl
+        }
+    }
+
+    /// What phones do when they hear of an event: early, late, twice or never.
+    pub(super) fn phones(&mut self, event: &Event) {
+        match event {
+            Event::OfferMade(e) => {
+                let hold = HoldId {
+                    ride: e.ride,
+                    attempt: e.attempt,
+                };
+                let driver = e.driver.clone();
+                if self.chance(0.85) {
+                    self.say(
+                        6_000,
+                        Command::ReceiveOffer {
+                            hold,
+                            driver: driver.clone(),
+                        },
+                    );
+                }
+                if self.chance(0.75) {
+                    self.say(
+                        16_000,
+                        Command::AcceptOffer {
+                            hold,
+                            driver: driver.clone(),
+                        },
+                    );
+                }
+                if self.chance(0.2) {
+                    self.say(16_000, Command::DeclineOffer { hold, driver });
+                }
+            }
+            Event::DriverAssigned(e) => {
+                let hold = HoldId {
+                    ride: e.ride,
+                    attempt: e.attempt,
+                };
+                let driver = e.driver.clone();
+                if self.chance(0.7) {
+                    self.say(
+                        20_000,
+                        Command::Arrive {
+                            hold,
+                            driver: driver.clone(),
+                        },
+                    );
+                }
+                if self.chance(0.7) {
+                    self.say(
+                        40_000,
+                        Command::StartRide {
+                            hold,
+                            driver: driver.clone(),
+                        },
+                    );
+                }
+                if self.chance(0.2) {
+                    self.say(30_000, Command::GiveBack { hold, driver });
+                }
+            }
+            Event::RideStarted(e) if self.chance(0.8) => {
+                let hold = HoldId {
+                    ride: e.ride,
+                    attempt: e.attempt,
+                };
+                self.say(
+                    40_000,
+                    Command::CompleteRide {
+                        hold,
+                        driver: e.driver.clone(),
+                    },
+                );
+            }
+            Event::RideRequested(e) if self.chance(0.25) => {
+                let (ride, rider) = (e.ride, e.rider.clone());
+                let by_ride = Command::CancelRide {
+                    ride,
+                    by: CancelledBy::Rider,
+                    rider: Some(rider.clone()),
+                };
+                let by_key = Command::CancelByKey {
+                    rider,
+                    key: e.key.clone(),
+                };
+                let command = if self.chance(0.5) { by_ride } else { by_key };
+                self.say(30_000, command);
+            }
+            Event::RideCancelled(e) if e.driver.is_some() && self.chance(0.3) => {
+                // The phone has not heard of the cancel yet.
+                let attempt = self.model.rides.get(&e.ride).map_or(1, |ride| ride.attempt);
+                let (hold, driver) = (
+                    HoldId {
+                        ride: e.ride,
+                        attempt,
+                    },
+                    e.driver.clone(),
+                );
+                let driver = driver.unwrap_or_else(|| self.drivers[0].clone());
+                self.say(3_000, Command::AcceptOffer { hold, driver });
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,672 @@
+//! The world around the engine: hosts, partitions, saved states, phones, a clock; and what is checked at each step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+
+use cabrank_events::command::{EntityId, Outcome, RefusedBecause};
+use cabrank_events::{
+    Command, CommandId, CommandRecord, DriverId, Event, EventRecord, Place, RideId, RiderId,
+    ShardId, Time,
+};
+use cabrank_geo::{Cell, Point, Resolution};
+use cabrank_ring::{Kind, Ring};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::Fault;
+use super::checks::fold;
+use super::model::{Model, Outcomes, WishFacts};
+use crate::EngineConfig;
+use crate::host::{Batch, Host};
+use crate::matching::{Pair, RoundResult};
+use crate::ride::Bounds;
+use crate::shard::{Counters, EntityState, Shard};
+
+const START: Time = Time(1_000_000_000);
+const SHARDS_MAX: u16 = 4;
+/// Open rides of a shard in the tight seeds.
+const FULL: usize = 2;
+/// How many steps before a failure are told.
+const TOLD_MAX: usize = 60;
+/// Outcomes of one id are compared if they are no further apart: drivers are remembered longer than this.
+const SAME_OUTCOME_MS: i64 = 20_000;
+
+pub(super) type States = BTreeMap<EntityId, EntityState>;
+
+/// One shard's input in the log.
+#[derive(Default)]
+pub(super) struct Partition {
+    pub(super) records: Vec<(Time, CommandRecord)>,
+    pub(super) read: usize,
+    pub(super) skew_ms: i64,
+}
+
+/// What `shard-state` holds of a shard.
+pub(super) struct Saved {
+    pub(super) header: String,
+    pub(super) time: Time,
+    pub(super) states: BTreeMap<EntityId, String>,
+    pub(super) parsed: States,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    Command(ShardId, u64, Time, CommandRecord),
+    Round(ShardId, RoundResult),
+    Clock(Time),
+}
+
+pub struct World {
+    pub(super) rng: SmallRng,
+    pub(super) fault: Fault,
+    pub(super) clean: bool,
+    pub(super) config: Arc<EngineConfig>,
+    pub(super) ring: Arc<Ring>,
+    pub(super) places: Vec<Place>,
+    pub(super) hosts: Vec<Host>,
+    pub(super) hops_max: Vec<usize>,
+    pub(super) home: Vec<usize>,
+    pub(super) log: Vec<Partition>,
+    pub(super) saved: Vec<Saved>,
+    pub(super) fold: Vec<States>,
+    /// Messages the log holds back, in dirty mode.
+    pub(super) late: Vec<(Time, CommandRecord)>,
+    pub(super) agenda: BTreeMap<(Time, u32), CommandRecord>,
+    pub(super) rounds: Vec<(ShardId, RoundResult)>,
+    pub(super) drivers: Vec<DriverId>,
+    pub(super) riders: Vec<RiderId>,
+    pub(super) sessions: u64,
+    pub(super) wishes: Vec<CommandRecord>,
+    pub(super) issued: BTreeMap<CommandId, Command>,
+    pub(super) model: Model,
+    pub(super) outcomes: Outcomes,
+    /// Engine times after the last transaction, by shard.
+    pub(super) times: Vec<Time>,
+    /// Rides whose timer was due at the last look, by shard.
+    pub(super) overdue: Vec<BTreeSet<(RideId, Time)>>,
+    pub(super) now: Time,
+    pub(super) number: u32,
+    pub(super) step: u32,
+    pub(super) told: Option<Vec<String>>,
+}
+
+/// Rings and, for each, a place in each of its shards: the same for all seeds.
+fn maps() -> &'static Vec<(Arc<Ring>, Vec<Place>)> {
+    static MAPS: OnceLock<Vec<(Arc<Ring>, Vec<Place>)>> = OnceLock::new();
+    MAPS.get_or_init(|| {
+        let resolution = Resolution::try_from(5).expect("5 is allowed");
+        (1..=SHARDS_MAX)
+            .map(|shards| {
+                let ring = Ring::new(shards).expect("few are allowed");
+                let place_in = |shard: u16| {
+                    (0..)
+                        .map(|n| Point::new(f64::from(n) * 0.3, 7.0).expect("on the earth"))
+                        .find(|p| ring.shard_of_cell(Cell::at(*p, resolution).into()) == shard)
+                        .map(Place)
+                        .expect("every shard owns cells")
+                };
+                let places = (0..shards).map(place_in).collect();
+                (Arc::new(ring), places)
+            })
+            .collect()
+    })
+}
+
+impl World {
+    pub fn new(seed: u64, fault: Fault, tell: bool) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let clean = seed.is_multiple_of(2);
+        let shards = rng.random_range(1..=SHARDS_MAX);
+        let (ring, places) = maps()[usize::from(shards) - 1].clone();
+        let hosts = rng.random_range(1..=3_usize);
+        let tight = rng.random_bool(0.3);
+        let config = Arc::new(EngineConfig {
+            request_patience_ms: 20_000,
+            ride_deadline_ms: rng.random_range(20_000..90_000),
+            claim_answer_ms: rng.random_range(1_000..5_000),
+            offer_receipt_ms: 5_000,
+            offer_answer_ms: 10_000,
+            arrival_ms: 40_000,
+            no_show_ms: 30_000,
+            longest_ride_ms: 60_000,
+            redispatch_patience_ms: 20_000,
+            redispatch_max: rng.random_range(0..4),
+            radius_step_m: 2_000,
+            asked_max: if tight { 2 } else { 128 },
+            key_memory_ms: 60_000,
+            keys_max: if tight { 2 } else { 32 },
+            ended_ride_memory_ms: 40_000,
+            driver_memory_ms: 40_000,
+            outcomes_max: if tight { 2 } else { 64 },
+            rides_max: if tight { FULL } else { 1_000 },
+            ..EngineConfig::default()
+        });
+        config.check().expect("the simulation's settings are sound");
+        let new = |id| Shard::new(ShardId(id), config.clone(), ring.clone());
+        let saved = (0..shards).map(|id| Saved {
+            header: serde_json::to_string(new(id).counters()).expect("counters are JSON"),
+            time: Time(i64::MIN),
+            states: BTreeMap::new(),
+            parsed: BTreeMap::new(),
+        });
+        let mut world = World {
+            fault,
+            clean,
+            saved: saved.collect(),
+            places,
+            hops_max: (0..hosts)
+                .map(|_| [0, 1, 3, 100][rng.random_range(0..4)])
+                .collect(),
+            home: (0..shards).map(|_| rng.random_range(0..hosts)).collect(),
+            log: (0..shards)
+                .map(|_| Partition {
+                    skew_ms: rng.random_range(-200..=200),
+                    ..Partition::default()
+                })
+                .collect(),
+            fold: vec![BTreeMap::new(); usize::from(shards)],
+            hosts: Vec::new(),
+            late: Vec::new(),
+            agenda: BTreeMap::new(),
+            rounds: Vec::new(),
+            drivers: (0..rng.random_range(2..6)).map(driver_id).collect(),
+            riders: (0..rng.random_range(2..6)).map(rider_id).collect(),
+            sessions: 0,
+            wishes: Vec::new(),
+            issued: BTreeMap::new(),
+            model: Model::new(config.clone(), clean),
+            outcomes: Outcomes::default(),
+            times: vec![Time(i64::MIN); usize::from(shards)],
+            overdue: vec![BTreeSet::new(); usize::from(shards)],
+            now: START,
+            number: 0,
+            step: 0,
+            told: tell.then(Vec::new),
+            rng,
+            config,
+            ring,
+        };
+        world.hosts = (0..hosts).map(|host| world.load(host)).collect();
+        world
+    }
+
+    pub fn steps(&self) -> u32 {
+        self.step
+    }
+
+    /// What happened before the failure.
+    pub fn told(&self) -> String {
+        let told = self.told.as_deref().unwrap_or_default();
+        told[told.len().saturating_sub(TOLD_MAX)..].join("\n")
+    }
+
+    pub(super) fn tell(&mut self, what: impl FnOnce() -> String) {
+        if let Some(told) = &mut self.told {
+            told.push(format!(
+                "{:>4} {:>7} {}",
+                self.step,
+                self.now.since(START),
+                what()
+            ));
+        }
+    }
+
+    pub(super) fn chance(&mut self, of: f64) -> bool {
+        self.rng.random_bool(of)
+    }
+
+    // -- hosts ---------------------------------------------------------------------------------------------------
+
+    /// A host as the saved states of its shards make it, read from JSON.
+    fn load(&self, host: usize) -> Host {
+        self.load_at(host, None)
+    }
+
+    fn load_at(&self, host: usize, times: Option<&[Time]>) -> Host {
+        let shards = (0..self.home.len()).filter(|shard| self.home[*shard] == host);
+        let shards = shards.map(|at| {
+            let saved = &self.saved[at];
+            let counters = match self.fault {
+                Fault::CountersLost => Counters::default(),
+                _ => serde_json::from_str(&saved.header).expect("the header reads back"),
+            };
+            let states = saved.states.values();
+            let states = states.map(|json| serde_json::from_str(json).expect("a state reads back"));
+            let id = ShardId(at as u16);
+            let (config, ring) = (self.config.clone(), self.ring.clone());
+            let time = times.map_or(saved.time, |times| times[at]);
+            Shard::restore(id, config, ring, time, counters, states)
+        });
+        let mut host = Host::new(shards.collect::<Vec<_>>(), self.hops_max[host]);
+        if let Fault::Engine(how) = self.fault {
+            host.sabotage(how);
+        }
+        host
+    }
+
+    fn restart(&mut self) {
+        let host = self.rng.random_range(0..self.hosts.len());
+        self.tell(|| format!("host {host} restarts"));
+        self.reload(host);
+    }
+
+    fn reload(&mut self, host: usize) {
+        self.hosts[host] = self.load(host);
+        for shard in self.shards_of(host) {
+            self.times[shard] = self.saved[shard].time;
+        }
+    }
+
+    fn move_shard(&mut self) {
+        let shard = self.rng.random_range(0..self.home.len());
+        let to = self.rng.random_range(0..self.hosts.len());
+        let from = std::mem::replace(&mut self.home[shard], to);
+        self.tell(|| format!("shard {shard} moves from host {from} to {to}"));
+        self.reload(from);
+        self.reload(to);
+    }
+
+    pub(super) fn shards_of(&self, host: usize) -> Vec<usize> {
+        (0..self.home.len())
+            .filter(|shard| self.home[*shard] == host)
+            .collect()
+    }
+
+    fn home_of(&self, command: &Command) -> usize {
+        usize::from(match command.entity() {
+            EntityId::Ride(ride) => ride.place.0,
+            EntityId::Driver(driver) => self.ring.shard_of_person(Kind::Driver, driver.as_str()),
+            EntityId::Rider(rider) => self.ring.shard_of_person(Kind::Rider, rider.as_str()),
+        })
+    }
+
+    // -- the log ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn append(&mut self, record: CommandRecord) {
+        let at = self.home_of(&record.command);
+        // A ride id made up by a stranger may name a shard that does not exist; gateways refuse those.
+        let Some(partition) = self.log.get_mut(at) else {
+            return;
+        };
+        let newest = partition
+            .records
+            .last()
+            .map_or(Time(i64::MIN), |(time, _)| *time);
+        let time = newest.max(Time(self.now.0 + partition.skew_ms));
+        partition.records.push((time, record));
+    }
+
+    pub(super) fn append_message(&mut self, record: CommandRecord) {
+        if self.fault == Fault::MessageLost && self.chance(0.02) {
+            return;
+        }
+        if self.clean {
+            return self.append(record);
+        }
+        // A place that was full for the first copy of an opening may have room for the second.
+        let once = matches!(record.command, Command::OpenRide(_)) && self.config.rides_max == FULL;
+        if self.chance(0.1) && !once {
+            let copy = record.clone();
+            let after = self.rng.random_range(0..8_000);
+            self.late.push((self.now.plus_ms(after), copy));
+        }
+        if self.chance(0.2) {
+            let after = self.rng.random_range(0..8_000);
+            self.late.push((self.now.plus_ms(after), record));
+        } else {
+            self.append(record);
+        }
+    }
+
+    pub(super) fn deliver(&mut self) {
+        let now = self.now;
+        let due;
+        (due, self.late) = std::mem::take(&mut self.late)
+            .into_iter()
+            .partition(|(at, _)| *at <= now);
+        for (_, record) in due {
+            self.append(record);
+        }
+        while let Some(first) = self
+            .agenda
+            .first_entry()
+            .filter(|first| first.key().0 <= now)
+        {
+            let record = first.remove();
+            self.tell(|| {
+                format!(
+                    "says {}: {:?}",
+                    record
+                        .id
+                        .clone()
+                        .map_or_else(String::new, |id| id.to_string()),
+                    record.command
+                )
+            });
+            self.append(record);
+        }
+    }
+
+    /// Commands and messages nobody has read yet.
+    pub(super) fn unread(&self) -> impl Iterator<Item = &CommandRecord> {
+        let in_log = self.log.iter().flat_map(|p| p.records[p.read..].iter());
+        in_log.chain(self.late.iter()).map(|(_, record)| record)
+    }
+
+    // -- a step --------------------------------------------------------------------------------------------------------
+
+    pub fn step(&mut self) -> Result<(), String> {
+        self.step += 1;
+        let jump = match self.rng.random_range(0..100) {
+            0..60 => self.rng.random_range(0..400),
+            60..97 => self.rng.random_range(0..3_000),
+            _ => self.rng.random_range(0..25_000),
+        };
+        self.now = self.now.plus_ms(jump);
+        if self.chance(0.5) {
+            self.wish();
+        }
+        self.deliver();
+        if self.chance(0.02) {
+            self.restart();
+        }
+        if self.chance(0.02) {
+            self.move_shard();
+        }
+        if self.chance(0.5) {
+            self.snapshot();
+        }
+        let host = self.rng.random_range(0..self.hosts.len());
+        let inputs = self.inputs(host);
+        self.transaction(host, &inputs)
+    }
+
+    /// A few inputs of a host: records in order, perhaps the clock, perhaps a round.
+    fn inputs(&mut self, host: usize) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        let mut ahead: BTreeMap<usize, usize> = BTreeMap::new();
+        let shards = self.shards_of(host);
+        if shards.is_empty() {
+            return inputs;
+        }
+        for _ in 0..self.rng.random_range(1..8) {
+            let shard = shards[self.rng.random_range(0..shards.len())];
+            let taken = ahead.entry(shard).or_default();
+            let partition = &self.log[shard];
+            let offset = partition.read + *taken;
+            if let Some((time, record)) = partition.records.get(offset) {
+                inputs.push(Input::Command(
+                    ShardId(shard as u16),
+                    offset as u64,
+                    *time,
+                    record.clone(),
+                ));
+                *taken += 1;
+            }
+        }
+        let caught_up = shards.iter().all(|shard| {
+            let partition = &self.log[*shard];
+            partition.read + ahead.get(shard).copied().unwrap_or(0) == partition.records.len()
+        });
+        if caught_up || self.fault == Fault::ClockAhead {
+            inputs.push(Input::Clock(Time(self.now.0 - 500)));
+            let mine =
+                |(shard, _): &(ShardId, RoundResult)| self.home[usize::from(shard.0)] == host;
+            if let Some(at) = self.rounds.iter().position(mine)
+                && self.rng.random_bool(0.8)
+            {
+                let (shard, result) = self.rounds.remove(at);
+                inputs.push(Input::Round(shard, result));
+            }
+        }
+        if self.fault == Fault::ReadTwice
+            && self.rng.random_bool(0.02)
+            && let Some(first) = inputs.first().cloned()
+        {
+            inputs.insert(0, first);
+        }
+        inputs
+    }
+
+    /// A round is solved on what it sees now; its result may be handed in much later.
+    fn snapshot(&mut self) {
+        let shard = self.rng.random_range(0..self.home.len());
+        let id = ShardId(shard as u16);
+        let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
+            return;
+        };
+        let mut result = RoundResult::default();
+        for ride in owner.waiting() {
+            result.looked.push((ride.id, ride.seq));
+            let driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+            let known = self.model.drivers.get(&driver).map_or(0, |d| d.seq);
+            // Sometimes the round is careless: the engine and the driver's entity must stand it.
+            let fits = ride.may_ask(&driver, known) || self.rng.random_bool(0.3);
+            if fits && self.rng.random_bool(0.8) {
+                result.pairs.push(Pair {
+                    ride: ride.id,
+                    version: ride.seq,
+                    driver,
+                    cost_ms: 0,
+                });
+            }
+        }
+        if !result.looked.is_empty() && self.rounds.len() < 8 {
+            self.rounds.push((id, result));
+        }
+    }
+
+    /// One transaction. It may crash before its commit: then it runs again from the saved states and must give the
+    /// same (invariant 6).
+    pub(super) fn transaction(&mut self, host: usize, inputs: &[Input]) -> Result<(), String> {
+        let (mut batch, mut ends) = run(&mut self.hosts[host], inputs);
+        if self.chance(0.06) {
+            // A clock that brought nothing about is in no header, so after a real crash times may be a little older;
+            // the same inputs are the same only from the same times.
+            let real = self.chance(0.5);
+            self.tell(|| format!("host {host} crashes before its commit"));
+            if real {
+                (batch, ends) = run(&mut self.load(host), inputs);
+            }
+            self.hosts[host] = self.load_at(host, (!real).then_some(&self.times[..]));
+            let (again, ends_again) = run(&mut self.hosts[host], inputs);
+            let same = again.events == batch.events
+                && again.messages == batch.messages
+                && again.changed == batch.changed
+                && again.touched == batch.touched
+                && ends_again == ends;
+            if !same {
+                return Err(format!(
+                    "the same inputs gave\n{batch:?}\nand then\n{again:?}"
+                ));
+            }
+        }
+        let mut from = 0;
+        for (input, to) in inputs.iter().zip(ends) {
+            self.tell(|| match input {
+                Input::Command(shard, offset, _, record) => format!(
+                    "host {host} shard {shard} reads {offset}: {:?}",
+                    record.command
+                ),
+                other => format!("host {host} {other:?}"),
+            });
+            self.judge(input, &batch.events[from..to])?;
+            from = to;
+        }
+        self.commit(host, inputs, batch)?;
+        let clock = inputs.iter().any(|input| matches!(input, Input::Clock(_)));
+        self.check(host, clock)
+    }
+
+    /// The model takes the events of one input, and each external command gets what it is owed.
+    fn judge(&mut self, input: &Input, events: &[EventRecord]) -> Result<(), String> {
+        let mut direct = None;
+        if let Input::Command(_, _, _, record) = input
+            && record.from.is_none()
+            && let Some(id) = &record.id
+        {
+            let wish = match &record.command {
+                Command::RequestRide { rider, key, .. } | Command::CancelByKey { rider, key } => {
+                    self.model.wish(rider, key)
+                }
+                _ => None,
+            };
+            // The pending answer resolves this retry, too, unless it asks for something else.
+            let reused = Outcome::Refused {
+                why: RefusedBecause::KeyReused,
+            };
+            let is_reused = |e: &EventRecord| matches!(&e.event, Event::CommandOutcome(o) if o.command == *id && o.outcome == reused);
+            let resolved_later = matches!(record.command, Command::RequestRide { .. })
+                && wish == Some(WishFacts::Pending)
+                && !events.iter().any(is_reused);
+            *self.outcomes.owed.entry(id.clone()).or_insert(0) += i32::from(!resolved_later);
+            if !matches!(
+                record.command,
+                Command::RequestRide { .. } | Command::CancelByKey { .. }
+            ) {
+                direct = Some(id.clone());
+            }
+        }
+        for record in events {
+            self.tell(|| format!("     {}/{} {:?}", record.shard, record.seq, record.event));
+            if let Event::CommandOutcome(outcome) = &record.event {
+                self.outcome(outcome, record.time)?;
+            }
+            self.model.take(record)?;
+        }
+        match direct {
+            Some(id) if self.outcomes.owed.get(&id) != Some(&0) => {
+                Err(format!("{id} has no outcome"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn outcome(
+        &mut self,
+        outcome: &cabrank_events::event::CommandOutcome,
+        at: Time,
+    ) -> Result<(), String> {
+        let id = &outcome.command;
+        let Some(command) = self.issued.get(id) else {
+            return Err(format!("nobody issued {id}"));
+        };
+        let owed = self.outcomes.owed.entry(id.clone()).or_insert(0);
+        *owed -= 1;
+        if *owed < 0 {
+            if self.clean || !matches!(command, Command::CancelByKey { .. }) {
+                return Err(format!("{id} has an outcome too many"));
+            }
+            *owed = 0;
+        }
+        match self.outcomes.first.get(id) {
+            None => {
+                self.model.outcome(command, outcome)?;
+                self.outcomes
+                    .first
+                    .insert(id.clone(), (outcome.outcome.clone(), at));
+            }
+            Some((first, then)) => {
+                let by_rider = matches!(
+                    command,
+                    Command::RequestRide { .. } | Command::CancelByKey { .. }
+                );
+                let nobody = |o: &Outcome| {
+                    matches!(
+                        o,
+                        Outcome::Refused {
+                            why: RefusedBecause::UnknownRide | RefusedBecause::NotOnline
+                        }
+                    )
+                };
+                let remembered = self.config.outcomes_max > 2
+                    && !by_rider
+                    && at.since(*then) < SAME_OUTCOME_MS
+                    && !nobody(first)
+                    && !nobody(&outcome.outcome);
+                if remembered && *first != outcome.outcome {
+                    return Err(format!("{id} got {first:?} and then {:?}", outcome.outcome));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything becomes durable at once: states, headers, positions, messages.
+    fn commit(&mut self, host: usize, inputs: &[Input], batch: Batch) -> Result<(), String> {
+        let bounds = Bounds {
+            asked_max: self.config.asked_max,
+            outcomes_max: self.config.outcomes_max,
+        };
+        for record in &batch.events {
+            fold(&mut self.fold[usize::from(record.shard.0)], record, &bounds);
+        }
+        for (shard, entity) in &batch.changed {
+            if self.fault == Fault::NothingSaved {
+                continue;
+            }
+            let saved = &mut self.saved[usize::from(shard.0)];
+            let state = self.hosts[host]
+                .shard(*shard)
+                .and_then(|owner| owner.state_of(entity));
+            match state {
+                Some(state) => {
+                    let json = serde_json::to_string(&state).expect("states are JSON");
+                    let parsed =
+                        serde_json::from_str(&json).map_err(|why| format!("{entity}: {why}"))?;
+                    saved.states.insert(entity.clone(), json);
+                    saved.parsed.insert(entity.clone(), parsed);
+                }
+                None => {
+                    saved.states.remove(entity);
+                    saved.parsed.remove(entity);
+                }
+            }
+        }
+        for shard in &batch.touched {
+            let Some(owner) = self.hosts[host].shard(*shard) else {
+                continue;
+            };
+            let saved = &mut self.saved[usize::from(shard.0)];
+            saved.header = serde_json::to_string(owner.counters()).expect("counters are JSON");
+            saved.time = owner.time();
+        }
+        for input in inputs {
+            if let Input::Command(shard, offset, _, _) = input {
+                self.log[usize::from(shard.0)].read = *offset as usize + 1;
+            }
+        }
+        for message in batch.messages {
+            self.append_message(message.record);
+        }
+        for record in &batch.events {
+            self.phones(&record.event);
+        }
+        Ok(())
+    }
+}
+
+/// Hands the inputs in, one by one; also says where the events of each end.
+fn run(host: &mut Host, inputs: &[Input]) -> (Batch, Vec<usize>) {
+    let mut batch = Batch::default();
+    let mut ends = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        match input {
+            Input::Command(shard, offset, time, record) => {
+                host.handle_command(&mut batch, *shard, *offset, *time, record);
+            }
+            Input::Round(shard, result) => host.handle_round(&mut batch, *shard, result),
+            Input::Clock(time) => host.handle_time(&mut batch, *time),
+        }
+        ends.push(batch.events.len());
+    }
+    (batch, ends)
+}
+
+fn driver_id(n: u32) -> DriverId {
+    DriverId::new(&format!("d{n}")).expect("a good id")
+}
+
+fn rider_id(n: u32) -> RiderId {
+    RiderId::new(&format!("r{n}")).expect("a good id")
+}
