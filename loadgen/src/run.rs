@@ -1,5 +1,6 @@
 //! What every run has: phones, a follower of the events, a reader of the counters, an end, a report.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -204,6 +205,7 @@ impl Run {
         self.phase.send_replace(Phase::Ending);
         let deadline = Instant::now() + within;
         let half = Instant::now() + within / 2;
+        let mut begun = HashSet::new();
         loop {
             let open = self.context.ledger.open();
             if open.is_empty() || Instant::now() > deadline {
@@ -215,23 +217,32 @@ impl Run {
             } else {
                 open
             };
-            self.call_off(call_off, deadline).await;
+            let call_off = call_off
+                .into_iter()
+                .filter(|ride| !begun.contains(ride))
+                .collect();
+            begun.extend(self.call_off(call_off, deadline).await);
             sleep(Duration::from_millis(300)).await;
         }
         ledger::settle_by_asking(&self.context).await;
     }
 
-    async fn call_off(&self, rides: Vec<RideId>, deadline: Instant) {
+    /// Calls rides off; answers those that cannot be called off any more.
+    async fn call_off(&self, rides: Vec<RideId>, deadline: Instant) -> Vec<RideId> {
         let context = &self.context;
         let calls = rides
             .into_iter()
-            .map(|ride| rider::cancel_as_ops(context, ride, deadline));
+            .map(async |ride| (ride, rider::cancel_as_ops(context, ride, deadline).await));
         let mut calls = futures_util::stream::iter(calls).buffer_unordered(CALLING_OFF_MAX);
-        while let Some(called_off) = calls.next().await {
-            if let Err(why) = called_off {
-                tracing::debug!(%why, "calling a ride off");
+        let mut begun = Vec::new();
+        while let Some((ride, called_off)) = calls.next().await {
+            match called_off {
+                Ok(true) => {}
+                Ok(false) => begun.push(ride),
+                Err(why) => tracing::debug!(%why, "calling a ride off"),
             }
         }
+        begun
     }
 
     /// Waits until the server has counted all pings that were sent, then lets everybody hang up.

@@ -148,6 +148,7 @@ pub struct Cabbie {
     job: Job,
     leg: Leg,
     next_ping: Option<i64>,
+    last_ping: Option<i64>,
     next_report: usize,
     /// The last report's flag.
     is_occupied: bool,
@@ -184,6 +185,7 @@ impl Cabbie {
             job: Job::Free,
             leg: Leg::standing(start),
             next_ping: None,
+            last_ping: None,
             next_report: 0,
             is_occupied: false,
             is_online: false,
@@ -221,6 +223,10 @@ impl Cabbie {
     }
 
     fn ping(&mut self, now: i64, out: &mut Vec<Do>) {
+        if self.last_ping == Some(now) {
+            return; // two changes in one instant are one position
+        }
+        self.last_ping = Some(now);
         let place = self.leg.at(now);
         self.seq += 1;
         out.push(Do::Ping(Ping {
@@ -576,8 +582,11 @@ impl Brain for Cabbie {
         match heard {
             Heard::Reconnected => self.is_unconfirmed = self.work().is_some(),
             Heard::Online => {
-                // What ended while nobody could tell us is simply not mentioned any more.
-                if let Some(work) = self.work().filter(|_| self.is_unconfirmed) {
+                // An offer that ended while nobody could tell us is not mentioned any more. Everything else goes on: the
+                // answer to the next message says whether it is still ours.
+                if self.is_unconfirmed
+                    && let Job::Asked(work, _) = self.job
+                {
                     self.over(now, work.hold, out);
                 }
                 self.is_unconfirmed = false;

@@ -206,8 +206,12 @@ fn whatever_is_refused_or_taken_back_sets_the_driver_free() {
 }
 
 #[test]
-fn what_is_not_told_again_on_a_new_socket_is_over() {
-    let mut cab = driven(Manners::obliging(7.0), None);
+fn an_unanswered_offer_that_is_not_told_again_on_a_new_socket_is_over() {
+    let slow = Manners {
+        think_ms: 5_000..=5_000,
+        ..Manners::obliging(7.0)
+    };
+    let mut cab = driven(slow, None);
     let mut out = Vec::new();
     cab.begin(Time(0), &mut out);
     cab.handle_heard(Time(1), offer(1, point(37.8, -122.4)), &mut out);

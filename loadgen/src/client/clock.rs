@@ -2,7 +2,8 @@
 //!
 //! The server says its time in each `welcome`. A reading is late by the way of the message, so of all readings the most
 //! advanced one is the best; only a reading far behind means that the clock stood still (the server was down), and then it
-//! is followed. What [`DomainClock::now`] answers never goes back.
+//! is followed. While the server is known to be down the clock is [stopped](DomainClock::stop), as the server's own is; with
+//! the next reading it goes on from there, which may be a little earlier than where it stopped.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ struct Anchor {
 #[derive(Debug, Default)]
 struct State {
     anchor: Option<Anchor>,
-    last: i64,
+    is_stopped: bool,
 }
 
 /// The server's clock as its clients know it.
@@ -57,11 +58,23 @@ impl DomainClock {
         let heard = time.0 as f64;
         let ours = state.anchor.map(|anchor| self.at(anchor, wall));
         let behind = STOOD_STILL.as_millis() as f64 * self.speed;
-        if ours.is_none_or(|ours| heard > ours || heard < ours - behind) {
+        let is_stopped = std::mem::take(&mut state.is_stopped);
+        if is_stopped || ours.is_none_or(|ours| heard > ours || heard < ours - behind) {
             state.anchor = Some(Anchor {
                 wall,
                 domain_ms: heard,
             });
+        }
+    }
+
+    /// The server is gone: its time stands still until it is heard again.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        if let Some(anchor) = state.anchor.filter(|_| !state.is_stopped) {
+            let wall = Instant::now();
+            let domain_ms = self.at(anchor, wall);
+            state.anchor = Some(Anchor { wall, domain_ms });
+            state.is_stopped = true;
         }
     }
 
@@ -70,21 +83,31 @@ impl DomainClock {
         self.lock().anchor.is_some()
     }
 
-    /// The server's time now; 0 before the first reading. Never goes back.
+    /// The server's time now; 0 before the first reading.
     pub fn now(&self) -> Time {
-        let mut state = self.lock();
-        if let Some(anchor) = state.anchor {
-            state.last = state.last.max(self.at(anchor, Instant::now()) as i64);
-        }
-        Time(state.last)
+        let state = self.lock();
+        let Some(anchor) = state.anchor else {
+            return Time(0);
+        };
+        let wall = if state.is_stopped {
+            anchor.wall
+        } else {
+            Instant::now()
+        };
+        Time(self.at(anchor, wall) as i64)
     }
 
     /// When it will be, or was, `time`. Only an estimate: ask again after waiting.
     pub fn wall_of(&self, time: Time) -> Instant {
         let now = Instant::now();
-        let Some(anchor) = self.lock().anchor else {
+        let state = self.lock();
+        let Some(mut anchor) = state.anchor else {
             return now;
         };
+        if state.is_stopped {
+            anchor.wall = now;
+        }
+        drop(state);
         let ms = (time.0 as f64 - anchor.domain_ms) / self.speed;
         let way = Duration::from_secs_f64((ms.abs() / 1000.0).min(1e8));
         if ms >= 0.0 {
@@ -120,7 +143,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_most_advanced_reading_wins_and_time_never_goes_back() {
+    async fn the_most_advanced_reading_wins_and_a_clock_that_stood_still_is_followed() {
         let clock = DomainClock::new(60.0);
         let start = Instant::now();
         clock.hear(Time(1_000_000), start);
@@ -134,12 +157,29 @@ mod tests {
         clock.hear(Time(1_003_000), start);
         assert!(clock.now() >= Time(1_003_000));
         // The server was down for ten seconds, and its clock with it.
-        let read = clock.now();
         clock.hear(Time(1_004_000), start + Duration::from_secs(10));
-        assert!(clock.now() >= read);
         assert_eq!(
             clock.wall_of(Time(1_064_000)),
             start + Duration::from_secs(11)
+        );
+    }
+
+    #[tokio::test]
+    async fn while_the_server_is_gone_its_time_stands_still() {
+        let clock = DomainClock::new(1e9);
+        clock.hear(Time(5_000), Instant::now());
+        clock.stop();
+        let stopped = clock.now();
+        tokio::task::yield_now().await;
+        assert_eq!(
+            clock.now(),
+            stopped,
+            "a thousand million times as fast, and still"
+        );
+        clock.hear(Time(4_000), Instant::now() + Duration::from_secs(3_600));
+        assert!(
+            clock.now() < stopped,
+            "it goes on where the server's clock does"
         );
     }
 }

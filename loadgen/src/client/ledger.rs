@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::phone::hear_clock;
 use super::{CALL_WITHIN, Context, Phase};
 use crate::report::{LatencyHistogram, RideReport, SpanHistogram};
 use crate::sse::{EventStream, StreamError};
@@ -319,6 +320,7 @@ pub async fn follow(
                 Err(why) => {
                     tracing::debug!(%why, "event stream broke");
                     context.ledger.book().breaks += 1;
+                    context.clock.stop();
                     let over = phase.wait_for(|phase| *phase == Phase::Over);
                     tokio::select! {
                         _ = over => return,
@@ -336,7 +338,13 @@ async fn reopen(context: &Context, token: &str, cursor: &mut Option<String>) -> 
         // Without any event seen so far, the oldest kept one is the only safe place to begin.
         let from = cursor.as_deref().unwrap_or("start");
         match EventStream::open(&context.http, &context.url, token, Some(from)).await {
-            Ok(stream) => return stream,
+            Ok(stream) => {
+                // The clock may have stood still with the server, or only the stream was lost: one reading tells.
+                if let Err(why) = hear_clock(context).await {
+                    tracing::debug!(%why, "the clock was not heard");
+                }
+                return stream;
+            }
             Err(StreamError::TooOld) => *cursor = None,
             Err(why) => tracing::debug!(%why, "event stream not open yet"),
         }

@@ -110,7 +110,8 @@ pub enum Heard<'a> {
     Refused(Say, HoldId, Option<RefusedBecause>),
 }
 
-/// Decides what a driver does. Knows domain time only; called with the time at hand, which never goes back.
+/// Decides what a driver does. Knows domain time only; called with the time at hand, which steps back only
+/// by what a server that was killed has lost of it.
 pub trait Brain: Send + 'static {
     /// The first thing: called once, before anything else.
     fn begin(&mut self, now: Time, out: &mut Vec<Do>);
