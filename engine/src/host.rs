@@ -34,6 +34,12 @@ impl Batch {
 }
 
 /// The shards that live on one node.
+///
+/// For one transaction: hand in the commands that were read, in the order of each shard's log; then, if all shards
+/// here are caught up, the clock and the results of rounds; all into one [`Batch`]. Write the batch, the states of
+/// what changed ([`Shard::state_of`]) and the headers of touched shards (time, [`Shard::counters`], input position)
+/// at once. If that fails, the host's memory is ahead of the log: throw it away and restore it from what is written.
+/// A clock that brings nothing about touches no shard and need not be written.
 #[derive(Clone)]
 pub struct Host {
     shards: BTreeMap<ShardId, Shard>,

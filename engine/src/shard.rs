@@ -125,7 +125,8 @@ impl Shard {
         }
     }
 
-    /// A shard as its header and states left it.
+    /// A shard as its header (`time`, `counters`) and states left it. The states may come in any order; timers and
+    /// queues follow from them. No effects: what was due meanwhile fires with the next input.
     pub fn restore(
         id: ShardId,
         config: Arc<EngineConfig>,
@@ -268,12 +269,16 @@ impl Shard {
         self.dispatch(Some(offset), record);
     }
 
-    /// A message from a shard on the same node, inside the same transaction. Never moves time.
+    /// A message from a shard on the same node, inside the same transaction. Never moves time, so it may leave a
+    /// timer that is due already; it fires with the next input.
     pub fn handle_hop(&mut self, record: &CommandRecord) {
         self.dispatch(None, record);
     }
 
-    /// The clock: fires the timers that are due by `now`.
+    /// The clock: fires the timers that are due by `now`, the earliest first. A `now` in the past changes nothing.
+    ///
+    /// Only for a shard that has read all its input appended up to `now` (PROTOCOL 15), or timers fire before
+    /// answers that came in time.
     pub fn handle_time(&mut self, now: Time) {
         self.time = self.time.max(now);
         let (mut last, mut fired) = (None, 0);

@@ -171,7 +171,7 @@ impl World {
                 let driver = e.driver.clone();
                 if self.chance(0.85) {
                     self.say(
-                        6_000,
+                        4_000,
                         Command::ReceiveOffer {
                             hold,
                             driver: driver.clone(),
@@ -180,7 +180,7 @@ impl World {
                 }
                 if self.chance(0.75) {
                     self.say(
-                        16_000,
+                        9_000,
                         Command::AcceptOffer {
                             hold,
                             driver: driver.clone(),
@@ -199,7 +199,7 @@ impl World {
                 let driver = e.driver.clone();
                 if self.chance(0.7) {
                     self.say(
-                        20_000,
+                        8_000,
                         Command::Arrive {
                             hold,
                             driver: driver.clone(),
@@ -208,7 +208,7 @@ impl World {
                 }
                 if self.chance(0.7) {
                     self.say(
-                        40_000,
+                        15_000,
                         Command::StartRide {
                             hold,
                             driver: driver.clone(),
@@ -225,7 +225,7 @@ impl World {
                     attempt: e.attempt,
                 };
                 self.say(
-                    40_000,
+                    15_000,
                     Command::CompleteRide {
                         hold,
                         driver: e.driver.clone(),

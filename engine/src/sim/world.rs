@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 
 use super::Fault;
 use super::checks::fold;
-use super::model::{Model, Outcomes, WishFacts};
+use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
 use crate::matching::{Pair, RoundResult};
@@ -87,6 +87,8 @@ pub struct World {
     pub(super) now: Time,
     pub(super) number: u32,
     pub(super) step: u32,
+    /// How often each event happened, by its name.
+    pub(super) seen: BTreeMap<&'static str, u32>,
     pub(super) told: Option<Vec<String>>,
 }
 
@@ -155,7 +157,7 @@ impl World {
             saved: saved.collect(),
             places,
             hops_max: (0..hosts)
-                .map(|_| [0, 1, 3, 100][rng.random_range(0..4)])
+                .map(|_| [0, 1, 1, 2, 100][rng.random_range(0..5)])
                 .collect(),
             home: (0..shards).map(|_| rng.random_range(0..hosts)).collect(),
             log: (0..shards)
@@ -181,6 +183,7 @@ impl World {
             now: START,
             number: 0,
             step: 0,
+            seen: BTreeMap::new(),
             told: tell.then(Vec::new),
             rng,
             config,
@@ -358,8 +361,8 @@ impl World {
     pub fn step(&mut self) -> Result<(), String> {
         self.step += 1;
         let jump = match self.rng.random_range(0..100) {
-            0..60 => self.rng.random_range(0..400),
-            60..97 => self.rng.random_range(0..3_000),
+            0..70 => self.rng.random_range(0..300),
+            70..98 => self.rng.random_range(0..2_000),
             _ => self.rng.random_range(0..25_000),
         };
         self.now = self.now.plus_ms(jump);
@@ -376,9 +379,12 @@ impl World {
         if self.chance(0.5) {
             self.snapshot();
         }
-        let host = self.rng.random_range(0..self.hosts.len());
-        let inputs = self.inputs(host);
-        self.transaction(host, &inputs)
+        for _ in 0..self.rng.random_range(1..=2) {
+            let host = self.rng.random_range(0..self.hosts.len());
+            let inputs = self.inputs(host);
+            self.transaction(host, &inputs)?;
+        }
+        Ok(())
     }
 
     /// A few inputs of a host: records in order, perhaps the clock, perhaps a round.
@@ -438,7 +444,16 @@ impl World {
         let mut result = RoundResult::default();
         for ride in owner.waiting() {
             result.looked.push((ride.id, ride.seq));
-            let driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+            let mut driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+            let free = |d: &DriverFacts| {
+                let serves = d.online.is_some_and(|classes| classes.contains(ride.class));
+                serves && !d.leaving && d.held.is_none()
+            };
+            if self.rng.random_bool(0.7)
+                && let Some((free, _)) = self.model.drivers.iter().find(|(_, d)| free(d))
+            {
+                driver = free.clone();
+            }
             let known = self.model.drivers.get(&driver).map_or(0, |d| d.seq);
             // Sometimes the round is careless: the engine and the driver's entity must stand it.
             let fits = ride.may_ask(&driver, known) || self.rng.random_bool(0.3);
@@ -532,6 +547,7 @@ impl World {
             if let Event::CommandOutcome(outcome) = &record.event {
                 self.outcome(outcome, record.time)?;
             }
+            *self.seen.entry(record.event.name()).or_insert(0) += 1;
             self.model.take(record)?;
         }
         match direct {
