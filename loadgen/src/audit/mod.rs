@@ -150,7 +150,7 @@ impl fmt::Display for AuditReport {
                 self.violations_total - named
             )?;
         }
-        write!(f, "{} violations", self.violations_total)
+        writeln!(f, "{} violations", self.violations_total)
     }
 }
 
