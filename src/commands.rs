@@ -16,7 +16,10 @@ use crate::AnyError;
 
 /// Runs `future` on a runtime of its own.
 pub fn block_on<T>(future: impl Future<Output = Result<T, AnyError>>) -> Result<T, AnyError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
 }
 
 /// Cancelled at SIGTERM or Ctrl-C. A second signal ends the process at once.

@@ -38,7 +38,13 @@ pub struct Common {
     #[arg(long, global = true, value_enum)]
     preset: Option<Preset>,
     /// What is logged to standard error, e.g. `info` or `cabrank_matcher=debug`.
-    #[arg(long, global = true, env = "CABRANK_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "CABRANK_LOG",
+        default_value = "warn",
+        value_name = "FILTER"
+    )]
     log: String,
     /// Log as JSON lines.
     #[arg(long, global = true)]
@@ -135,8 +141,10 @@ fn main() -> ExitCode {
 
 fn start_logging(common: &Common) -> Result<(), AnyError> {
     let filter = tracing_subscriber::EnvFilter::try_new(&common.log)?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     if common.log_json {
         builder.json().init();
     } else {

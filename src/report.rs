@@ -16,7 +16,11 @@ pub struct Scratch(Option<tempfile::TempDir>);
 impl Scratch {
     /// None when the caller has a directory of its own.
     pub fn unless(given: bool) -> Result<Scratch, AnyError> {
-        let dir = if given { None } else { Some(tempfile::tempdir()?) };
+        let dir = if given {
+            None
+        } else {
+            Some(tempfile::tempdir()?)
+        };
         Ok(Scratch(dir))
     }
 
@@ -27,7 +31,11 @@ impl Scratch {
 }
 
 /// Audits the stopped server's store and concludes.
-pub fn conclude(outcome: Outcome, data_dir: &Path, file: Option<&Path>) -> Result<ExitCode, AnyError> {
+pub fn conclude(
+    outcome: Outcome,
+    data_dir: &Path,
+    file: Option<&Path>,
+) -> Result<ExitCode, AnyError> {
     let audited = audit::of_store(data_dir, true, &outcome.acknowledged)?;
     finish(outcome.report, &audited, file)
 }
@@ -43,7 +51,11 @@ pub fn conclude_remote(
     finish(outcome.report, &audited, file)
 }
 
-fn finish(report: Report, audited: &AuditReport, file: Option<&Path>) -> Result<ExitCode, AnyError> {
+fn finish(
+    report: Report,
+    audited: &AuditReport,
+    file: Option<&Path>,
+) -> Result<ExitCode, AnyError> {
     let report = report.with_audit(audited.summary());
     if let Some(file) = file {
         std::fs::write(file, report.to_json() + "\n")
@@ -51,16 +63,33 @@ fn finish(report: Report, audited: &AuditReport, file: Option<&Path>) -> Result<
     }
     print!("{}", summary(&report));
     print!("audit: {audited}");
-    report.invalid_because.iter().for_each(|why| println!("not valid: {why}"));
-    report.notes.iter().for_each(|note| println!("note: {note}"));
-    Ok(if report.valid && audited.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    report
+        .invalid_because
+        .iter()
+        .for_each(|why| println!("not valid: {why}"));
+    report
+        .notes
+        .iter()
+        .for_each(|note| println!("note: {note}"));
+    Ok(if report.valid && audited.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 fn summary(report: &Report) -> String {
     let (pings, rides, latency) = (&report.pings, &report.rides, &report.latency_ms);
-    let refused: Vec<String> =
-        pings.refused.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-    let refused = if refused.is_empty() { String::new() } else { format!(" ({})", refused.join(", ")) };
+    let refused: Vec<String> = pings
+        .refused
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    let refused = if refused.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", refused.join(", "))
+    };
     let mut text = format!(
         "pings: {} sent in {:.0} s ({:.0}/s), {} accepted, {} refused{refused}, {} replaced\n",
         pings.sent,

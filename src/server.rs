@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cabrank_eventlog::{EmbeddedLog, Options, Retention};
-use cabrank_gateway::{Gateway, IngestCounters};
+use cabrank_gateway::Gateway;
+use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, Parts, Stopped};
 use cabrank_ring::Ring;
@@ -38,15 +40,20 @@ pub enum ServerError {
         /// Why.
         source: std::io::Error,
     },
+    /// The node ended without a word.
+    #[error("the node ended before it was ready")]
+    Gone,
     /// A thread of the server panicked.
     #[error("the gateway's task ended: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
 
+/// How often a starting server looks whether its node has read everything back.
+const READY_LOOK: Duration = Duration::from_millis(2);
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
-    counters: Arc<IngestCounters>,
     node: Node,
     gateway: JoinHandle<Result<cabrank_gateway::Served, cabrank_gateway::ServeError>>,
     stop: CancellationToken,
@@ -76,8 +83,10 @@ impl Server {
     /// Opens the store, reads everything back and opens the port, in this order.
     pub async fn start(settings: &Settings, clock: DomainClock) -> Result<Server, ServerError> {
         let dir: &Path = &settings.store.data_dir;
-        std::fs::create_dir_all(dir)
-            .map_err(|source| ServerError::Dir { dir: dir.display().to_string(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| ServerError::Dir {
+            dir: dir.display().to_string(),
+            source,
+        })?;
         let log = EmbeddedLog::open(dir, log_options(settings, &clock))?;
         let owner = Box::new(log.own("cabrank")?);
         let ring = Ring::new(settings.store.shards).expect("the number of shards was checked");
@@ -94,6 +103,14 @@ impl Server {
             },
             move |_: &Stopped| on_stop.cancel(),
         );
+        // Nobody may connect before everything is read back: a phone that resumes would be told its ride is over.
+        while !node.is_ready() && !failed.is_cancelled() {
+            tokio::time::sleep(READY_LOOK).await;
+        }
+        if failed.is_cancelled() {
+            tokio::task::spawn_blocking(move || node.stop()).await??;
+            return Err(ServerError::Gone);
+        }
         let gateway = match Gateway::bind(settings.gateway.clone(), Arc::new(node.clone())).await {
             Ok(gateway) => gateway,
             Err(why) => {
@@ -102,21 +119,22 @@ impl Server {
                 return Err(why.into());
             }
         };
-        let (address, counters) = (gateway.local_addr(), gateway.counters());
+        let address = gateway.local_addr();
         let stop = CancellationToken::new();
         let gateway = tokio::spawn(gateway.run(stop.clone()));
         info!(%address, data_dir = %dir.display(), "serving");
-        Ok(Server { address, counters, node, gateway, stop, failed })
+        Ok(Server {
+            address,
+            node,
+            gateway,
+            stop,
+            failed,
+        })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// What became of the pings.
-    pub fn counters(&self) -> &IngestCounters {
-        &self.counters
     }
 
     /// Resolves when the node has stopped by itself.
@@ -130,7 +148,10 @@ impl Server {
         self.stop.cancel();
         let served = self.gateway.await??;
         if served.cut_off > 0 {
-            info!(cut_off = served.cut_off, "some clients did not leave in time and were cut off");
+            info!(
+                cut_off = served.cut_off,
+                "some clients did not leave in time and were cut off"
+            );
         }
         let node = self.node;
         tokio::task::spawn_blocking(move || node.stop()).await??;

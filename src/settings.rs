@@ -29,7 +29,9 @@ pub struct Settings {
 }
 
 /// Kinds of fleets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
 pub enum Preset {
@@ -140,7 +142,9 @@ impl Settings {
             return Err(BadSettings::NoFile(file.to_path_buf()));
         }
         let environment = || {
-            Env::prefixed("CABRANK_").filter(|key| key.as_str().contains("__") || key == "preset").split("__")
+            Env::prefixed("CABRANK_")
+                .filter(|key| key.as_str().contains("__") || key == "preset")
+                .split("__")
         };
         let given = |base: Figment| {
             let base = match file {
@@ -173,11 +177,36 @@ impl Settings {
         let ranges = [
             ("store.shards", u64::from(store.shards), 1, 1_024),
             ("store.queue_max", store.queue_max as u64, 16, 10_000_000),
-            ("store.retention_records", store.retention_records, 1_000, u64::MAX),
-            ("store.retention_bytes", store.retention_bytes, 1 << 20, u64::MAX),
-            ("store.retention_age_ms", store.retention_age_ms.max(0) as u64, 60_000, u64::MAX),
-            ("store.cache_bytes", store.cache_bytes as u64, 1 << 20, 1 << 40),
-            ("store.file_max_bytes", store.file_max_bytes, 16 << 20, u64::MAX),
+            (
+                "store.retention_records",
+                store.retention_records,
+                1_000,
+                u64::MAX,
+            ),
+            (
+                "store.retention_bytes",
+                store.retention_bytes,
+                1 << 20,
+                u64::MAX,
+            ),
+            (
+                "store.retention_age_ms",
+                store.retention_age_ms.max(0) as u64,
+                60_000,
+                u64::MAX,
+            ),
+            (
+                "store.cache_bytes",
+                store.cache_bytes as u64,
+                1 << 20,
+                1 << 40,
+            ),
+            (
+                "store.file_max_bytes",
+                store.file_max_bytes,
+                16 << 20,
+                u64::MAX,
+            ),
         ];
         for (key, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -196,8 +225,8 @@ impl Settings {
             shown.gateway.keys.secret = "(hidden)".into();
         }
         let values = toml::Value::try_from(&shown).expect("settings are plain tables and numbers");
-        let schema = serde_json::to_value(schemars::schema_for!(Settings))
-            .expect("a schema is plain JSON");
+        let schema =
+            serde_json::to_value(schemars::schema_for!(Settings)).expect("a schema is plain JSON");
         let mut text = String::from(
             "# The effective configuration of cabrank. Every key can stand in the file given with --config, or in the\n\
              # environment as CABRANK_<TABLE>__<KEY> (CABRANK_ENGINE__RIDE_DEADLINE_MS=240000).\n",
@@ -211,13 +240,22 @@ fn unreadable(error: figment::Error) -> BadSettings {
     BadSettings::Unreadable {
         key: error.path.join("."),
         why: error.kind.to_string(),
-        source_name: error.metadata.as_ref().map_or("defaults".into(), |from| from.name.to_string()),
+        source_name: error
+            .metadata
+            .as_ref()
+            .map_or("defaults".into(), |from| from.name.to_string()),
     }
 }
 
 /// Follows `$ref` (also inside `allOf`) to the definition it names.
-fn resolve<'a>(schema: &'a serde_json::Value, root: &'a serde_json::Value) -> &'a serde_json::Value {
-    match schema["$ref"].as_str().and_then(|path| path.strip_prefix('#')) {
+fn resolve<'a>(
+    schema: &'a serde_json::Value,
+    root: &'a serde_json::Value,
+) -> &'a serde_json::Value {
+    match schema["$ref"]
+        .as_str()
+        .and_then(|path| path.strip_prefix('#'))
+    {
         Some(path) => root.pointer(path).unwrap_or(schema),
         None => schema,
     }
@@ -237,14 +275,20 @@ fn write_table(
     schema: &serde_json::Value,
     root: &serde_json::Value,
 ) {
-    let Some(table) = values.as_table() else { return };
+    let Some(table) = values.as_table() else {
+        return;
+    };
     let about = |key: &str| &schema["properties"][key];
     for (key, value) in table.iter().filter(|(_, value)| !value.is_table()) {
         comment(text, about(key));
         text.push_str(&format!("{key} = {value}\n"));
     }
     for (key, value) in table.iter().filter(|(_, value)| value.is_table()) {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         text.push('\n');
         comment(text, about(key));
         text.push_str(&format!("[{path}]\n"));
@@ -276,7 +320,10 @@ mod tests {
     #[test]
     fn a_preset_is_the_base_and_the_file_still_wins() {
         let settings = load("preset = \"taxi_feed\"\n[node]\nsilent_after_ms = 600000\n").unwrap();
-        assert_eq!((settings.node.ping_ttl_ms, settings.node.silent_after_ms), (300_000, 600_000));
+        assert_eq!(
+            (settings.node.ping_ttl_ms, settings.node.silent_after_ms),
+            (300_000, 600_000)
+        );
         assert_eq!(settings.gateway.ingest, IngestConfig::taxi_feed());
     }
 
@@ -284,15 +331,30 @@ mod tests {
     fn a_bad_value_names_key_value_and_remedy() {
         let said = |text: &str| load(text).unwrap_err().to_string();
         let unknown = said("[engine]\nride_dedline_ms = 5\n");
-        assert!(unknown.contains("engine") && unknown.contains("ride_dedline_ms"), "{unknown}");
+        assert!(
+            unknown.contains("engine") && unknown.contains("ride_dedline_ms"),
+            "{unknown}"
+        );
         let kind = said("[node]\nping_ttl_ms = \"soon\"\n");
-        assert!(kind.contains("node.ping_ttl_ms") && kind.contains("soon"), "{kind}");
+        assert!(
+            kind.contains("node.ping_ttl_ms") && kind.contains("soon"),
+            "{kind}"
+        );
         let range = said("[node]\nping_ttl_ms = 5\n");
-        assert!(range.contains("node.ping_ttl_ms = 5") && range.contains("choose"), "{range}");
+        assert!(
+            range.contains("node.ping_ttl_ms = 5") && range.contains("choose"),
+            "{range}"
+        );
         let store = said("[store]\nshards = 0\n");
-        assert!(store.contains("store.shards = 0: choose 1 to 1024"), "{store}");
+        assert!(
+            store.contains("store.shards = 0: choose 1 to 1024"),
+            "{store}"
+        );
         let policy = said("[node]\npolicy = \"magic\"\n");
-        assert!(policy.contains("node.policy") && policy.contains("magic"), "{policy}");
+        assert!(
+            policy.contains("node.policy") && policy.contains("magic"),
+            "{policy}"
+        );
     }
 
     #[test]

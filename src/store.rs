@@ -17,7 +17,13 @@ pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
     match EmbeddedLog::open(dir, Options::default()) {
         Err(OpenError::Shards { found, .. }) => {
             let shards = u16::try_from(found)?;
-            Ok(EmbeddedLog::open(dir, Options { shards, ..Options::default() })?)
+            Ok(EmbeddedLog::open(
+                dir,
+                Options {
+                    shards,
+                    ..Options::default()
+                },
+            )?)
         }
         opened => Ok(opened?),
     }
@@ -37,7 +43,9 @@ pub fn read_all(
             let records = log.read(topic, shard, next, CHUNK)?;
             let Some(last) = records.last() else { break };
             next = last.offset + 1;
-            records.iter().for_each(|record| each(shard, record.offset, &record.value));
+            records
+                .iter()
+                .for_each(|record| each(shard, record.offset, &record.value));
         }
     }
     Ok(())

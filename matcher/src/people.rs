@@ -59,10 +59,13 @@ impl People {
         &self.index
     }
 
-    /// Forgets everybody: memory is thrown away after a failed commit, and the log says who there is.
-    pub fn clear(&self) {
+    /// Forgets who is not alive.
+    pub fn keep(&self, alive: impl Fn(&DriverId) -> bool) {
         let known: Vec<DriverId> = self.by_id.iter().map(|entry| entry.key().clone()).collect();
-        known.iter().for_each(|id| self.forget(id));
+        known
+            .iter()
+            .filter(|id| !alive(id))
+            .for_each(|id| self.forget(id));
     }
 
     pub fn person(&self, id: &DriverId) -> Option<Arc<Person>> {

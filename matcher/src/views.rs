@@ -29,10 +29,13 @@ pub(crate) struct Views {
 }
 
 impl Views {
-    pub fn clear(&self) {
-        self.rides.clear();
-        self.drivers.clear();
-        self.active.clear();
+    /// Drops what is not alive.
+    pub fn keep(&self, alive: impl Fn(&EntityId) -> bool) {
+        self.rides.retain(|id, _| alive(&EntityId::Ride(*id)));
+        self.drivers
+            .retain(|id, _| alive(&EntityId::Driver(id.clone())));
+        self.active
+            .retain(|id, _| alive(&EntityId::Rider(id.clone())));
     }
 
     /// A committed state; `None`: the entity is gone.

@@ -40,17 +40,34 @@ pub fn run(common: &Common, args: AuditArgs) -> Result<ExitCode, AnyError> {
     } else {
         print!("{report}");
     }
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 /// Audits the store in `dir` with what clients were promised.
-pub fn of_store(dir: &Path, complete: bool, acknowledged: &[String]) -> Result<AuditReport, AnyError> {
+pub fn of_store(
+    dir: &Path,
+    complete: bool,
+    acknowledged: &[String],
+) -> Result<AuditReport, AnyError> {
     let log = store::open(dir)?;
-    let mut audit = Audit::new(AuditOptions { complete, live: false, pending_known: true });
+    let mut audit = Audit::new(AuditOptions {
+        complete,
+        live: false,
+        pending_known: true,
+    });
     for topic in [Topic::RideEvents, Topic::PersonEvents] {
-        store::read_all(&log, topic, |_| None, |shard, offset, value| {
-            audit.event(topic.name(), shard, offset, value);
-        })?;
+        store::read_all(
+            &log,
+            topic,
+            |_| None,
+            |shard, offset, value| {
+                audit.event(topic.name(), shard, offset, value);
+            },
+        )?;
     }
     let mut consumed = Vec::new();
     for shard in 0..log.shards() {
@@ -61,8 +78,12 @@ pub fn of_store(dir: &Path, complete: bool, acknowledged: &[String]) -> Result<A
         }
     }
     let from = |shard: u16| consumed.get(usize::from(shard)).copied();
-    store::read_all(&log, Topic::RideCommands, from, |_, _, value| audit.pending(value))?;
-    acknowledged.iter().for_each(|ride| audit.acknowledged(ride));
+    store::read_all(&log, Topic::RideCommands, from, |_, _, value| {
+        audit.pending(value)
+    })?;
+    acknowledged
+        .iter()
+        .for_each(|ride| audit.acknowledged(ride));
     Ok(audit.finish())
 }
 
@@ -74,8 +95,14 @@ pub fn of_server(
     acknowledged: &[String],
 ) -> Result<AuditReport, AnyError> {
     let token = minter(&common.settings(|_| {})?)(Role::Ops, "audit");
-    let mut audit = Audit::new(AuditOptions { complete, live: true, pending_known: false });
+    let mut audit = Audit::new(AuditOptions {
+        complete,
+        live: true,
+        pending_known: false,
+    });
     block_on(async { Ok(read_over_http(&mut audit, url, &token, READ_WITHIN).await?) })?;
-    acknowledged.iter().for_each(|ride| audit.acknowledged(ride));
+    acknowledged
+        .iter()
+        .for_each(|ride| audit.acknowledged(ride));
     Ok(audit.finish())
 }

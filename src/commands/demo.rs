@@ -37,7 +37,11 @@ pub struct DemoArgs {
 /// Runs the city; exit code 1 if the audit finds anything or the run is not valid.
 pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
     if !(args.requests_per_minute > 0.0 && args.requests_per_minute <= 1e6) {
-        return Err(format!("--requests-per-minute {}: choose above 0", args.requests_per_minute).into());
+        return Err(format!(
+            "--requests-per-minute {}: choose above 0",
+            args.requests_per_minute
+        )
+        .into());
     }
     let scratch = report::Scratch::unless(args.place.data_dir.is_some())?;
     let settings = common.settings(|settings| {

@@ -36,19 +36,29 @@ pub struct EventsArgs {
 
 /// Prints one line an event.
 pub fn run(common: &Common, args: EventsArgs) -> Result<ExitCode, AnyError> {
-    let filter = TailFilter { ride: args.ride.clone(), driver: args.driver.clone() };
+    let filter = TailFilter {
+        ride: args.ride.clone(),
+        driver: args.driver.clone(),
+    };
     match (&args.source.data_dir, &args.source.url) {
         (Some(dir), _) => {
             let log = store::open(dir)?;
             let mut found = Vec::new();
             for topic in [Topic::RideEvents, Topic::PersonEvents] {
-                store::read_all(&log, topic, |_| None, |_, _, json| {
-                    if let Some(line) = line(json, &filter) {
-                        let order = EventRecord::from_json(json)
-                            .map_or((i64::MAX, 0, 0), |event| (event.time.0, event.shard.0, event.seq));
-                        found.push((order, line));
-                    }
-                })?;
+                store::read_all(
+                    &log,
+                    topic,
+                    |_| None,
+                    |_, _, json| {
+                        if let Some(line) = line(json, &filter) {
+                            let order = EventRecord::from_json(json)
+                                .map_or((i64::MAX, 0, 0), |event| {
+                                    (event.time.0, event.shard.0, event.seq)
+                                });
+                            found.push((order, line));
+                        }
+                    },
+                )?;
             }
             found.sort();
             let mut out = std::io::stdout().lock();
@@ -60,7 +70,12 @@ pub fn run(common: &Common, args: EventsArgs) -> Result<ExitCode, AnyError> {
         }
         (None, Some(url)) => {
             let token = minter(&common.settings(|_| {})?)(Role::Ops, "events");
-            block_on(tail(url.trim_end_matches('/'), &token, &filter, args.follow))?;
+            block_on(tail(
+                url.trim_end_matches('/'),
+                &token,
+                &filter,
+                args.follow,
+            ))?;
         }
         (None, None) => return Err("give --data-dir or --url".into()),
     }

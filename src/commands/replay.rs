@@ -65,7 +65,10 @@ pub fn run(common: &Common, args: ReplayArgs) -> Result<ExitCode, AnyError> {
     }
     let scratch = report::Scratch::unless(args.place.data_dir.is_some() || args.url.is_some())?;
     // Recorded cabs report about once a minute, unless somebody says otherwise.
-    let common = Common { preset: common.preset.or(Some(Preset::TaxiFeed)), ..common.clone() };
+    let common = Common {
+        preset: common.preset.or(Some(Preset::TaxiFeed)),
+        ..common.clone()
+    };
     let settings = common.settings(|settings| {
         if args.place.listen.is_none() {
             settings.gateway.listen.set_port(0);
@@ -88,7 +91,10 @@ pub fn run(common: &Common, args: ReplayArgs) -> Result<ExitCode, AnyError> {
         options.speed = args.speed;
         options.fleet_every = args.fleet_every;
         options.seed = args.seed;
-        options.window = Window { from: seconds(args.from), to: seconds(args.to) };
+        options.window = Window {
+            from: seconds(args.from),
+            to: seconds(args.to),
+        };
         options.drive = match args.drive {
             DriveArg::Recorded => Drive::Recorded,
             DriveArg::Dispatched => Drive::Dispatched,

@@ -31,7 +31,9 @@ pub struct RingArgs {
 pub fn run(common: &Common, args: RingArgs) -> Result<ExitCode, AnyError> {
     let chosen = common.settings(|_| {})?.engine.ownership_resolution;
     let window = Window::default();
-    let pickups: Vec<Point> = Trips::open(&args.trips, window)?.map(|trip| trip.pickup.0).collect();
+    let pickups: Vec<Point> = Trips::open(&args.trips, window)?
+        .map(|trip| trip.pickup.0)
+        .collect();
     let pings: Vec<Point> = match &args.gps {
         Some(gps) => Reports::open(gps, window, 1)?
             .filter_map(|report| Point::new(report.lat, report.lon).ok())
@@ -41,7 +43,10 @@ pub fn run(common: &Common, args: RingArgs) -> Result<ExitCode, AnyError> {
     let ring = Ring::new(args.shards)?;
     let (rides, positions) = (pickups.len(), pings.len());
     let rows = table::ownership_table(&ring, pickups, pings, args.halo);
-    println!("{rides} pickups, {positions} positions, {} shards, halo {} m", args.shards, args.halo);
+    println!(
+        "{rides} pickups, {positions} positions, {} shards, halo {} m",
+        args.shards, args.halo
+    );
     print!("{}", table::render(&rows));
     println!("configured: engine.ownership_resolution = {chosen}");
     Ok(ExitCode::SUCCESS)

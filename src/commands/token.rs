@@ -34,7 +34,10 @@ pub fn run(common: &Common, args: TokenArgs) -> Result<ExitCode, AnyError> {
         .find(|role| role.name() == args.role)
         .ok_or_else(|| format!("--role {}: choose driver, rider, service or ops", args.role))?;
     let ttl = Duration::from_secs(args.ttl);
-    println!("{}", mint(&settings.gateway.keys.secret, role, &args.subject, ttl)?);
+    println!(
+        "{}",
+        mint(&settings.gateway.keys.secret, role, &args.subject, ttl)?
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -202,13 +202,13 @@ impl Loop {
         Ok(true)
     }
 
-    /// Fills index and views from memory just read back.
+    /// Brings index and views to what was just read back. What was shown before was committed, too, so it stays visible
+    /// until it is replaced: nobody who asks meanwhile is told that a ride does not exist.
     fn show_everything(&mut self) {
         let now = self.shared.clock.now();
-        self.shared.views.clear();
-        self.shared.people.clear();
         self.reach.clear();
         self.dirty.clear();
+        let mut alive: BTreeSet<EntityId> = BTreeSet::new();
         for shard in self.host.shards() {
             let rides = shard.rides().map(|ride| EntityId::Ride(ride.id));
             let riders = shard
@@ -221,12 +221,17 @@ impl Loop {
                 self.shared
                     .views
                     .committed(&entity, shard.state_of(&entity).as_ref());
+                alive.insert(entity);
             }
             shard
                 .drivers()
                 .for_each(|driver| show_driver(&self.shared.people, driver, now));
             self.dirty.extend(shard.waiting().map(|ride| ride.id));
         }
+        self.shared.views.keep(|entity| alive.contains(entity));
+        self.shared
+            .people
+            .keep(|driver| alive.contains(&EntityId::Driver(driver.clone())));
     }
 
     fn pass(&mut self) -> Result<Pass, Failure> {
