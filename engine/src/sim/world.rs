@@ -547,6 +547,14 @@ impl World {
             if let Event::CommandOutcome(outcome) = &record.event {
                 self.outcome(outcome, record.time)?;
             }
+            if let Event::DriverForgotten(e) = &record.event {
+                // The memory of outcomes goes with the driver: a late copy is handled as new.
+                let theirs = EntityId::Driver(e.driver.clone());
+                let issued = &self.issued;
+                self.outcomes
+                    .first
+                    .retain(|id, _| issued[id].entity() != theirs);
+            }
             *self.seen.entry(record.event.name()).or_insert(0) += 1;
             self.model.take(record)?;
         }
