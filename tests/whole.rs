@@ -341,7 +341,7 @@ fn kill_9_of_the_server_in_mid_replay_loses_nothing() {
     let data = dir.path().join("data");
     let data = data.to_str().unwrap();
     let report = dir.path().join("report.json");
-    let (from, to) = ("1211504400", "1211505300"); // a quarter of an hour
+    let (from, to) = ("1211504400", "1211505000"); // ten minutes
     let clock = [
         "--clock",
         "trace",
@@ -379,8 +379,8 @@ fn kill_9_of_the_server_in_mid_replay_loses_nothing() {
         .spawn()
         .unwrap();
     let ops = token("ops", "test");
-    for rides in [10, 60, 150] {
-        until("rides", || {
+    for rides in [30, 40, 50] {
+        until("enough rides in this life of the server", || {
             let metrics = reqwest::blocking::get(format!("{}/metrics", server.url))
                 .ok()?
                 .text()
@@ -390,7 +390,7 @@ fn kill_9_of_the_server_in_mid_replay_loses_nothing() {
                 line.rsplit_once(' ')?.1.parse::<f64>().ok()
             };
             let events = count("cabrank_events_total{type=\"ride.requested\"}")?;
-            (events >= f64::from(rides) / 3.0).then_some(())
+            (events >= f64::from(rides)).then_some(())
         });
         server.kill();
         server = serve(&listen);
@@ -400,7 +400,7 @@ fn kill_9_of_the_server_in_mid_replay_loses_nothing() {
     assert!(said.contains("0 violations"), "{said}");
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
     assert!(
-        report["rides"]["acknowledged"].as_u64().unwrap() > 150,
+        report["rides"]["acknowledged"].as_u64().unwrap() > 100,
         "{report}"
     );
     assert_eq!(report["rides"]["open"], 0, "{report}");
@@ -470,7 +470,9 @@ fn after_94_silent_minutes_nobody_gets_a_driver_with_an_old_position() {
         "{}/v1/nearby?lat=37.7749&lon=-122.4194&radius=5000&k=50",
         server.url
     );
-    let cars = || get(&nearby, &rider)["cars"].as_array().unwrap().len();
+    // Riders may ask only so often a minute.
+    let ops = token("ops", "test");
+    let cars = || get(&nearby, &ops)["cars"].as_array().unwrap().len();
     until("cars before the silence", || (cars() > 20).then_some(()));
     until("no car in the silence", || (cars() == 0).then_some(()));
     let asked = reqwest::blocking::Client::new()

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Settings of one market. All times are domain milliseconds, all distances metres.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineConfig {
     /// H3 resolution of ownership cells, 4 to 8. Coarser: fewer halo copies; finer: demand spreads over more shards.

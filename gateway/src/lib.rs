@@ -1,1 +1,179 @@
+//! The edge: sockets of drivers and riders, HTTP calls, the event stream, limits, health and metrics.
+//!
+//! A gateway decides nothing. It proves who is calling, checks pings, hands commands to the node through
+//! [`Dispatch`], waits for committed outcomes, and tells people what was committed. The contract with phones and
+//! services is `docs/protocol.md`.
+//!
+//! - [`Gateway::bind`] opens the port, [`Gateway::run`] serves until it is told to stop, then drains.
+//! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
+//! - `http`, `stream` are the calls; `access` who may call what; `problem` what errors say.
+//! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
+//!
+//! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
 
+mod access;
+mod config;
+mod counters;
+mod driver;
+mod edge;
+mod http;
+mod listener;
+mod news;
+mod outcomes;
+mod people;
+mod problem;
+mod rate;
+mod rider;
+mod socket;
+mod stream;
+pub mod token;
+
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cabrank_matcher::api::Dispatch;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+pub use access::Endpoint;
+pub use cabrank_engine::ingest::IngestConfig;
+pub use config::{BadGatewayConfig, GatewayConfig, Limits, Timing};
+pub use counters::{IngestCounters, IngestSnapshot};
+pub use stream::{cursor_from_text, cursor_to_text};
+
+use edge::Edge;
+use listener::BoundedListener;
+
+/// Why a gateway could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Nothing was opened.
+    #[error(transparent)]
+    Config(#[from] BadGatewayConfig),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {listen}: {source}; choose another address with gateway.listen")]
+    Bind {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The listener failed while serving.
+    #[error("the listener failed: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Sockets and calls that had to be cut because the time to drain was over.
+    pub cut_off: usize,
+}
+
+/// The process's metrics, whoever records them. The recorder is installed once, by the first gateway; if the program
+/// installed another one before, ours stays empty and the program serves its own.
+pub(crate) fn recorder() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another metrics recorder is installed: /metrics stays empty");
+        }
+        handle
+    });
+    // Histograms gather samples until they are drained; scraping is when that matters.
+    handle.run_upkeep();
+    handle
+}
+
+/// A gateway with its port open.
+pub struct Gateway {
+    edge: Arc<Edge>,
+    listener: BoundedListener,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    /// Checks the configuration and opens the port. Calls are answered once [`Gateway::run`] runs.
+    pub async fn bind(
+        config: GatewayConfig,
+        dispatch: Arc<dyn Dispatch>,
+    ) -> Result<Self, ServeError> {
+        config.check()?;
+        recorder();
+        let listen = config.listen;
+        let edge = Edge::new(config, dispatch).map_err(|bad| BadGatewayConfig {
+            key: "keys".into(),
+            value: "not usable".into(),
+            remedy: bad.to_string(),
+        })?;
+        let bind = |source| ServeError::Bind { listen, source };
+        let listener = tokio::net::TcpListener::bind(listen).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let limits = &edge.config.limits;
+        let idle = Duration::from_millis(edge.config.timing.http_idle_ms);
+        let listener = BoundedListener::new(listener, limits.connections().1, idle);
+        Ok(Self {
+            edge,
+            listener,
+            address,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What became of the pings; stays readable while and after it runs.
+    pub fn counters(&self) -> Arc<IngestCounters> {
+        self.edge.counters.clone()
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains: readiness falls and sockets hear `move`; after `move_ms` they
+    /// are closed with 1012 and the port closes; calls under way are answered. Returns within `drain_ms`.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Served, ServeError> {
+        let Self { edge, listener, .. } = self;
+        let router =
+            http::router(edge.clone()).into_make_service_with_connect_info::<listener::Conn>();
+        let stop = edge.closing.clone();
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        let mut serving = tokio::spawn(serving.into_future());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // It ends by itself only when it failed.
+            failed = &mut serving => {
+                failed.map_err(std::io::Error::other)??;
+            }
+        }
+        let timing = &edge.config.timing;
+        let deadline = Instant::now() + Duration::from_millis(timing.drain_ms);
+        edge.draining.cancel();
+        sleep(Duration::from_millis(timing.move_ms)).await;
+        edge.closing.cancel();
+        let all = u32::try_from(edge.sockets_max).unwrap_or(u32::MAX);
+        let sockets_gone = timeout_at(deadline, edge.sockets.acquire_many(all))
+            .await
+            .is_ok();
+        let sockets_left = edge.sockets_max - edge.sockets.available_permits();
+        let calls_gone = timeout_at(deadline, &mut serving).await.is_ok();
+        if !calls_gone {
+            serving.abort();
+        }
+        let cut_off = if sockets_gone { 0 } else { sockets_left } + usize::from(!calls_gone);
+        Ok(Served { cut_off })
+    }
+}
+
+/// Binds and runs; see [`Gateway`].
+pub async fn serve(
+    config: GatewayConfig,
+    dispatch: Arc<dyn Dispatch>,
+    shutdown: CancellationToken,
+) -> Result<Served, ServeError> {
+    Gateway::bind(config, dispatch).await?.run(shutdown).await
+}

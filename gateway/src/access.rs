@@ -1,0 +1,145 @@
+//! Who may call what?
+//!
+//! The table of `docs/protocol.md`, "Sessions and tokens", as one exhaustive function, and where the token and the
+//! rider's name stand in a request.
+
+use axum::http::{HeaderMap, StatusCode, header};
+use cabrank_events::RiderId;
+
+use crate::edge::Edge;
+use crate::problem::Problem;
+use crate::socket::{Codec, JSON_PROTOCOL, PROTO_PROTOCOL};
+use crate::token::{Caller, Role, Verified};
+
+/// What can be called with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `GET /v1/driver`
+    DriverSocket,
+    /// `GET /v1/rider`
+    RiderSocket,
+    /// `POST /v1/rides`
+    OpenRide,
+    /// `GET /v1/rides/{id}`
+    ReadRide,
+    /// `POST /v1/rides/{id}/cancel`
+    CancelRide,
+    /// `POST /v1/cancel`
+    CancelByKey,
+    /// `GET /v1/nearby`
+    Nearby,
+    /// `GET /v1/events`
+    Events,
+}
+
+impl Endpoint {
+    /// May `role` call it at all? Whose rides it may touch is decided where the ride is known.
+    pub fn allows(self, role: Role) -> bool {
+        use Role::*;
+        match self {
+            Self::DriverSocket => matches!(role, Driver),
+            Self::RiderSocket => matches!(role, Rider),
+            Self::OpenRide | Self::CancelRide | Self::CancelByKey => {
+                matches!(role, Rider | Service | Ops)
+            }
+            Self::ReadRide => matches!(role, Driver | Rider | Service | Ops),
+            Self::Nearby => matches!(role, Rider | Service | Ops),
+            Self::Events => matches!(role, Service | Ops),
+        }
+    }
+}
+
+/// Begins the subprotocol item that carries a token, for browsers, which cannot set headers on sockets.
+const BEARER_ITEM: &str = "bearer.";
+/// Names the rider a service or an operator speaks for.
+const RIDER_HEADER: &str = "x-rider";
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// All items of all `Sec-WebSocket-Protocol` headers.
+fn protocol_items(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let lists = values.map(|value| value.to_str().unwrap_or("?"));
+    lists
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
+/// The subprotocol to speak and its name to answer with; 400 when only others are offered.
+pub fn choose_protocol(headers: &HeaderMap) -> Result<(Codec, Option<&'static str>), Problem> {
+    let mut is_asked = false;
+    for item in protocol_items(headers).filter(|item| !item.starts_with(BEARER_ITEM)) {
+        is_asked = true;
+        match item {
+            JSON_PROTOCOL => return Ok((Codec::Json, Some(JSON_PROTOCOL))),
+            PROTO_PROTOCOL => return Ok((Codec::Proto, Some(PROTO_PROTOCOL))),
+            _ => {}
+        }
+    }
+    if is_asked {
+        let detail =
+            format!("offer the subprotocol {JSON_PROTOCOL} or {PROTO_PROTOCOL}, or none for JSON");
+        let title = "No subprotocol in common";
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "wrong_subprotocol",
+            title,
+            detail,
+        ));
+    }
+    Ok((Codec::Json, None))
+}
+
+impl Edge {
+    /// Who calls `endpoint`, and may they?
+    pub fn authorize(&self, endpoint: Endpoint, headers: &HeaderMap) -> Result<Verified, Problem> {
+        let from_header = text(headers, header::AUTHORIZATION.as_str()).and_then(|value| {
+            value
+                .strip_prefix("Bearer ")
+                .or(value.strip_prefix("bearer "))
+        });
+        let is_socket = matches!(endpoint, Endpoint::DriverSocket | Endpoint::RiderSocket);
+        let from_item = || {
+            let mut items = protocol_items(headers).filter(|_| is_socket);
+            items.find_map(|item| item.strip_prefix(BEARER_ITEM))
+        };
+        let token = from_header.or_else(from_item).ok_or_else(|| {
+            Problem::unauthorized(
+                "send the header Authorization: Bearer <token>; a token in the URL is not read",
+            )
+        })?;
+        let verified = self
+            .verifier
+            .verify(token.trim())
+            .map_err(|bad| Problem::unauthorized(bad.to_string()))?;
+        let role = verified.caller.role();
+        if !endpoint.allows(role) {
+            let name = role.name();
+            return Err(Problem::forbidden(format!(
+                "a token with the role {name} may not call this"
+            )));
+        }
+        Ok(verified)
+    }
+}
+
+/// The rider a call is for: a rider itself, or whom a service or an operator names in `X-Rider`.
+pub fn rider_for(caller: &Caller, headers: &HeaderMap) -> Result<RiderId, Problem> {
+    let named = text(headers, RIDER_HEADER).map(RiderId::new).transpose();
+    let named = named.map_err(|error| Problem::bad_request(format!("X-Rider: {error}")))?;
+    match (caller, named) {
+        (Caller::Rider(rider), None) => Ok(rider.clone()),
+        (Caller::Rider(rider), Some(named)) if named == *rider => Ok(named),
+        (Caller::Rider(_), Some(_)) => Err(Problem::forbidden(
+            "a rider speaks only for itself: leave X-Rider out",
+        )),
+        (Caller::Service(_) | Caller::Ops(_), Some(named)) => Ok(named),
+        (Caller::Service(_) | Caller::Ops(_), None) => {
+            Err(Problem::bad_request("name the rider in the header X-Rider"))
+        }
+        (Caller::Driver(_), _) => Err(Problem::forbidden("a driver asks for no rides")),
+    }
+}

@@ -1,0 +1,359 @@
+//! What a gateway can be told: every knob with its meaning, range and cost.
+//!
+//! Plain values, as they stand in the TOML file; [`GatewayConfig::check`] names the first bad one and its remedy.
+//! Durations are in milliseconds of the wall clock unless the knob says domain time.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use cabrank_engine::ingest::IngestConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::token::{KeysConfig, TokenVerifier};
+
+/// Everything about the edge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Which tokens are believed.
+    pub keys: KeysConfig,
+    /// How much of everything.
+    pub limits: Limits,
+    /// How long everything.
+    pub timing: Timing,
+    /// What a ping must satisfy.
+    pub ingest: IngestConfig,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            keys: KeysConfig::default(),
+            limits: Limits::default(),
+            timing: Timing::default(),
+            ingest: IngestConfig::default(),
+        }
+    }
+}
+
+/// Named bounds. When one is reached the client is told so (`docs/protocol.md`, "Limits and close codes").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// WebSockets and event streams at once; more get 503. 0 takes three quarters of the open-file limit less a
+    /// reserve for the log. Each costs about 20 KiB.
+    pub connections_max: usize,
+    /// The largest WebSocket message and HTTP body, in bytes (1,024 to 1,048,576). A ping takes about 100 bytes.
+    pub frame_bytes_max: usize,
+    /// Messages that wait for one phone (8 to 65,536). More means the phone does not read: it is closed with 4409.
+    pub session_queue_max: usize,
+    /// Commands of one socket that wait for their outcome (1 to 1,024); more are answered `unknown` at once.
+    pub session_waiting_max: usize,
+    /// Messages in a row that are not understood before the socket is closed with 1007 (1 to 1,000).
+    pub misunderstood_max: u32,
+    /// Commands of all clients that wait for their outcome (16 to 1,000,000); more get 503 `busy`.
+    pub waiting_outcomes_max: usize,
+    /// Calls a minute and rider that open or cancel rides or look for cars; 0 is no limit.
+    pub requests_per_minute: u32,
+    /// Drivers whose last ping is remembered over a reconnection, and riders whose rate is counted (1,000 up). When
+    /// full, those without a socket are forgotten first. About 200 bytes each.
+    pub people_remembered_max: usize,
+    /// Cars in one answer of `GET /v1/nearby` (1 to 1,000).
+    pub nearby_max: usize,
+    /// Cars a waiting rider is shown (0 to 100).
+    pub cars_near_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 0,
+            frame_bytes_max: 65_536,
+            session_queue_max: 256,
+            session_waiting_max: 64,
+            misunderstood_max: 16,
+            waiting_outcomes_max: 16_384,
+            requests_per_minute: 30,
+            people_remembered_max: 200_000,
+            nearby_max: 100,
+            cars_near_max: 8,
+        }
+    }
+}
+
+/// Named durations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// How often each socket is pinged (100 to 600,000). Shorter finds dead sockets sooner and costs traffic.
+    pub heartbeat_ms: u64,
+    /// A socket nothing was heard from for so long is closed with 4408; longer than `heartbeat_ms`.
+    pub silence_ms: u64,
+    /// How long an outcome is waited for before the answer is `unknown` (10 to 60,000).
+    pub outcome_timeout_ms: u64,
+    /// How far a request's `issued_at` may lie ahead of the domain clock (0 to 60,000), domain time.
+    pub issued_ahead_ms_max: u64,
+    /// How often a waiting rider is shown the cars near (100 up; 0 never). One index query each.
+    pub cars_near_ms: u64,
+    /// How often a rider is told where the assigned driver is, at most (100 up; 0 never).
+    pub driver_at_ms: u64,
+    /// A driver's live socket is reported to the node so often (1,000 to 600,000); well below the node's patience
+    /// with silent drivers.
+    pub sign_of_life_ms: u64,
+    /// How long a new connection may take to send a request, a request may take, and an idle connection is kept; longer
+    /// than `outcome_timeout_ms`.
+    pub http_idle_ms: u64,
+    /// How long the last frames of a closing socket may take (10 to 60,000).
+    pub close_ms: u64,
+    /// How long clients are given after `move` before they are closed (0 to 60,000).
+    pub move_ms: u64,
+    /// The whole drain takes at most so long (at least `move_ms` + 100).
+    pub drain_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 30_000,
+            silence_ms: 60_000,
+            outcome_timeout_ms: 5_000,
+            issued_ahead_ms_max: 5_000,
+            cars_near_ms: 5_000,
+            driver_at_ms: 1_000,
+            sign_of_life_ms: 10_000,
+            http_idle_ms: 60_000,
+            close_ms: 2_000,
+            move_ms: 500,
+            drain_ms: 5_000,
+        }
+    }
+}
+
+/// A value outside its range, found before any port opens.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("gateway.{key} is {value}: {remedy}")]
+pub struct BadGatewayConfig {
+    /// The key in the file.
+    pub key: String,
+    /// What stands there.
+    pub value: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+impl GatewayConfig {
+    /// Checks every value; the first bad one is named with its remedy.
+    pub fn check(&self) -> Result<(), BadGatewayConfig> {
+        let (l, t) = (&self.limits, &self.timing);
+        let far = u64::MAX;
+        let ranges: [(&str, u64, u64, u64); 20] = [
+            (
+                "limits.frame_bytes_max",
+                l.frame_bytes_max as u64,
+                1_024,
+                1_048_576,
+            ),
+            (
+                "limits.session_queue_max",
+                l.session_queue_max as u64,
+                8,
+                65_536,
+            ),
+            (
+                "limits.session_waiting_max",
+                l.session_waiting_max as u64,
+                1,
+                1_024,
+            ),
+            (
+                "limits.misunderstood_max",
+                u64::from(l.misunderstood_max),
+                1,
+                1_000,
+            ),
+            (
+                "limits.waiting_outcomes_max",
+                l.waiting_outcomes_max as u64,
+                16,
+                1_000_000,
+            ),
+            (
+                "limits.people_remembered_max",
+                l.people_remembered_max as u64,
+                1_000,
+                far,
+            ),
+            ("limits.nearby_max", l.nearby_max as u64, 1, 1_000),
+            ("limits.cars_near_max", l.cars_near_max as u64, 0, 100),
+            ("timing.heartbeat_ms", t.heartbeat_ms, 100, 600_000),
+            (
+                "timing.silence_ms",
+                t.silence_ms,
+                t.heartbeat_ms + 1,
+                3_600_000,
+            ),
+            (
+                "timing.outcome_timeout_ms",
+                t.outcome_timeout_ms,
+                10,
+                60_000,
+            ),
+            (
+                "timing.issued_ahead_ms_max",
+                t.issued_ahead_ms_max,
+                0,
+                60_000,
+            ),
+            (
+                "timing.cars_near_ms",
+                zero_or(t.cars_near_ms, 100),
+                100,
+                far,
+            ),
+            (
+                "timing.driver_at_ms",
+                zero_or(t.driver_at_ms, 100),
+                100,
+                far,
+            ),
+            ("timing.sign_of_life_ms", t.sign_of_life_ms, 1_000, 600_000),
+            (
+                "timing.http_idle_ms",
+                t.http_idle_ms,
+                t.outcome_timeout_ms + 1,
+                600_000,
+            ),
+            ("timing.close_ms", t.close_ms, 10, 60_000),
+            ("timing.move_ms", t.move_ms, 0, 60_000),
+            (
+                "timing.drain_ms",
+                t.drain_ms,
+                t.move_ms.saturating_add(100),
+                600_000,
+            ),
+            (
+                "ingest.ping_burst",
+                u64::from(self.ingest.ping_burst),
+                0,
+                1_000_000,
+            ),
+        ];
+        for (key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                let remedy = if most == far {
+                    format!("set at least {least}")
+                } else {
+                    format!("set {least} to {most}")
+                };
+                return Err(BadGatewayConfig {
+                    key: key.into(),
+                    value: value.to_string(),
+                    remedy,
+                });
+            }
+        }
+        self.ingest.check().map_err(|bad| BadGatewayConfig {
+            key: format!("ingest.{}", bad.key),
+            value: "out of range".into(),
+            remedy: format!("set {}", bad.remedy),
+        })?;
+        TokenVerifier::new(&self.keys).map_err(|bad| BadGatewayConfig {
+            key: "keys".into(),
+            value: "not usable".into(),
+            remedy: bad.to_string(),
+        })?;
+        self.keys
+            .check_listen(self.listen)
+            .map_err(|bad| BadGatewayConfig {
+                key: "listen".into(),
+                value: self.listen.to_string(),
+                remedy: bad.to_string(),
+            })
+    }
+}
+
+/// A knob whose zero means "off" passes its lower bound.
+fn zero_or(value: u64, least: u64) -> u64 {
+    if value == 0 { least } else { value }
+}
+
+/// Open files kept for the log, the store and the listener when connections are derived from the limit.
+const FILES_RESERVED: usize = 64;
+/// Taken when the limit cannot be read.
+const CONNECTIONS_UNKNOWN_LIMIT: usize = 768;
+/// Also the ceiling when files are unlimited.
+const CONNECTIONS_CEILING: usize = 1_000_000;
+
+impl Limits {
+    /// Sockets and streams at once, derived if configured as 0, and TCP connections of all kinds at once.
+    pub(crate) fn connections(&self) -> (usize, usize) {
+        let files = open_files_limit().unwrap_or(CONNECTIONS_UNKNOWN_LIMIT * 2);
+        let usable = files
+            .saturating_sub(FILES_RESERVED)
+            .clamp(16, CONNECTIONS_CEILING);
+        match self.connections_max {
+            0 => (usable / 4 * 3, usable),
+            given => (given, usable.max(given + 16)),
+        }
+    }
+}
+
+/// The soft limit of open files, where the system tells it in a file.
+fn open_files_limit() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))?;
+    match line.split_whitespace().nth(3)? {
+        "unlimited" => Some(CONNECTIONS_CEILING),
+        soft => soft.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_in_range_and_a_bad_value_is_named_with_its_remedy() {
+        assert_eq!(GatewayConfig::default().check(), Ok(()));
+        let mut config = GatewayConfig::default();
+        config.timing.silence_ms = 10;
+        let bad = config.check().unwrap_err();
+        assert_eq!(
+            bad.to_string(),
+            "gateway.timing.silence_ms is 10: set 30001 to 3600000"
+        );
+        config = GatewayConfig::default();
+        config.ingest.agreeing_pings = 0;
+        assert_eq!(config.check().unwrap_err().key, "ingest.agreeing_pings");
+        config = GatewayConfig::default();
+        config.listen = "0.0.0.0:8080".parse().unwrap();
+        assert!(
+            config
+                .check()
+                .unwrap_err()
+                .remedy
+                .contains("development secret")
+        );
+        config.keys.allow_development_secret = true;
+        assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn connections_follow_the_file_limit_unless_given() {
+        let (sockets, all) = Limits::default().connections();
+        assert!(sockets >= 12 && all > sockets);
+        assert_eq!(
+            Limits {
+                connections_max: 3,
+                ..Limits::default()
+            }
+            .connections()
+            .0,
+            3
+        );
+    }
+}

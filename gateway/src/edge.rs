@@ -1,0 +1,154 @@
+//! What all sockets and calls of a gateway share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cabrank_events::{Command, CommandId, CommandRecord, RiderId, Time};
+use cabrank_matcher::api::{Dispatch, NotTaken};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::GatewayConfig;
+use crate::counters::IngestCounters;
+use crate::news::{DriverNews, RiderNews};
+use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
+use crate::people::{Drivers, Riders};
+use crate::problem::Problem;
+use crate::rate::RequestRates;
+use crate::token::{BadKeys, TokenVerifier};
+
+/// The shared state of a gateway.
+pub struct Edge {
+    pub config: GatewayConfig,
+    pub dispatch: Arc<dyn Dispatch>,
+    pub verifier: TokenVerifier,
+    pub outcomes: Arc<Outcomes>,
+    pub drivers: Drivers<DriverNews>,
+    pub riders: Riders<RiderNews>,
+    pub rates: RequestRates,
+    pub counters: Arc<IngestCounters>,
+    /// One permit per socket and event stream.
+    pub sockets: Arc<Semaphore>,
+    pub sockets_max: usize,
+    /// Counts commits heard of, to wake event streams.
+    pub commits: watch::Sender<u64>,
+    /// Not ready any more: clients are told to move, new sockets are refused.
+    pub draining: CancellationToken,
+    /// Sockets and streams close now.
+    pub closing: CancellationToken,
+    started: Instant,
+}
+
+/// Why a command was not handed in. It has not been and will not be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotHandedIn {
+    /// Seconds after which to try again.
+    pub retry_after_s: u32,
+}
+
+impl From<NotHandedIn> for Problem {
+    fn from(not: NotHandedIn) -> Self {
+        Problem::busy("nothing was done: retry with the same key after Retry-After seconds")
+            .retry_after(not.retry_after_s)
+    }
+}
+
+impl Edge {
+    pub fn new(config: GatewayConfig, dispatch: Arc<dyn Dispatch>) -> Result<Arc<Self>, BadKeys> {
+        let verifier = TokenVerifier::new(&config.keys)?;
+        let sockets_max = config
+            .limits
+            .connections()
+            .0
+            .min(Semaphore::MAX_PERMITS >> 3);
+        let edge = Arc::new(Self {
+            verifier,
+            outcomes: Arc::new(Outcomes::new(config.limits.waiting_outcomes_max)),
+            drivers: Drivers::new(config.limits.people_remembered_max),
+            riders: Riders::default(),
+            rates: RequestRates::new(
+                config.limits.requests_per_minute,
+                config.limits.people_remembered_max,
+            ),
+            counters: Arc::new(IngestCounters::default()),
+            sockets: Arc::new(Semaphore::new(sockets_max)),
+            sockets_max,
+            commits: watch::Sender::new(0),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            started: Instant::now(),
+            config,
+            dispatch,
+        });
+        // Weak, because the node outlives gateways and would keep this one alive.
+        let hearing = Arc::downgrade(&edge);
+        edge.dispatch.listen(Box::new(move |commits| {
+            if let Some(edge) = hearing.upgrade() {
+                edge.hear(commits);
+            }
+        }));
+        Ok(edge)
+    }
+
+    /// Milliseconds of the wall clock since the gateway began; monotonic.
+    pub fn wall_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Hands a command in; the waiter resolves when its outcome is committed.
+    pub fn submit(
+        &self,
+        id: CommandId,
+        issued_at: Time,
+        command: Command,
+    ) -> Result<Waiting, NotHandedIn> {
+        let waiting = self
+            .outcomes
+            .wait_for(id.clone())
+            .map_err(|TooManyWaiting| {
+                refused("waiting_outcomes");
+                NotHandedIn { retry_after_s: 1 }
+            })?;
+        match self
+            .dispatch
+            .submit(CommandRecord::external(id, issued_at, command))
+        {
+            Ok(()) => Ok(waiting),
+            Err(NotTaken::Busy) => {
+                refused("log_queue");
+                Err(NotHandedIn { retry_after_s: 1 })
+            }
+            Err(NotTaken::Closed) => {
+                refused("log_closed");
+                Err(NotHandedIn { retry_after_s: 5 })
+            }
+        }
+    }
+
+    /// Room for one more socket or stream.
+    pub fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        if self.draining.is_cancelled() {
+            return Err(Problem::going_down());
+        }
+        self.sockets.clone().try_acquire_owned().map_err(|_| {
+            refused("connections");
+            Problem::busy("as many connections are open as allowed: connect again later")
+                .retry_after(5)
+        })
+    }
+
+    /// Counts a call against the rider's rate.
+    pub fn count_request(&self, rider: &RiderId) -> Result<(), Problem> {
+        self.rates
+            .take(rider, self.wall_ms())
+            .map_err(|retry_after_s| {
+                refused("requests");
+                Problem::too_many_requests(retry_after_s)
+            })
+    }
+}
+
+/// Counts a refusal by a limit.
+pub fn refused(limit: &'static str) {
+    metrics::counter!("cabrank_limit_refusals_total", "limit" => limit).increment(1);
+}

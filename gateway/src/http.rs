@@ -1,0 +1,460 @@
+//! The calls: opening, reading and cancelling rides, cars near, health and metrics; and the door to the sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use cabrank_events::command::{CancelledBy, Outcome};
+use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
+use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, VehicleClass};
+use cabrank_geo::Point;
+use cabrank_matcher::api::NearbyQuery;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::access::{Endpoint, choose_protocol, rider_for};
+use crate::driver::DriverSession;
+use crate::edge::{Edge, refused};
+use crate::listener::Conn;
+use crate::outcomes::Answer;
+use crate::problem::Problem;
+use crate::rider::RiderSession;
+use crate::socket::{self, Session, command_name, count_command};
+use crate::stream;
+use crate::token::Caller;
+
+/// Read and write buffers of a socket begin at this size; idle sockets are many.
+const SOCKET_BUFFER_BYTES: usize = 4_096;
+/// Tokens that live longer end their socket after this all the same: no clock overflows.
+const SOCKET_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
+/// Cars in an answer when `k` is not given.
+const NEARBY_K_DEFAULT: usize = 10;
+/// Metres when `radius` is not given.
+const NEARBY_RADIUS_DEFAULT_M: f64 = 2_000.0;
+
+type Shared = State<Arc<Edge>>;
+
+/// All routes.
+pub fn router(edge: Arc<Edge>) -> Router {
+    Router::new()
+        .route("/v1/driver", get(driver_socket))
+        .route("/v1/rider", get(rider_socket))
+        .route("/v1/rides", post(open_ride))
+        .route("/v1/rides/{ride}", get(read_ride))
+        .route("/v1/rides/{ride}/cancel", post(cancel_ride))
+        .route("/v1/cancel", post(cancel_by_key))
+        .route("/v1/nearby", get(nearby))
+        .route("/v1/events", get(stream::events))
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(async || {
+            let detail = "see docs/protocol.md for what there is";
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "unknown_path",
+                "No such path",
+                detail,
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            let (status, detail) = (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "see docs/protocol.md for the method",
+            );
+            Problem::new(status, "wrong_method", "Wrong method for this path", detail)
+        })
+        .layer(DefaultBodyLimit::max(edge.config.limits.frame_bytes_max))
+        .layer(axum::middleware::from_fn(touch))
+        .with_state(edge)
+}
+
+/// Tells the connection that it is asked for something.
+async fn touch(ConnectInfo(conn): ConnectInfo<Conn>, request: Request, next: Next) -> Response {
+    conn.touch();
+    next.run(request).await
+}
+
+async fn ready(State(edge): Shared) -> Result<&'static str, Problem> {
+    if edge.draining.is_cancelled() {
+        return Err(Problem::going_down());
+    }
+    if !edge.dispatch.is_ready() {
+        return Err(Problem::busy("not ready yet: the node recovers or drains"));
+    }
+    Ok("ready\n")
+}
+
+async fn metrics(State(edge): Shared) -> impl IntoResponse {
+    edge.counters.snapshot().publish();
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (content_type, crate::recorder().render())
+}
+
+/// Prepares an upgrade: bounds and subprotocol.
+fn prepare(
+    edge: &Edge,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    protocol: Option<&'static str>,
+) -> Result<WebSocketUpgrade, Problem> {
+    let upgrade = upgrade.map_err(|rejection| {
+        Problem::bad_request(format!("this is a WebSocket: {}", rejection.body_text()))
+    })?;
+    let bytes_max = edge.config.limits.frame_bytes_max;
+    let mut upgrade = upgrade
+        .read_buffer_size(SOCKET_BUFFER_BYTES)
+        .write_buffer_size(SOCKET_BUFFER_BYTES)
+        .max_message_size(bytes_max)
+        .max_frame_size(bytes_max);
+    if let Some(protocol) = protocol {
+        upgrade.set_selected_protocol(HeaderValue::from_static(protocol));
+    }
+    Ok(upgrade)
+}
+
+async fn driver_socket(
+    State(edge): Shared,
+    ConnectInfo(conn): ConnectInfo<Conn>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::DriverSocket, &headers)?;
+    let Caller::Driver(driver) = &verified.caller else {
+        return Err(Problem::forbidden("a driver's token is needed"));
+    };
+    let driver = driver.clone();
+    let (codec, protocol) = choose_protocol(&headers)?;
+    let upgrade = prepare(&edge, upgrade, protocol)?;
+    let permit = edge.admit()?;
+    let expires = Instant::now() + verified.remaining().min(SOCKET_LIFE_MAX);
+    Ok(upgrade.on_upgrade(async move |mut ws| {
+        let _kept = (permit, conn.busy());
+        let connected = edge
+            .drivers
+            .connect(&driver, edge.config.limits.session_queue_max);
+        let Ok((slot, link, queue)) = connected else {
+            refused("people_remembered");
+            return socket::turn_away(&mut ws).await;
+        };
+        let sign_every = Duration::from_millis(edge.config.timing.sign_of_life_ms);
+        let person = DriverSession::new(driver, slot, link.clone(), sign_every);
+        socket::run(
+            Session {
+                edge,
+                codec,
+                person,
+                link,
+                queue,
+                expires,
+            },
+            ws,
+        )
+        .await;
+    }))
+}
+
+async fn rider_socket(
+    State(edge): Shared,
+    ConnectInfo(conn): ConnectInfo<Conn>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::RiderSocket, &headers)?;
+    let Caller::Rider(rider) = &verified.caller else {
+        return Err(Problem::forbidden("a rider's token is needed"));
+    };
+    let rider = rider.clone();
+    let (codec, protocol) = choose_protocol(&headers)?;
+    let upgrade = prepare(&edge, upgrade, protocol)?;
+    let permit = edge.admit()?;
+    let expires = Instant::now() + verified.remaining().min(SOCKET_LIFE_MAX);
+    Ok(upgrade.on_upgrade(async move |ws| {
+        let _kept = (permit, conn.busy());
+        let (link, queue) = edge
+            .riders
+            .connect(&rider, edge.config.limits.session_queue_max);
+        let person = RiderSession::new(rider, link.clone(), &edge);
+        socket::run(
+            Session {
+                edge,
+                codec,
+                person,
+                link,
+                queue,
+                expires,
+            },
+            ws,
+        )
+        .await;
+    }))
+}
+
+/// Reads a JSON body; the error names what is wrong with it.
+fn body<T: serde::de::DeserializeOwned>(
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<T, Problem> {
+    let bytes = bytes.map_err(|rejection| {
+        let status = rejection.status();
+        let detail = format!("{}: send a smaller body", rejection.body_text());
+        Problem::new(status, "bad_body", "The body cannot be read", detail)
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_body(error.to_string()))
+}
+
+fn command_id(text: String) -> Result<CommandId, Problem> {
+    CommandId::new(&text).map_err(|error| Problem::bad_request(error.to_string()))
+}
+
+/// Hands a command in and waits for its outcome.
+async fn ask(
+    edge: &Edge,
+    id: CommandId,
+    issued_at: Time,
+    command: Command,
+) -> Result<Answer, Problem> {
+    let kind = command_name(&command);
+    let since = Instant::now();
+    let waiting = edge
+        .submit(id, issued_at, command)
+        .inspect_err(|_| count_command(kind, None))?;
+    let patience = Duration::from_millis(edge.config.timing.outcome_timeout_ms);
+    let answer = waiting.answer(patience).await;
+    count_command(kind, answer.as_ref());
+    metrics::histogram!("cabrank_command_ack_seconds").record(since.elapsed());
+    answer.ok_or_else(Problem::unknown_outcome)
+}
+
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    (
+        status,
+        content_type,
+        serde_json::to_vec(body).unwrap_or_default(),
+    )
+        .into_response()
+}
+
+async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Problem> {
+    let (mut parts, bytes) = request.into_parts();
+    let verified = edge.authorize(Endpoint::OpenRide, &parts.headers)?;
+    let rider = rider_for(&verified.caller, &parts.headers)?;
+    let key = parts
+        .headers
+        .get("idempotency-key")
+        .and_then(|key| key.to_str().ok());
+    let key = key.ok_or_else(|| {
+        Problem::bad_request("send the header Idempotency-Key: 1 to 64 characters, new for each wish, the same in each retry")
+    })?;
+    let key = IdempotencyKey::new(key).map_err(|error| Problem::bad_request(error.to_string()))?;
+    edge.count_request(&rider)?;
+    let bytes = read_body(&mut parts, bytes).await;
+    let wish: RideRequest = body(bytes)?;
+    let now = edge.dispatch.now();
+    let issued_at = wish.issued_at.unwrap_or(now);
+    if issued_at > now.plus_ms(edge.config.timing.issued_ahead_ms_max) {
+        let detail = format!(
+            "issued_at lies ahead of the server's clock, which shows {}: leave it out or set the clock",
+            now.0
+        );
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "issued_in_future",
+            "issued_at is in the future",
+            detail,
+        ));
+    }
+    let id = command_id(format!("rider/{rider}/{key}"))?;
+    let RideRequest {
+        pickup,
+        dropoff,
+        class,
+        ..
+    } = wish;
+    let command = Command::RequestRide {
+        rider,
+        key: key.clone(),
+        pickup,
+        dropoff,
+        class,
+    };
+    let answer = ask(&edge, id, issued_at, command).await?;
+    let status = match answer.outcome {
+        Outcome::Done => StatusCode::CREATED,
+        Outcome::AlreadyDone => StatusCode::OK,
+        Outcome::Refused { why } => return Err(why.into()),
+    };
+    let ride = answer.ride.ok_or_else(Problem::unknown_outcome)?;
+    Ok(json(status, &RideOpened { ride, key }))
+}
+
+/// Reads the body under the router's limit.
+async fn read_body(
+    parts: &mut axum::http::request::Parts,
+    body: axum::body::Body,
+) -> Result<Bytes, BytesRejection> {
+    use axum::extract::FromRequest;
+    let mut request = Request::new(body);
+    *request.extensions_mut() = std::mem::take(&mut parts.extensions);
+    *request.headers_mut() = std::mem::take(&mut parts.headers);
+    Bytes::from_request(request, &()).await
+}
+
+fn ride_id(text: &str) -> Result<RideId, Problem> {
+    // What is no ride id names no ride.
+    text.parse().map_err(|_| Problem::unknown_ride())
+}
+
+/// May the caller see the ride?
+fn sees(edge: &Edge, caller: &Caller, ride: &RideView) -> bool {
+    match caller {
+        Caller::Service(_) | Caller::Ops(_) => true,
+        Caller::Rider(rider) => ride.rider == *rider,
+        Caller::Driver(driver) => {
+            let holds = || edge.dispatch.driver(driver).and_then(|view| view.hold);
+            ride.driver.as_ref() == Some(driver)
+                || holds().is_some_and(|hold| hold.ride == ride.ride)
+        }
+    }
+}
+
+async fn read_ride(
+    State(edge): Shared,
+    headers: HeaderMap,
+    Path(ride): Path<String>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::ReadRide, &headers)?;
+    let ride = edge
+        .dispatch
+        .ride(ride_id(&ride)?)
+        .ok_or_else(Problem::unknown_ride)?;
+    if !sees(&edge, &verified.caller, &ride) {
+        return Err(Problem::unknown_ride());
+    }
+    Ok(json(StatusCode::OK, &*ride))
+}
+
+/// What a cancel by HTTP answers.
+#[derive(Serialize)]
+struct Cancelled {
+    result: WireResult,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ride: Option<RideId>,
+}
+
+fn cancelled(answer: Answer) -> Result<Response, Problem> {
+    let result = match answer.outcome {
+        Outcome::Done => WireResult::Done,
+        Outcome::AlreadyDone => WireResult::AlreadyDone,
+        Outcome::Refused { why } => return Err(why.into()),
+    };
+    Ok(json(
+        StatusCode::OK,
+        &Cancelled {
+            result,
+            ride: answer.ride,
+        },
+    ))
+}
+
+async fn cancel_ride(
+    State(edge): Shared,
+    headers: HeaderMap,
+    Path(ride): Path<String>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::CancelRide, &headers)?;
+    let ride = ride_id(&ride)?;
+    // The id comes from the ride, so that a retry is the same command.
+    let (id, by, rider) = match &verified.caller {
+        Caller::Rider(rider) => {
+            edge.count_request(rider)?;
+            let known = edge.dispatch.ride(ride);
+            if known.is_some_and(|known| known.rider != *rider) {
+                return Err(Problem::unknown_ride());
+            }
+            (
+                format!("rider/{rider}/r/{ride}"),
+                CancelledBy::Rider,
+                Some(rider.clone()),
+            )
+        }
+        Caller::Service(name) => (format!("service/{name}/r/{ride}"), CancelledBy::Ops, None),
+        Caller::Ops(name) => (format!("ops/{name}/r/{ride}"), CancelledBy::Ops, None),
+        Caller::Driver(_) => {
+            return Err(Problem::forbidden(
+                "a driver gives a ride back on its socket",
+            ));
+        }
+    };
+    let command = Command::CancelRide { ride, by, rider };
+    cancelled(ask(&edge, command_id(id)?, edge.dispatch.now(), command).await?)
+}
+
+#[derive(Deserialize)]
+struct ByKey {
+    key: IdempotencyKey,
+}
+
+async fn cancel_by_key(
+    State(edge): Shared,
+    headers: HeaderMap,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::CancelByKey, &headers)?;
+    let rider = rider_for(&verified.caller, &headers)?;
+    edge.count_request(&rider)?;
+    let ByKey { key } = body(bytes)?;
+    let id = command_id(format!("rider/{rider}/k/{key}"))?;
+    let command = Command::CancelByKey { rider, key };
+    cancelled(ask(&edge, id, edge.dispatch.now(), command).await?)
+}
+
+#[derive(Deserialize)]
+struct NearbyAsked {
+    lat: f64,
+    lon: f64,
+    radius: Option<f64>,
+    k: Option<usize>,
+    class: Option<VehicleClass>,
+}
+
+async fn nearby(
+    State(edge): Shared,
+    headers: HeaderMap,
+    asked: Result<Query<NearbyAsked>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::Nearby, &headers)?;
+    if let Caller::Rider(rider) = &verified.caller {
+        edge.count_request(rider)?;
+    }
+    let Query(asked) = asked.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
+    let at = Point::new(asked.lat, asked.lon)
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    let radius_m = asked.radius.unwrap_or(NEARBY_RADIUS_DEFAULT_M);
+    if !(radius_m > 0.0 && radius_m.is_finite()) {
+        return Err(Problem::bad_request("radius: give metres, more than 0"));
+    }
+    let k = asked
+        .k
+        .unwrap_or(NEARBY_K_DEFAULT)
+        .min(edge.config.limits.nearby_max);
+    let mut cars = Vec::with_capacity(k);
+    edge.dispatch.nearby(
+        &NearbyQuery {
+            at: Place(at),
+            radius_m,
+            k,
+            class: asked.class,
+        },
+        &mut cars,
+    );
+    Ok(json(StatusCode::OK, &Nearby { cars }))
+}

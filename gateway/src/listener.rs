@@ -1,0 +1,197 @@
+//! How many connections, and for how long without a request?
+//!
+//! A connection that asks for nothing (none yet, half a header, or idle between two requests) is cut after a while. One
+//! that is being answered, streamed to, or is a socket, lives by its own rules. When as many are open as files allow,
+//! new ones wait in the system's backlog.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+/// After the system refuses to accept (no files left), the next try waits so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A TCP listener with a bound on what is open.
+pub struct BoundedListener {
+    listener: TcpListener,
+    open: Arc<Semaphore>,
+    idle: Duration,
+}
+
+impl BoundedListener {
+    pub fn new(listener: TcpListener, connections_max: usize, idle: Duration) -> Self {
+        Self {
+            listener,
+            open: Arc::new(Semaphore::new(connections_max)),
+            idle,
+        }
+    }
+}
+
+impl Listener for BoundedListener {
+    type Io = BoundedIo;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (BoundedIo, SocketAddr) {
+        loop {
+            let Ok(permit) = self.open.clone().acquire_owned().await else {
+                // The semaphore is never closed; should it be, nothing more is accepted.
+                return std::future::pending().await;
+            };
+            match self.listener.accept().await {
+                Ok((tcp, address)) => {
+                    // Small messages go at once; a socket that refuses the option still works.
+                    let _ = tcp.set_nodelay(true);
+                    let idle_at = Box::pin(sleep_until(Instant::now() + self.idle));
+                    let conn = Conn::new();
+                    let io = BoundedIo {
+                        tcp,
+                        conn,
+                        idle: self.idle,
+                        idle_at,
+                        _permit: permit,
+                    };
+                    return (io, address);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// What a connection is used for, as its handlers know it.
+#[derive(Clone, Debug)]
+pub struct Conn(Arc<ConnState>);
+
+#[derive(Debug)]
+struct ConnState {
+    born: Instant,
+    /// Sockets and streams on it: while there are any, it is never idle.
+    long_lived: AtomicUsize,
+    /// When the last request began, in ms after birth.
+    requested_ms: AtomicU64,
+}
+
+impl Connected<IncomingStream<'_, BoundedListener>> for Conn {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
+        stream.io().conn.clone()
+    }
+}
+
+/// As long as it lives, its connection is not idle.
+pub struct Busy(Conn);
+
+// All orderings here are relaxed: hints to a timer that looks again.
+impl Conn {
+    fn new() -> Self {
+        let born = Instant::now();
+        Self(Arc::new(ConnState {
+            born,
+            long_lived: AtomicUsize::new(0),
+            requested_ms: AtomicU64::new(0),
+        }))
+    }
+
+    /// A request began.
+    pub fn touch(&self) {
+        let ms = self.0.born.elapsed().as_millis() as u64;
+        self.0.requested_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// A socket or a stream begins.
+    pub fn busy(&self) -> Busy {
+        self.0.long_lived.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// When it counts as idle if nothing more happens.
+    fn idle_at(&self, idle: Duration) -> Instant {
+        if self.0.long_lived.load(Ordering::Relaxed) > 0 {
+            return Instant::now() + idle;
+        }
+        self.0.born + Duration::from_millis(self.0.requested_ms.load(Ordering::Relaxed)) + idle
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.0.long_lived.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An accepted connection.
+pub struct BoundedIo {
+    tcp: TcpStream,
+    conn: Conn,
+    idle: Duration,
+    /// When to look whether it is idle.
+    idle_at: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for BoundedIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        while this.idle_at.as_mut().poll(cx).is_ready() {
+            let idle_at = this.conn.idle_at(this.idle);
+            if idle_at <= Instant::now() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            this.idle_at.as_mut().reset(idle_at);
+        }
+        Pin::new(&mut this.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for BoundedIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+}

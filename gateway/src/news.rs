@@ -1,0 +1,124 @@
+//! Which committed event concerns whom?
+//!
+//! Runs on the node's thread for every commit: it looks up the people concerned and queues for their sockets, no more.
+//! Not here: how it is worded for a phone (`driver`, `rider`).
+
+use std::sync::Arc;
+
+use cabrank_events::wire::{RideStage, RideView};
+use cabrank_events::{Attempt, DriverId, Event, RideId};
+use cabrank_matcher::api::Committed;
+
+use crate::edge::Edge;
+use crate::outcomes::Answer;
+
+/// What a driver's socket hears of.
+#[derive(Clone, Debug)]
+pub enum DriverNews {
+    /// The driver is asked.
+    Offered {
+        ride: Arc<RideView>,
+        attempt: Attempt,
+    },
+    /// The ride the driver holds has changed.
+    Ride(Arc<RideView>),
+    /// An offer or a ride is over for this driver. Without an attempt, whichever there was.
+    Over {
+        ride: RideId,
+        attempt: Option<Attempt>,
+        stage: Option<RideStage>,
+    },
+    /// The driver has said no; the phone knows.
+    Declined { ride: RideId, attempt: Attempt },
+}
+
+/// What a rider's socket hears of.
+#[derive(Clone, Debug)]
+pub struct RiderNews(pub Arc<RideView>);
+
+impl Edge {
+    /// Takes a commit in.
+    pub fn hear(&self, commits: &[Committed]) {
+        for committed in commits {
+            self.hear_for_drivers(committed);
+            if let Some(ride) = &committed.ride {
+                self.riders.tell(&ride.rider, || RiderNews(ride.clone()));
+            }
+        }
+        self.commits
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn hear_for_drivers(&self, committed: &Committed) {
+        let stage = committed.ride.as_ref().map(|ride| ride.stage);
+        let over = |driver: &DriverId, ride, attempt| {
+            self.drivers.tell(driver, || DriverNews::Over {
+                ride,
+                attempt,
+                stage,
+            });
+        };
+        let changed = |driver: &DriverId| {
+            if let Some(ride) = &committed.ride {
+                self.drivers.tell(driver, || DriverNews::Ride(ride.clone()));
+            }
+        };
+        match &committed.record.event {
+            Event::CommandOutcome(e) => {
+                let answer = Answer {
+                    outcome: e.outcome.clone(),
+                    ride: e.ride,
+                };
+                self.outcomes.resolve(&e.command, answer);
+            }
+            Event::OfferMade(e) => {
+                if let Some(ride) = &committed.ride {
+                    let attempt = e.attempt;
+                    self.drivers.tell(&e.driver, || DriverNews::Offered {
+                        ride: ride.clone(),
+                        attempt,
+                    });
+                }
+            }
+            Event::OfferDeclined(e) => {
+                let (ride, attempt) = (e.ride, e.attempt);
+                self.drivers
+                    .tell(&e.driver, || DriverNews::Declined { ride, attempt });
+            }
+            Event::OfferExpired(e) => over(&e.driver, e.ride, Some(e.attempt)),
+            Event::DriverLost(e) => over(&e.driver, e.ride, Some(e.attempt)),
+            Event::RideCompleted(e) => over(&e.driver, e.ride, Some(e.attempt)),
+            Event::DriverReleased(e) => over(&e.driver, e.ride, Some(e.attempt)),
+            Event::RideCancelled(e) => {
+                if let Some(driver) = &e.driver {
+                    over(driver, e.ride, None);
+                }
+            }
+            Event::DriverAssigned(e) => changed(&e.driver),
+            Event::DriverArrived(e) => changed(&e.driver),
+            Event::RideStarted(e) => changed(&e.driver),
+            // The rider hears of these by the ride's view; no driver's phone is concerned.
+            Event::RideRequested(_)
+            | Event::SearchedInVain(_)
+            | Event::SearchWidened(_)
+            | Event::DriverClaimed(_)
+            | Event::ClaimDenied(_)
+            | Event::ClaimAbandoned(_)
+            | Event::OfferReceived(_)
+            | Event::RideUnfulfilled(_) => {}
+            // States of people: what follows for a phone comes with the ride's events and the outcomes.
+            Event::DriverOnline(_)
+            | Event::DriverHeld(_)
+            | Event::DriverLeaving(_)
+            | Event::DriverOffline(_)
+            | Event::DriverForgotten(_)
+            | Event::RiderBusy(_)
+            | Event::RideConfirmed(_)
+            | Event::RideNotOpened(_)
+            | Event::RequestRefused(_)
+            | Event::KeyCancelled(_)
+            | Event::RiderFree(_)
+            | Event::RiderForgotten(_) => {}
+        }
+    }
+}

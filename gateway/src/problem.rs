@@ -1,0 +1,261 @@
+//! Every HTTP error: a status, a machine-readable name, and what to do about it (RFC 9457).
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use cabrank_events::command::RefusedBecause;
+use cabrank_events::wire;
+
+/// An HTTP error with its remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    status: StatusCode,
+    name: &'static str,
+    title: &'static str,
+    detail: String,
+    retry_after_s: Option<u32>,
+}
+
+impl Problem {
+    /// A problem the caller can mend as `detail` says.
+    pub fn new(
+        status: StatusCode,
+        name: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            name,
+            title,
+            detail: detail.into(),
+            retry_after_s: None,
+        }
+    }
+
+    /// The same, with the header `Retry-After`.
+    pub fn retry_after(self, seconds: u32) -> Self {
+        Self {
+            retry_after_s: Some(seconds),
+            ..self
+        }
+    }
+
+    /// Nobody is known to be calling.
+    pub fn unauthorized(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "No valid token",
+            why,
+        )
+    }
+
+    /// The caller may not.
+    pub fn forbidden(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "Not allowed for this role",
+            why,
+        )
+    }
+
+    /// The request does not make sense.
+    pub fn bad_request(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "The request is malformed",
+            why,
+        )
+    }
+
+    /// The body does not make sense.
+    pub fn bad_body(why: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "bad_body",
+            "The body is malformed",
+            why,
+        )
+    }
+
+    /// No such ride, or somebody else's: the two are not told apart.
+    pub fn unknown_ride() -> Self {
+        let detail = "check the id; you see only your own rides, and rides that ended long ago are forgotten";
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "unknown_ride",
+            "No such ride",
+            detail,
+        )
+    }
+
+    /// Nothing was done; there is no room at the moment.
+    pub fn busy(detail: &'static str) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "No room at the moment",
+            detail,
+        )
+        .retry_after(1)
+    }
+
+    /// This gateway takes nothing more.
+    pub fn going_down() -> Self {
+        let detail = "connect again: another gateway, or this one when it is back, will answer";
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "going_down",
+            "This gateway goes down",
+            detail,
+        )
+        .retry_after(1)
+    }
+
+    /// It may or may not happen yet.
+    pub fn unknown_outcome() -> Self {
+        let detail = "the outcome is not known yet: repeat the same request (with the same key), it cannot happen twice";
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unknown",
+            "Outcome unknown",
+            detail,
+        )
+        .retry_after(1)
+    }
+
+    /// More calls than allowed.
+    pub fn too_many_requests(retry_after_s: u32) -> Self {
+        let detail = "slow down: the limit is per rider and minute";
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            "Too many requests",
+            detail,
+        )
+        .retry_after(retry_after_s)
+    }
+}
+
+impl From<RefusedBecause> for Problem {
+    fn from(why: RefusedBecause) -> Self {
+        use RefusedBecause::*;
+        let (status, name, title, detail) = match why {
+            AlreadyRiding => (
+                409,
+                "already_riding",
+                "One ride at a time",
+                "end or cancel the open ride first",
+            ),
+            KeyReused => (
+                422,
+                "key_reused",
+                "The key was used for another request",
+                "use a new Idempotency-Key for a new wish",
+            ),
+            TooManyKeys => (
+                429,
+                "too_many_keys",
+                "Too many requests are remembered",
+                "wait until the oldest keys expire, then retry with the same key",
+            ),
+            TooOld => (
+                410,
+                "too_old",
+                "The request is too old",
+                "ask again with a new Idempotency-Key and issued_at",
+            ),
+            ShardFull => (
+                503,
+                "shard_full",
+                "Too many open rides here",
+                "retry with the same Idempotency-Key in some seconds",
+            ),
+            CancelledBefore => (
+                410,
+                "cancelled_before",
+                "This wish was taken back",
+                "ask again with a new Idempotency-Key",
+            ),
+            UnknownRide | NotYours => return Self::unknown_ride(),
+            Lapsed => (
+                409,
+                "lapsed",
+                "The offer is over",
+                "wait for the next offer",
+            ),
+            Ended => (
+                409,
+                "ended",
+                "The ride has ended",
+                "nothing is left to do for this ride",
+            ),
+            AlreadyStarted => (
+                409,
+                "already_started",
+                "The ride has begun",
+                "a ride can be called off only before it begins",
+            ),
+            NotStarted => (
+                409,
+                "not_started",
+                "The ride has not begun",
+                "report the start first",
+            ),
+            NotAccepted => (
+                409,
+                "not_accepted",
+                "The offer is not accepted",
+                "accept the offer first",
+            ),
+            AlreadyAccepted => (
+                409,
+                "already_accepted",
+                "The offer is accepted already",
+                "give the ride back with cancel instead",
+            ),
+            OldSession => (
+                409,
+                "old_session",
+                "A newer session exists",
+                "go on with the newest session",
+            ),
+            NotOnline => (
+                409,
+                "not_online",
+                "The driver is not online",
+                "go online first",
+            ),
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
+        let problem = Self::new(status, name, title, detail);
+        match why {
+            TooManyKeys => problem.retry_after(60),
+            ShardFull => problem.retry_after(5),
+            _ => problem,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        metrics::counter!("cabrank_http_problems_total", "name" => self.name).increment(1);
+        let body = wire::Problem {
+            kind: format!("urn:cabrank:problem:{}", self.name),
+            title: self.title.into(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (self.status, content_type, json).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}

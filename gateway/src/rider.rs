@@ -1,0 +1,237 @@
+//! A rider's phone: the ride as it changes, the cars near while waiting, the driver on the way.
+//!
+//! Holds: views of one ride are sent in the order of their numbers, an older one never after a newer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::Message;
+use cabrank_events::command::CancelledBy;
+use cabrank_events::wire::{FromRider, RideStage, RideView, ToRider};
+use cabrank_events::{Command, CommandId, RiderId, proto};
+use cabrank_matcher::api::NearbyQuery;
+use tokio::time::Instant;
+
+use crate::edge::Edge;
+use crate::news::RiderNews;
+use crate::people::Link;
+use crate::socket::{About, Answered, Codec, Desk, Person, check_message_id, outcome_message};
+
+/// What is shown to the rider from time to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Show {
+    CarsNear,
+    DriverAt,
+}
+
+/// One rider's socket.
+pub struct RiderSession {
+    rider: RiderId,
+    link: Arc<Link<RiderNews>>,
+    ride: Option<Arc<RideView>>,
+    show: Option<(Show, Instant)>,
+    cars_near_every: Option<Duration>,
+    driver_at_every: Option<Duration>,
+}
+
+fn every(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+impl RiderSession {
+    pub fn new(rider: RiderId, link: Arc<Link<RiderNews>>, edge: &Edge) -> Self {
+        let timing = &edge.config.timing;
+        Self {
+            rider,
+            link,
+            ride: None,
+            show: None,
+            cars_near_every: every(timing.cars_near_ms),
+            driver_at_every: every(timing.driver_at_ms),
+        }
+    }
+
+    fn tell_ride(&mut self, desk: &mut Desk<ToRider>, ride: Arc<RideView>) {
+        if ride.rider != self.rider {
+            return;
+        }
+        match &self.ride {
+            Some(known) if known.ride == ride.ride && known.ride_seq >= ride.ride_seq => return,
+            // The end of an earlier ride: told, but the open one stays the one that is shown.
+            Some(known)
+                if known.ride != ride.ride && ride.stage.is_end() && !known.stage.is_end() => {}
+            _ => {
+                self.plan(&ride);
+                self.ride = Some(ride.clone());
+            }
+        }
+        desk.say(ToRider::Ride(RideView::clone(&ride)));
+    }
+
+    /// Decides what is shown from time to time in the ride's stage. What is shown already keeps its rhythm.
+    fn plan(&mut self, ride: &RideView) {
+        let (show, every) = match ride.stage {
+            RideStage::Waiting | RideStage::Offered => (Show::CarsNear, self.cars_near_every),
+            RideStage::EnRoute | RideStage::Arrived | RideStage::Started => {
+                (Show::DriverAt, self.driver_at_every)
+            }
+            RideStage::Completed | RideStage::Cancelled | RideStage::Unfulfilled => {
+                self.show = None;
+                return;
+            }
+        };
+        if every.is_none() {
+            self.show = None;
+        } else if self.show.is_none_or(|(shown, _)| shown != show) {
+            self.show = Some((show, Instant::now()));
+        }
+    }
+
+    fn show_cars_near(&self, desk: &mut Desk<ToRider>, ride: &RideView) {
+        let query = NearbyQuery {
+            at: ride.pickup,
+            // The node draws it in to its search radius.
+            radius_m: f64::MAX,
+            k: desk.edge.config.limits.cars_near_max,
+            class: Some(ride.class),
+        };
+        let mut cars = Vec::with_capacity(query.k);
+        desk.edge.dispatch.nearby(&query, &mut cars);
+        desk.say(ToRider::CarsNear {
+            ride: ride.ride,
+            cars,
+        });
+    }
+
+    fn show_driver_at(&self, desk: &mut Desk<ToRider>, ride: &RideView) {
+        let Some(driver) = &ride.driver else { return };
+        let Some(position) = desk.edge.dispatch.position(driver) else {
+            return;
+        };
+        let target = match ride.stage {
+            RideStage::Started => ride.dropoff,
+            _ => Some(ride.pickup),
+        };
+        let remaining_s = target
+            // The cast saturates: no estimate can overflow it, and one that is not a number becomes 0.
+            .map(|target| desk.edge.dispatch.travel_time_s(position.at, target).ceil() as u32);
+        let (at, age_ms) = (position.at, position.age_ms);
+        desk.say(ToRider::DriverAt {
+            ride: ride.ride,
+            at,
+            age_ms,
+            remaining_s,
+        });
+    }
+}
+
+impl Person for RiderSession {
+    type In = FromRider;
+    type Out = ToRider;
+    type News = RiderNews;
+    const ROLE: &'static str = "rider";
+
+    fn read_json(text: &str) -> Result<FromRider, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    fn read_proto(bytes: &[u8]) -> Result<FromRider, String> {
+        proto::decode_from_rider(bytes).map_err(|error| error.to_string())
+    }
+
+    fn write(codec: Codec, out: &ToRider) -> Message {
+        match codec {
+            Codec::Json => Message::Text(serde_json::to_string(out).unwrap_or_default().into()),
+            Codec::Proto => Message::Binary(proto::encode_to_rider(out)),
+        }
+    }
+
+    fn error(message: String) -> ToRider {
+        ToRider::Error { message }
+    }
+
+    fn moved(after_ms: u64) -> ToRider {
+        ToRider::Move { after_ms }
+    }
+
+    fn greet(&mut self, desk: &mut Desk<ToRider>) {
+        let edge = desk.edge.clone();
+        desk.say(ToRider::Welcome {
+            rider: self.rider.clone(),
+            time: edge.dispatch.now(),
+            heartbeat_s: edge.config.timing.heartbeat_ms.div_ceil(1_000) as u32,
+        });
+        let open = edge
+            .dispatch
+            .ride_of(&self.rider)
+            .and_then(|ride| edge.dispatch.ride(ride));
+        if let Some(ride) = open {
+            self.tell_ride(desk, ride);
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        desk: &mut Desk<ToRider>,
+        message: FromRider,
+    ) -> Result<(), String> {
+        let FromRider::Cancel {
+            id: message_id,
+            ride,
+        } = message;
+        check_message_id(&message_id)?;
+        let id = CommandId::new(&format!("rider/{}/c/{message_id}", self.rider))
+            .map_err(|error| error.to_string())?;
+        let rider = Some(self.rider.clone());
+        let command = Command::CancelRide {
+            ride,
+            by: CancelledBy::Rider,
+            rider,
+        };
+        let about = About {
+            message_id,
+            ride: Some(ride),
+            session: None,
+        };
+        if let Some(unknown) = desk.ask(id, command, about) {
+            self.handle_answer(desk, unknown);
+        }
+        Ok(())
+    }
+
+    fn handle_news(&mut self, desk: &mut Desk<ToRider>, RiderNews(ride): RiderNews) {
+        self.tell_ride(desk, ride);
+    }
+
+    fn handle_answer(&mut self, desk: &mut Desk<ToRider>, answered: Answered) {
+        desk.say(ToRider::Outcome(outcome_message(answered)));
+    }
+
+    fn handle_deadline(&mut self, desk: &mut Desk<ToRider>, now: Instant) {
+        let (Some((show, due)), Some(ride)) = (self.show, self.ride.clone()) else {
+            return;
+        };
+        if now < due {
+            return;
+        }
+        let every = match show {
+            Show::CarsNear => {
+                self.show_cars_near(desk, &ride);
+                self.cars_near_every
+            }
+            Show::DriverAt => {
+                self.show_driver_at(desk, &ride);
+                self.driver_at_every
+            }
+        };
+        self.show = every.map(|every| (show, now + every));
+    }
+
+    fn poll_deadline(&self) -> Option<Instant> {
+        self.show.map(|(_, due)| due)
+    }
+
+    fn leave(&mut self, edge: &Edge) {
+        edge.riders.disconnect(&self.rider, &self.link);
+    }
+}
