@@ -156,8 +156,11 @@ fn is_wanted(driver: u32) -> bool {
     status == Status::Free && classes & city::CLASS != 0
 }
 
+/// A driver in a square of the baseline, and where.
+type Parked = (u32, [f64; 2]);
+
 struct Squares {
-    squares: DashMap<(i32, i32), Vec<(u32, [f64; 2])>>,
+    squares: DashMap<(i32, i32), Vec<Parked>>,
     square_of: Vec<AtomicU64>,
 }
 
@@ -257,7 +260,7 @@ impl Bare {
 
     fn line(&self, driver: u32) -> &AtomicU64 {
         let spread = u64::from(driver.wrapping_mul(0x9E37_79B1));
-        &self.lines[(spread * self.lines.len() as u64 >> 32) as usize].0
+        &self.lines[((spread * self.lines.len() as u64) >> 32) as usize].0
     }
 }
 

@@ -2,31 +2,19 @@
 
 use std::path::Path;
 
-use cabrank_eventlog::{EmbeddedLog, EventLog, OpenError, Options, Topic};
+use cabrank_eventlog::{EmbeddedLog, EventLog, Topic};
 
 use crate::AnyError;
 
 /// Records read at a time.
 const CHUNK: usize = 4_096;
 
-/// Opens the store in `dir`, whatever number of shards it has. A directory without one is an error, not a new store.
+/// Opens the store in `dir` for reading. A directory without one is an error, not a new store.
 pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
     if !dir.join("cabrank.redb").is_file() {
         return Err(format!("{} holds no log: check --data-dir", dir.display()).into());
     }
-    match EmbeddedLog::open(dir, Options::default()) {
-        Err(OpenError::Shards { found, .. }) => {
-            let shards = u16::try_from(found)?;
-            Ok(EmbeddedLog::open(
-                dir,
-                Options {
-                    shards,
-                    ..Options::default()
-                },
-            )?)
-        }
-        opened => Ok(opened?),
-    }
+    Ok(EmbeddedLog::open_read_only(dir)?)
 }
 
 /// Calls `each` with (shard, offset, value) of every record of `topic` from `from(shard)` on.

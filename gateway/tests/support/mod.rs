@@ -9,7 +9,7 @@ use std::time::Duration;
 use cabrank_engine::EngineConfig;
 use cabrank_eventlog::{EmbeddedLog, Options};
 use cabrank_gateway::token::{Role, mint};
-use cabrank_gateway::{Gateway, GatewayConfig, ServeError, Served};
+use cabrank_gateway::{Gateway, GatewayConfig, IngestCounters, ServeError, Served};
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts};
@@ -34,6 +34,7 @@ pub struct City {
     pub stop: CancellationToken,
     pub serving: JoinHandle<Result<Served, ServeError>>,
     pub config: GatewayConfig,
+    pub counters: Arc<IngestCounters>,
     _dir: tempfile::TempDir,
 }
 
@@ -45,8 +46,10 @@ impl City {
 
     /// A server with other knobs.
     pub async fn with(change: impl FnOnce(&mut GatewayConfig, &mut EngineConfig)) -> City {
-        let mut config = GatewayConfig::default();
-        config.listen = ([127, 0, 0, 1], 0).into();
+        let mut config = GatewayConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..GatewayConfig::default()
+        };
         let mut engine = EngineConfig::default();
         change(&mut config, &mut engine);
         let dir = tempfile::tempdir().unwrap();
@@ -80,6 +83,7 @@ impl City {
             .await
             .unwrap();
         let address = gateway.local_addr();
+        let counters = gateway.counters();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(gateway.run(stop.clone()));
         City {
@@ -88,6 +92,7 @@ impl City {
             stop,
             serving,
             config,
+            counters,
             _dir: dir,
         }
     }
@@ -147,6 +152,12 @@ impl City {
         Ok(Socket { stream })
     }
 
+    /// The text of `/metrics`. The recorder belongs to the process: all cities of a test binary share it.
+    pub async fn metrics(&self) -> String {
+        let response = reqwest::get(self.url("/metrics")).await.unwrap();
+        response.text().await.unwrap()
+    }
+
     /// The gateway drains and ends; the node ends after it.
     pub async fn end(self) {
         self.stop.cancel();
@@ -177,23 +188,28 @@ impl Socket {
 
     /// The next message of this type; others are passed over.
     pub async fn hear(&mut self, kind: &str) -> Value {
+        self.hear_any(&[kind]).await
+    }
+
+    /// The next message of one of these types; others are passed over.
+    pub async fn hear_any(&mut self, kinds: &[&str]) -> Value {
         let heard = async {
             loop {
                 match self.stream.next().await {
                     Some(Ok(Message::Text(text))) => {
                         let message: Value = serde_json::from_str(&text).unwrap();
-                        if message["type"] == kind {
+                        if kinds.iter().any(|kind| message["type"] == *kind) {
                             return message;
                         }
                     }
                     Some(Ok(_)) => {}
-                    other => panic!("waiting for {kind}: {other:?}"),
+                    other => panic!("waiting for {kinds:?}: {other:?}"),
                 }
             }
         };
         tokio::time::timeout(PATIENCE, heard)
             .await
-            .unwrap_or_else(|_| panic!("no {kind} came"))
+            .unwrap_or_else(|_| panic!("no {kinds:?} came"))
     }
 
     /// Reads until the server closes: code and reason.
