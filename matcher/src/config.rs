@@ -12,6 +12,9 @@ pub struct NodeConfig {
     pub policy: PolicyKind,
     /// Least time between two rounds in domain ms; 0: a round starts as soon as a ride waits and a commit is free.
     pub round_every_ms: u64,
+    /// Rounds of at most so many rides are solved inside the commit loop, so that a request and its offer share one
+    /// transaction (some microseconds a ride); larger ones run beside it. 0: all run beside it.
+    pub small_round_rides_max: usize,
     /// Cars looked at for each ride of a round.
     pub candidates_max: usize,
     /// Rides in one round; the others are in the next.
@@ -37,6 +40,7 @@ impl Default for NodeConfig {
         Self {
             policy: PolicyKind::Batched,
             round_every_ms: 0,
+            small_round_rides_max: 16,
             candidates_max: 16,
             rides_per_round_max: 2_000,
             round_steps_max: 5_000_000,
@@ -74,6 +78,12 @@ impl NodeConfig {
             "node.round_every_ms",
             self.round_every_ms,
             "choose 0 to 60000",
+        )?;
+        demand(
+            self.small_round_rides_max <= 1_000,
+            "node.small_round_rides_max",
+            self.small_round_rides_max,
+            "choose 0 to 1000",
         )?;
         demand(
             (1..=256).contains(&self.candidates_max),

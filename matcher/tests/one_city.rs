@@ -224,6 +224,14 @@ fn the_same_ride_when_every_message_goes_through_the_log() {
 }
 
 #[test]
+fn the_same_ride_when_rounds_run_beside_the_commit_loop() {
+    drive_a_ride(NodeConfig {
+        small_round_rides_max: 0,
+        ..NodeConfig::default()
+    });
+}
+
+#[test]
 fn a_car_that_comes_into_reach_is_offered_the_ride_that_waits() {
     let dir = tempfile::tempdir().unwrap();
     let mut city = City::open(dir.path(), NodeConfig::default());

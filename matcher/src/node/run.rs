@@ -32,11 +32,12 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let (jobs, to_solve) = bounded::<Job>(1);
     let (solved, results) = bounded::<Solved>(1);
-    let solver = Solver {
+    let solver = Arc::new(Solver {
         people: Arc::clone(&shared.people),
         config: shared.config.clone(),
         policy: shared.config.policy.policy(),
-    };
+    });
+    let small_rounds = Arc::clone(&solver);
     let bell = Arc::clone(shared);
     let solving = std::thread::Builder::new()
         .name("cabrank-rounds".into())
@@ -51,7 +52,7 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
         .expect("a process that cannot start a thread at its start cannot work");
     // PROTOCOL 9: a panic in a handler stops the shard loudly; the log still holds what was committed.
     let looped = catch_unwind(AssertUnwindSafe(|| {
-        Loop::new(Arc::clone(shared), owner, jobs, results).run()
+        Loop::new(Arc::clone(shared), owner, small_rounds, jobs, results).run()
     }));
     let stopped = looped.unwrap_or_else(|panic| {
         let said = panic
@@ -81,6 +82,8 @@ struct Loop {
     dirty: BTreeSet<RideId>,
     /// Rides that no car was found for.
     reach: Reach,
+    /// For rounds too small to be worth a thread.
+    solver: Arc<Solver>,
     jobs: Sender<Job>,
     results: Receiver<Solved>,
     round_under_way: bool,
@@ -100,6 +103,7 @@ impl Loop {
     fn new(
         shared: Arc<Shared>,
         owner: Box<dyn ShardOwner>,
+        solver: Arc<Solver>,
         jobs: Sender<Job>,
         results: Receiver<Solved>,
     ) -> Loop {
@@ -110,6 +114,7 @@ impl Loop {
             next_input: BTreeMap::new(),
             dirty: BTreeSet::new(),
             reach: Reach::default(),
+            solver,
             jobs,
             results,
             round_under_way: false,
@@ -247,7 +252,16 @@ impl Loop {
             }
         };
         let mut batch = Batch::default();
+        let is_caught_up = polled.clock_ms.is_some();
+        if is_caught_up {
+            // These are all the commands there are, so before each of them every shard's time may move up to it: no shard
+            // has an earlier command left (PROTOCOL 15). Else a hop would find its receiver's time where it was long ago.
+            polled.commands.sort_by_key(|(_, record)| record.time_ms);
+        }
         for (shard, record) in &polled.commands {
+            if is_caught_up {
+                self.host.handle_time(&mut batch, Time(record.time_ms));
+            }
             // PROTOCOL 9: gateways hand in typed commands only, so what cannot be read is our own fault.
             let command = CommandRecord::from_json(&record.value).map_err(|why| {
                 Failure::Broken(format!("command {} of shard {shard}: {why}", record.offset))
@@ -262,11 +276,15 @@ impl Loop {
             );
             self.next_input.insert(id, record.offset + 1);
         }
+        let mut noted = 0;
         if let Some(clock_ms) = polled.clock_ms {
             self.host.handle_time(&mut batch, Time(clock_ms));
             self.take_round(&mut batch)?;
+            self.wake_rides();
+            noted = self.note_waiting(&batch, noted);
+            self.small_round(&mut batch);
         }
-        self.wake_rides();
+        self.note_waiting(&batch, noted);
         let worked = !batch.is_empty();
         if worked && !self.commit(batch)? {
             return Ok(Pass::Stale);
@@ -415,12 +433,6 @@ impl Loop {
             }
         }
         for record in &batch.events {
-            if let Some(ride) = wants_a_round(&record.event) {
-                let waits = self.ride_waits(ride);
-                if waits {
-                    self.dirty.insert(ride);
-                }
-            }
             metrics::counter!("cabrank_events_total", "type" => record.event.name()).increment(1);
         }
         self.shared
@@ -474,6 +486,11 @@ impl Loop {
             }
         };
         self.round_under_way = false;
+        self.apply_round(batch, &solved);
+        Ok(())
+    }
+
+    fn apply_round(&mut self, batch: &mut Batch, solved: &Solved) {
         metrics::counter!("cabrank_rounds_total").increment(1);
         metrics::histogram!("cabrank_round_seconds").record(solved.took_s);
         if solved.result.exhausted {
@@ -486,36 +503,66 @@ impl Loop {
             part.pairs.retain(|pair| pair.ride.place == place);
             self.host.handle_round(batch, place, &part);
         }
-        Ok(())
+    }
+
+    /// Marks the rides for a round that the batch's events since `from` left in need of one.
+    fn note_waiting(&mut self, batch: &Batch, from: usize) -> usize {
+        for record in &batch.events[from..] {
+            if let Some(ride) = wants_a_round(&record.event)
+                && self.ride_waits(ride)
+            {
+                self.dirty.insert(ride);
+            }
+        }
+        batch.events.len()
+    }
+
+    /// Solves a round of few rides here and now, so that a request and its offer share one transaction. It takes some
+    /// microseconds a ride; larger rounds run beside the commit (PROTOCOL 18).
+    fn small_round(&mut self, batch: &mut Batch) {
+        if self.dirty.len() > self.shared.config.small_round_rides_max {
+            return;
+        }
+        if let Some(job) = self.next_job() {
+            let solved = self.solver.solve(job);
+            self.apply_round(batch, &solved);
+        }
     }
 
     /// Sends the rides that need a look to the solver, if it is free and the round's time has come.
     fn start_round(&mut self) {
+        if let Some(job) = self.next_job()
+            && self.jobs.try_send(job).is_ok()
+        {
+            self.round_under_way = true;
+        }
+    }
+
+    /// The next round, if there is something to look at, none is under way and its time has come.
+    fn next_job(&mut self) -> Option<Job> {
         let now = self.shared.clock.now();
         if self.round_under_way || self.dirty.is_empty() || now < self.next_round {
-            return;
+            return None;
         }
-        let mut chosen: Vec<Asking> = Vec::new();
-        while chosen.len() < self.shared.config.rides_per_round_max
+        let mut rides: Vec<Asking> = Vec::new();
+        while rides.len() < self.shared.config.rides_per_round_max
             && let Some(id) = self.dirty.pop_first()
         {
             let ride = self.host.shard(id.place).and_then(|shard| shard.ride(id));
             if let Some(ride) = ride.filter(|ride| matches!(ride.stage, Stage::Waiting)) {
                 // Before the solver looks, so that a car that comes free meanwhile is not missed.
                 self.reach.insert(id, ride.pickup.0);
-                chosen.push(Asking::of(ride));
+                rides.push(Asking::of(ride));
             }
         }
         self.shared
             .hungry
             .store(self.reach.len(), Ordering::Relaxed);
-        if chosen.is_empty() {
-            return;
+        if rides.is_empty() {
+            return None;
         }
         self.next_round = now.plus_ms(self.shared.config.round_every_ms);
-        if self.jobs.try_send(Job { now, rides: chosen }).is_ok() {
-            self.round_under_way = true;
-        }
+        Some(Job { now, rides })
     }
 
     /// Looks at the cars that moved or came free since the last pass.
