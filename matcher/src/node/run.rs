@@ -240,7 +240,7 @@ impl Loop {
     }
 
     fn pass(&mut self) -> Result<Pass, Failure> {
-        let polled = match self
+        let mut polled = match self
             .owner
             .poll(Duration::ZERO, self.shared.config.batch_max)
         {
