@@ -59,15 +59,25 @@ pub fn of_store(
         live: false,
         pending_known: true,
     });
+    // Where retention has dropped events, the fold begins at the snapshot the log kept of that moment.
+    let mut kept_from: Vec<Vec<(Topic, u64)>> = Vec::new();
+    for shard in 0..log.shards() {
+        let base = log.base(shard)?;
+        for (key, value) in &base.states {
+            audit.base(shard, &String::from_utf8_lossy(key), value);
+        }
+        kept_from.push(base.event_ends);
+    }
     for topic in [Topic::RideEvents, Topic::PersonEvents] {
-        store::read_all(
-            &log,
-            topic,
-            |_| None,
-            |shard, offset, value| {
-                audit.event(topic.name(), shard, offset, value);
-            },
-        )?;
+        let from = |shard: u16| {
+            let ends = &kept_from[usize::from(shard)];
+            ends.iter()
+                .find(|(of, _)| *of == topic)
+                .map(|(_, end)| *end)
+        };
+        store::read_all(&log, topic, from, |shard, offset, value| {
+            audit.event(topic.name(), shard, offset, value);
+        })?;
     }
     let mut consumed = Vec::new();
     for shard in 0..log.shards() {

@@ -110,6 +110,9 @@ impl Folds {
 
 pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
     let mut folds = Folds::default();
+    for (shard, state) in std::mem::take(&mut audit.bases) {
+        state::preload(&mut folds, &mut audit.names, shard, &state);
+    }
     let shards = std::mem::take(&mut audit.shards);
     for (shard, mut steps) in shards {
         steps.sort_by_key(|step| (step.seq, step.offset));

@@ -363,6 +363,8 @@ pub struct Audit {
     names: Names,
     shards: BTreeMap<u16, Vec<Step>>,
     states: Vec<(u16, String, Value)>,
+    /// States before the oldest event that is kept.
+    bases: Vec<(u16, Value)>,
     acknowledged: Vec<String>,
     /// Holds whose release is in the log, unread: (driver, ride, attempt).
     pending_releases: Vec<(Name, Name, u64)>,
@@ -413,6 +415,18 @@ impl Audit {
             Ok(value) => self.states.push((shard, key.to_owned(), value)),
             Err(why) => {
                 let what = format!("unreadable shard-state of {key}: {why}");
+                self.findings.add(5, what).shard(shard);
+            }
+        }
+    }
+
+    /// Takes one state of the snapshot the log kept when it dropped older events: the fold begins there. Hand in only
+    /// events after that snapshot.
+    pub fn base(&mut self, shard: u16, key: &str, json: &[u8]) {
+        match serde_json::from_slice(json) {
+            Ok(value) => self.bases.push((shard, value)),
+            Err(why) => {
+                let what = format!("unreadable base state of {key}: {why}");
                 self.findings.add(5, what).shard(shard);
             }
         }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::fold::{Driver, Folds, Ride, Rider};
+use super::fold::{Driver, Folds, Ride, Rider, Stage};
 use super::{Audit, AuditReport, Name, Names};
 
 /// What differs, in words; empty if nothing.
@@ -65,6 +65,83 @@ pub(super) fn compare(audit: &mut Audit, folds: &Folds, report: &mut AuditReport
         }
     }
     missing(audit, folds, &with_states, &seen);
+}
+
+/// Puts an entity of a retained snapshot into the fold, as if its events had been seen.
+pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &Value) {
+    let id = names.of(text(&value["id"]));
+    let number = |field: &str| value[field].as_u64().unwrap_or(0);
+    let seq = number("seq");
+    let last_at = format!("shard-state/{shard}@base");
+    match value["entity"].as_str() {
+        Some("ride") => {
+            let attempts = number("attempt");
+            let driver = value["driver"]
+                .as_str()
+                .map(|driver| (names.of(driver), attempts));
+            let (stage, claim, hold) = match text(&value["stage"]) {
+                "claiming" => (Stage::Waiting, driver, None),
+                "waiting" => (Stage::Waiting, None, None),
+                "offered" => (Stage::Offered, None, driver),
+                "en_route" => (Stage::EnRoute, None, driver),
+                "arrived" => (Stage::Arrived, None, driver),
+                "started" => (Stage::Started, None, driver),
+                _ => match text(&value["end"]) {
+                    "completed" => (Stage::Completed, None, None),
+                    "cancelled" => (Stage::Cancelled, None, None),
+                    "unfulfilled" => (Stage::Unfulfilled, None, None),
+                    _ => (Stage::Somewhere, None, None),
+                },
+            };
+            let ride = Ride {
+                shard,
+                seq,
+                stage,
+                claim,
+                hold,
+                attempts,
+                last_at,
+            };
+            folds.rides.insert(id, ride);
+        }
+        Some("driver") if !is_only_memory("driver", value) => {
+            let held = &value["held"];
+            let hold = held["hold"]["ride"].as_str().map(|ride| {
+                let attempt = held["hold"]["attempt"].as_u64().unwrap_or(0);
+                (
+                    names.of(ride),
+                    attempt,
+                    held["number"].as_u64().unwrap_or(0),
+                )
+            });
+            let driver = Driver {
+                shard,
+                seq,
+                whole: true,
+                is_online: text(&value["presence"]) != "offline",
+                session: number("session"),
+                is_leaving: text(&value["presence"]) == "leaving",
+                is_forgotten: false,
+                hold,
+                holds: hold.map(|(_, _, number)| number),
+                last_at,
+            };
+            folds.drivers.insert(id, driver);
+        }
+        Some("rider") if !is_only_memory("rider", value) => {
+            let ride = value["active"].as_str().map(|ride| names.of(ride));
+            folds.riders.insert(
+                id,
+                Rider {
+                    shard,
+                    seq,
+                    ride,
+                    is_forgotten: false,
+                },
+            );
+        }
+        _ => {}
+    }
 }
 
 fn is_only_memory(kind: &str, value: &Value) -> bool {

@@ -267,6 +267,30 @@ fn a_log_cut_by_retention_passes() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// The right log cut before event 7 of shard 1, with the ride as it was then.
+fn cut_with_base(skip: u64) -> AuditReport {
+    let mut log = right().no_states();
+    log.acknowledged.clear();
+    let mut audit = Audit::new(AuditOptions::default());
+    let base = json!({ "entity": "ride", "id": "1-1-10", "seq": 3, "stage": "claiming", "driver": "D", "attempt": 1 });
+    audit.base(1, "ride/1-1-10", base.to_string().as_bytes());
+    log.events
+        .retain(|(_, shard, seq, ..)| *shard != 1 || *seq > 6 + skip);
+    for (topic, shard, seq, name, data) in &log.events {
+        let event = json!({ "id": format!("{shard}-{seq}"), "type": format!("cabrank.{name}.v1"), "data": data });
+        audit.event(topic, *shard, seq + 100, event.to_string().as_bytes());
+    }
+    audit.finish()
+}
+
+#[test]
+fn a_log_cut_by_retention_is_judged_from_the_snapshot_it_kept() {
+    assert!(cut_with_base(0).is_clean(), "{}", cut_with_base(0));
+    let report = cut_with_base(1);
+    let gap = |v: &super::Violation| v.what.contains("ride_seq is 5, expected 4");
+    assert!(report.violations.iter().any(gap), "{report}");
+}
+
 #[test]
 fn a_dropped_event_is_found() {
     let mut log = right();
