@@ -1,0 +1,166 @@
+//! Is `docs/protocol.md` true? Its examples are read from the file, go through both encodings, and are sent.
+//!
+//! Holds: every message a phone or a gateway can send has an example. Which messages there are is asked of the types
+//! themselves: a tag they do not know is refused with the list of those they know.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use cabrank_events::proto;
+use cabrank_events::wire::{FromDriver, FromRider, PingRefusal, ToDriver, ToRider};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use support::City;
+
+const DOCUMENT: &str = include_str!("../../docs/protocol.md");
+
+/// The lines from the heading `from` to the next heading of any level.
+fn section(from: &str) -> impl Iterator<Item = &'static str> {
+    let mut lines = DOCUMENT.lines();
+    assert!(
+        lines.any(|line| line.starts_with(from)),
+        "docs/protocol.md has no heading {from}"
+    );
+    lines.take_while(|line| !line.starts_with('#'))
+}
+
+/// All examples of messages in a section, one a line.
+fn examples(heading: &str) -> Vec<Value> {
+    section(heading)
+        .filter_map(|line| {
+            let from = line.find(r#"{"type":"#)?;
+            let to = line.rfind('}')?;
+            let example = &line[from..=to];
+            Some(serde_json::from_str(example).unwrap_or_else(|error| panic!("{example}: {error}")))
+        })
+        .collect()
+}
+
+/// The tags a type of messages knows.
+fn tags<M: DeserializeOwned + Debug>() -> BTreeSet<String> {
+    let error = serde_json::from_value::<M>(json!({"type": "no such message"}))
+        .unwrap_err()
+        .to_string();
+    let (_, known) = error.split_once("expected").unwrap();
+    known
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Each example survives both encodings unchanged, and each kind of message is among them.
+fn holds_for<M>(
+    examples: &[Value],
+    encode: fn(&M) -> Bytes,
+    decode: impl Fn(&[u8]) -> Result<M, String>,
+) where
+    M: DeserializeOwned + Serialize + Debug + PartialEq,
+{
+    let mut seen = BTreeSet::new();
+    for example in examples {
+        let message: M = serde_json::from_value(example.clone())
+            .unwrap_or_else(|error| panic!("{example}: {error}"));
+        assert_eq!(
+            &serde_json::to_value(&message).unwrap(),
+            example,
+            "written as JSON again"
+        );
+        assert_eq!(
+            decode(&encode(&message)).as_ref(),
+            Ok(&message),
+            "by way of Protobuf"
+        );
+        seen.insert(example["type"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(seen, tags::<M>(), "kinds of messages with an example");
+}
+
+#[test]
+fn every_message_of_the_drivers_socket_has_an_example_that_is_true() {
+    holds_for(
+        &examples("### From the phone"),
+        proto::encode_from_driver,
+        |bytes| proto::decode_from_driver(bytes).map_err(|error| error.to_string()),
+    );
+    holds_for(
+        &examples("### To the phone"),
+        proto::encode_to_driver,
+        |bytes| proto::decode_to_driver(bytes).map_err(|error| error.to_string()),
+    );
+}
+
+#[test]
+fn every_message_of_the_riders_socket_has_an_example_that_is_true() {
+    let from_rider = |example: &Value| serde_json::from_value::<FromRider>(example.clone()).is_ok();
+    let (from, to): (Vec<_>, Vec<_>) = examples("## The rider's socket")
+        .into_iter()
+        .partition(from_rider);
+    holds_for(&from, proto::encode_from_rider, |bytes| {
+        proto::decode_from_rider(bytes).map_err(|error| error.to_string())
+    });
+    holds_for(&to, proto::encode_to_rider, |bytes| {
+        proto::decode_to_rider(bytes).map_err(|error| error.to_string())
+    });
+}
+
+#[test]
+fn the_list_of_known_messages_is_read_right() {
+    assert_eq!(tags::<FromRider>(), BTreeSet::from(["cancel".to_owned()]));
+    assert!(tags::<FromDriver>().contains("pings") && tags::<ToRider>().contains("cars_near"));
+    assert!(tags::<ToDriver>().len() >= 9);
+}
+
+/// The server is alone in this process, so the process's metrics are its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_understands_every_example_and_counts_every_ping() {
+    let city = City::start().await;
+    let (mut driver, mut rider) = (city.driver("d7").await, city.rider("r1").await);
+    let (mut pings, mut messages) = (0, 0);
+    for example in examples("### From the phone") {
+        match example["type"].as_str().unwrap() {
+            "ping" => pings += 1,
+            "pings" => pings += example["pings"].as_array().unwrap().len(),
+            _ => messages += 1,
+        }
+        driver.say(example).await;
+    }
+    for _ in 0..messages {
+        let answer = driver.hear_any(&["outcome", "error"]).await;
+        assert_eq!(answer["type"], "outcome", "{answer}");
+    }
+    let cancel = examples("## The rider's socket").swap_remove(0);
+    assert_eq!(cancel["type"], "cancel");
+    rider.say(cancel).await;
+    let answer = rider.hear_any(&["outcome", "error"]).await;
+    assert_eq!(
+        (&answer["result"], &answer["why"]),
+        (&json!("refused"), &json!("unknown_ride"))
+    );
+    let metrics = city.metrics().await;
+    let count = |name: &str| -> usize {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let of = |result: &str, reason: &str| {
+        count(&format!(
+            "cabrank_pings_total{{result=\"{result}\",reason=\"{reason}\"}}"
+        ))
+    };
+    assert_eq!(count("cabrank_pings_sent_total"), pings);
+    assert_eq!(of("refused", "too_old"), pings, "they are from 2008");
+    let refused: usize = PingRefusal::ALL
+        .iter()
+        .map(|why| of("refused", why.name()))
+        .sum();
+    assert_eq!(of("accepted", "") + of("replaced", "") + refused, pings);
+    city.end().await;
+}
