@@ -14,8 +14,7 @@ use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
-use cabrank_matcher::api::{EventCursor, EventsUnreadable};
+use cabrank_matcher::api::{EventCursor, EventsUnreadable, ReadEvent};
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -26,7 +25,7 @@ use crate::listener::{Busy, Conn};
 use crate::problem::Problem;
 
 /// Events read before any of them is written.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 /// More partitions than any log has; a cursor that claims more is not ours.
 const PARTITIONS_MAX: usize = 4_096;
 /// First byte of a cursor: the version of its layout.
@@ -133,7 +132,7 @@ struct Tail {
     edge: Arc<Edge>,
     commits: watch::Receiver<u64>,
     cursor: EventCursor,
-    batch: VecDeque<(String, Bytes)>,
+    batch: VecDeque<ReadEvent>,
     _kept: (OwnedSemaphorePermit, Busy),
 }
 
@@ -142,10 +141,10 @@ impl Tail {
     async fn next(&mut self) -> Option<SentEvent> {
         let closing = self.edge.closing.clone();
         loop {
-            if let Some((id, json)) = self.batch.pop_front() {
+            if let Some(ReadEvent { json, after }) = self.batch.pop_front() {
                 // CloudEvents JSON has no line breaks; should one appear, it is sent as white space.
                 let text = String::from_utf8_lossy(&json).replace(['\r', '\n'], " ");
-                return Some(SentEvent::default().id(id).data(text));
+                return Some(SentEvent::default().id(cursor_to_text(&after)).data(text));
             }
             // Marked as seen before reading: a commit during the read wakes us again.
             self.commits.borrow_and_update();
@@ -162,19 +161,13 @@ impl Tail {
     /// Reads a batch, each event with the cursor after it.
     async fn read(&mut self) -> Result<(), EventsUnreadable> {
         let dispatch = self.edge.dispatch.clone();
-        let mut cursor = self.cursor.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut batch = VecDeque::with_capacity(BATCH);
-            while batch.len() < BATCH {
-                let Some(json) = dispatch.read_events(&mut cursor, 1)?.into_iter().next() else {
-                    break;
-                };
-                batch.push_back((cursor_to_text(&cursor), json));
-            }
-            Ok((cursor, batch))
-        });
+        let cursor = self.cursor.clone();
+        let reading = tokio::task::spawn_blocking(move || dispatch.read_events(&cursor, BATCH));
         let failed = |error: tokio::task::JoinError| EventsUnreadable::Failed(error.to_string());
-        (self.cursor, self.batch) = reading.await.map_err(failed)??;
+        self.batch = reading.await.map_err(failed)??.into();
+        if let Some(last) = self.batch.back() {
+            self.cursor = last.after.clone();
+        }
         Ok(())
     }
 }

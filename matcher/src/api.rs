@@ -89,6 +89,15 @@ pub struct EventCursor {
     pub person_events: Vec<u64>,
 }
 
+/// A committed event read from the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadEvent {
+    /// The CloudEvents JSON.
+    pub json: Bytes,
+    /// The place after it: reading from there goes on with the next event, nothing left out and nothing twice.
+    pub after: EventCursor,
+}
+
 /// Why events could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventsUnreadable {
@@ -130,12 +139,13 @@ pub trait Dispatch: Send + Sync + 'static {
     fn events_end(&self) -> EventCursor;
     /// The oldest kept place of the event log.
     fn events_start(&self) -> EventCursor;
-    /// Reads up to `max` committed events after `cursor` and moves it on. Empty at the end.
+    /// Reads up to `max` committed events after `cursor`, each with the place after it. Empty at the end. A call costs
+    /// a read of every partition, however small `max` is.
     fn read_events(
         &self,
-        cursor: &mut EventCursor,
+        cursor: &EventCursor,
         max: usize,
-    ) -> Result<Vec<Bytes>, EventsUnreadable>;
+    ) -> Result<Vec<ReadEvent>, EventsUnreadable>;
     /// Estimated seconds of driving between two places (the market's speed profile).
     fn travel_time_s(&self, from: Place, to: Place) -> f64;
 }

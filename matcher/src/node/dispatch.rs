@@ -15,7 +15,7 @@ use cabrank_ring::Kind;
 use super::{Node, Shared};
 use crate::api::{
     Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotTaken, Pinged,
-    Position,
+    Position, ReadEvent,
 };
 
 /// Most cars one `nearby` may ask for.
@@ -182,9 +182,9 @@ impl Dispatch for Node {
 
     fn read_events(
         &self,
-        cursor: &mut EventCursor,
+        cursor: &EventCursor,
         max: usize,
-    ) -> Result<Vec<Bytes>, EventsUnreadable> {
+    ) -> Result<Vec<ReadEvent>, EventsUnreadable> {
         let shards = usize::from(self.shared.log.shards());
         if cursor.ride_events.len() != shards || cursor.person_events.len() != shards {
             return Err(EventsUnreadable::Gone);
@@ -222,14 +222,21 @@ impl Dispatch for Node {
         found.retain(|(order, ..)| frontier.is_none_or(|least| *order <= least));
         found.sort_by_key(|(order, ..)| *order);
         found.truncate(max);
-        for ((_, shard, _), topic, offset, _) in &found {
-            let offsets = match topic {
-                Topic::RideEvents => &mut cursor.ride_events,
-                _ => &mut cursor.person_events,
-            };
-            offsets[usize::from(*shard)] = offset + 1;
-        }
-        Ok(found.into_iter().map(|(.., value)| value).collect())
+        let mut after = cursor.clone();
+        let read = found
+            .into_iter()
+            .map(|((_, shard, _), topic, offset, json)| {
+                let offsets = match topic {
+                    Topic::RideEvents => &mut after.ride_events,
+                    _ => &mut after.person_events,
+                };
+                offsets[usize::from(shard)] = offset + 1;
+                ReadEvent {
+                    json,
+                    after: after.clone(),
+                }
+            });
+        Ok(read.collect())
     }
 
     fn travel_time_s(&self, from: Place, to: Place) -> f64 {
