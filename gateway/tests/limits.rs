@@ -362,3 +362,67 @@ async fn a_waiting_rider_sees_the_cars_near_and_a_declined_offer_goes_to_the_nex
     );
     city.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protobuf_carries_the_same_messages() {
+    use cabrank_events::proto::{decode_to_driver, encode_from_driver};
+    use cabrank_events::wire::{FromDriver, Ping, ToDriver, WireResult};
+    use futures_util::StreamExt;
+    let city = City::start().await;
+    let token = city.token(Role::Driver, "d1");
+    let mut socket = city
+        .socket("/v1/driver", Some(&token), Some("cabrank.v1.proto"))
+        .await
+        .unwrap();
+    let ping = |lat: f64, seq: u32| Ping {
+        lat,
+        lon: -122.4190,
+        time: None,
+        seq,
+        accuracy: None,
+    };
+    for message in [
+        FromDriver::Online {
+            id: "m1".into(),
+            session: None,
+            classes: Default::default(),
+        },
+        FromDriver::Pings {
+            pings: vec![ping(37.7750, 1), ping(37.7751, 2)],
+        },
+    ] {
+        let frame = Message::binary(encode_from_driver(&message));
+        socket.stream.send(frame).await.unwrap();
+        if matches!(message, FromDriver::Pings { .. }) {
+            continue; // answered only when refused
+        }
+        let hearing = async {
+            loop {
+                let Some(Ok(Message::Binary(bytes))) = socket.stream.next().await else {
+                    continue;
+                };
+                if let ToDriver::Outcome(outcome) = decode_to_driver(&bytes).unwrap() {
+                    return (outcome.id, outcome.result);
+                }
+            }
+        };
+        let heard = tokio::time::timeout(support::PATIENCE, hearing)
+            .await
+            .expect("an outcome");
+        assert_eq!(heard, ("m1".to_owned(), WireResult::Done));
+    }
+    let near = city.url("/v1/nearby?lat=37.7751&lon=-122.4190&radius=500&k=5");
+    let ops = city.token(Role::Ops, "o");
+    until("the car", async || {
+        let answer = reqwest::Client::new()
+            .get(&near)
+            .bearer_auth(&ops)
+            .send()
+            .await
+            .unwrap();
+        let cars = answer.json::<Value>().await.unwrap();
+        (cars["cars"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    city.end().await;
+}
