@@ -426,3 +426,22 @@ async fn protobuf_carries_the_same_messages() {
     .await;
     city.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_runs_out_ends_its_session() {
+    let city = City::start().await;
+    let secret = &city.config.keys.secret;
+    let short = cabrank_gateway::token::mint(
+        secret,
+        Role::Driver,
+        "d1",
+        std::time::Duration::from_secs(1),
+    );
+    let mut socket = city
+        .socket("/v1/driver", Some(&short.unwrap()), None)
+        .await
+        .unwrap();
+    socket.hear("welcome").await;
+    assert_eq!(socket.closed().await.0, 4401);
+    city.end().await;
+}
