@@ -205,7 +205,7 @@ pub enum ToDriver {
         driver: DriverId,
         /// Domain time of the server.
         time: Time,
-        /// The server closes a socket that is silent for longer than this many seconds.
+        /// The server pings the socket this often, in seconds; a socket that stays silent for longer is closed (4408).
         heartbeat_s: u32,
         /// More pings a second than this are refused.
         pings_per_second: u32,
@@ -264,7 +264,7 @@ pub enum ToRider {
         rider: RiderId,
         /// Domain time of the server.
         time: Time,
-        /// The server closes a socket that is silent for longer than this many seconds.
+        /// The server pings the socket this often, in seconds; a socket that stays silent for longer is closed (4408).
         heartbeat_s: u32,
     },
     /// What became of a message.

@@ -1,7 +1,7 @@
 //! Who is calling? JSON Web Tokens: minted for development, verified on every session and call.
 //!
 //! Holds: a [`Caller`] was signed by the configured key, is not over, and its subject is an id.
-//! Not here: what a role may do (`http`, `socket`), where the token stands in a request (`auth`).
+//! Not here: what a role may do (`http`, `socket`), where the token stands in a request (`access`).
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
