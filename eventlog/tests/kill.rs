@@ -22,6 +22,11 @@ use rand::{Rng, SeedableRng};
 const SHARDS: u16 = 3;
 const KILLS: u64 = 50;
 const COUNTERS: u64 = 40;
+/// What one life submits at most, in commands: by the millisecond, so that a fast disk is under load to the end of it,
+/// and in all, so that a parent that was slow to kill still finds everything. A third of each shard's share goes on as
+/// hops: 15,000 / 3 * 4 / 3 is some 6,700 records a shard.
+const LIFE_MAX: u64 = 15_000;
+const SUBMITTED_PER_MS: u64 = 15;
 const VICTIM_DIR: &str = "CABRANK_EVENTLOG_VICTIM";
 
 fn open(dir: &Path) -> EmbeddedLog {
@@ -29,7 +34,8 @@ fn open(dir: &Path) -> EmbeddedLog {
         dir,
         Options {
             shards: SHARDS,
-            // Small enough to be trimmed before the last kill, large enough that no single life is trimmed unseen.
+            // Small enough to be trimmed before the last kill, larger than what one life writes to a shard (see
+            // LIFE_MAX), so that the check after it sees every record of that life.
             retention: Retention {
                 records: 8_000,
                 ..Retention::default()
@@ -112,7 +118,11 @@ fn victim() {
         // Ids are unique over all lives of the victim: process id and number.
         let life = std::process::id();
         let mut dice = SmallRng::seed_from_u64(u64::from(life));
-        for n in 0_u64.. {
+        let born = Instant::now();
+        for n in 0..LIFE_MAX {
+            while n > u64::try_from(born.elapsed().as_millis()).unwrap() * SUBMITTED_PER_MS {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
             let key = Bytes::from(format!("counter-{}", dice.random_range(0..COUNTERS)));
             let value = Bytes::from(format!("{life}/{n}"));
             while submitter
@@ -128,6 +138,7 @@ fn victim() {
     });
     let out = std::io::stdout();
     loop {
+        // An idle moment is no end: only the kill is.
         let polled = owner.poll(Duration::from_secs(5), 100).unwrap();
         let mut tx = Transaction::default();
         let mut acknowledged = String::new();
