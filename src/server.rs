@@ -51,6 +51,10 @@ pub enum ServerError {
 /// How often a starting server looks whether its node has read everything back.
 const READY_LOOK: Duration = Duration::from_millis(2);
 
+/// How long a starting server waits for a store that another process still holds, and how often it looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_LOOK: Duration = Duration::from_millis(50);
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
@@ -79,6 +83,25 @@ pub fn log_options(settings: &Settings, clock: &DomainClock) -> Options {
     }
 }
 
+/// Opens the store. A process that has just been killed may hold it for another moment: a short patience spares whoever
+/// restarts a server at once; one that is really in use is named after it.
+async fn open_when_free(
+    dir: &Path,
+    options: impl Fn() -> Options,
+) -> Result<EmbeddedLog, cabrank_eventlog::OpenError> {
+    let patience = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match EmbeddedLog::open(dir, options()) {
+            Err(cabrank_eventlog::OpenError::Locked { .. })
+                if tokio::time::Instant::now() < patience =>
+            {
+                tokio::time::sleep(LOCK_LOOK).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Server {
     /// Opens the store, reads everything back and opens the port, in this order.
     pub async fn start(settings: &Settings, clock: DomainClock) -> Result<Server, ServerError> {
@@ -87,7 +110,7 @@ impl Server {
             dir: dir.display().to_string(),
             source,
         })?;
-        let log = EmbeddedLog::open(dir, log_options(settings, &clock))?;
+        let log = open_when_free(dir, || log_options(settings, &clock)).await?;
         let owner = Box::new(log.own("cabrank")?);
         let ring = Ring::new(settings.store.shards).expect("the number of shards was checked");
         let failed = CancellationToken::new();

@@ -15,8 +15,9 @@ use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts};
 use cabrank_ring::Ring;
 use futures_util::{SinkExt, StreamExt};
-use serde_json::Value;
-use tokio::net::TcpStream;
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -26,6 +27,83 @@ use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything a test may turn.
+pub struct Knobs {
+    pub gateway: GatewayConfig,
+    pub engine: EngineConfig,
+    pub node: NodeConfig,
+    pub log: Options,
+}
+
+/// Somebody who calls: a role and a name.
+pub type Who<'a> = Option<(Role, &'a str)>;
+
+/// An operator.
+pub const OPS: Who<'static> = Some((Role::Ops, "o"));
+
+/// A ride from Market Street to the north.
+pub fn wish() -> Value {
+    json!({"pickup":{"lat":37.7749,"lon":-122.4194},"dropoff":{"lat":37.79,"lon":-122.40}})
+}
+
+/// A refusal as the caller reads it.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: u16,
+    pub name: String,
+    pub detail: String,
+    pub retry_after_s: Option<u64>,
+}
+
+/// Reads a refusal; its body must be a whole problem document.
+pub async fn refusal(answer: Response) -> Refusal {
+    let status = answer.status().as_u16();
+    let header = |name: &str| Some(answer.headers().get(name)?.to_str().unwrap().to_owned());
+    let retry_after_s = header("retry-after").map(|seconds| seconds.parse().unwrap());
+    let content_type = header("content-type");
+    let text = answer.text().await.unwrap();
+    assert_eq!(
+        content_type.as_deref(),
+        Some("application/problem+json"),
+        "{status} {text}"
+    );
+    let body: Value = serde_json::from_str(&text).unwrap();
+    let field = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(body["status"], status);
+    assert!(
+        !field("title").is_empty() && !field("detail").is_empty(),
+        "{body}"
+    );
+    let kind = field("type");
+    let name = kind.strip_prefix("urn:cabrank:problem:").unwrap();
+    Refusal {
+        status,
+        name: name.to_owned(),
+        detail: field("detail"),
+        retry_after_s,
+    }
+}
+
+impl Refusal {
+    /// The same as expected, and its remedy says `remedy`.
+    #[track_caller]
+    pub fn is(&self, status: u16, name: &str, remedy: &str) {
+        assert_eq!(
+            (self.status, self.name.as_str()),
+            (status, name),
+            "{self:?}"
+        );
+        assert!(self.detail.contains(remedy), "no {remedy:?} in {self:?}");
+    }
+}
+
+/// The body of an answer that is no refusal.
+pub async fn answered(answer: Response, status: u16) -> Value {
+    let (found, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+    assert_eq!(found, status, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
 
 /// A running server.
 pub struct City {
@@ -44,34 +122,59 @@ impl City {
         Self::with(|_, _| {}).await
     }
 
-    /// A server with other knobs.
+    /// A server with other knobs of the gateway and the engine.
     pub async fn with(change: impl FnOnce(&mut GatewayConfig, &mut EngineConfig)) -> City {
-        let mut config = GatewayConfig {
+        Self::built(|knobs| change(&mut knobs.gateway, &mut knobs.engine)).await
+    }
+
+    /// A server with any other knobs.
+    pub async fn built(change: impl FnOnce(&mut Knobs)) -> City {
+        Self::behind(change, |node| Arc::new(node)).await
+    }
+
+    /// A server whose gateway reaches the node by way of `door`.
+    pub async fn behind(
+        change: impl FnOnce(&mut Knobs),
+        door: impl FnOnce(Node) -> Arc<dyn Dispatch>,
+    ) -> City {
+        let mut gateway = GatewayConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             ..GatewayConfig::default()
         };
-        let mut engine = EngineConfig::default();
-        change(&mut config, &mut engine);
-        let dir = tempfile::tempdir().unwrap();
+        // Tests leave without a goodbye: the end of a city does not wait for theirs.
+        gateway.timing.move_ms = 10;
+        gateway.timing.close_ms = 500;
         let clock = DomainClock::wall();
         let for_log = clock.clone();
-        let options = Options {
-            clock: Arc::new(move || for_log.now().0),
-            ..Options::default()
+        let mut knobs = Knobs {
+            gateway,
+            engine: EngineConfig::default(),
+            node: NodeConfig {
+                drivers_max: 10_000,
+                ..NodeConfig::default()
+            },
+            log: Options {
+                clock: Arc::new(move || for_log.now().0),
+                ..Options::default()
+            },
         };
+        change(&mut knobs);
+        let Knobs {
+            gateway: config,
+            engine,
+            node,
+            log: options,
+        } = knobs;
+        let dir = tempfile::tempdir().unwrap();
         let ring = Arc::new(Ring::new(options.shards).unwrap());
         let log = EmbeddedLog::open(dir.path(), options).unwrap();
         let owner = Box::new(log.own("test").unwrap());
-        let config_of_node = NodeConfig {
-            drivers_max: 10_000,
-            ..NodeConfig::default()
-        };
         let parts = Parts {
             log: Arc::new(log),
             owner,
             ring,
             clock,
-            config: config_of_node,
+            config: node,
             engine,
         };
         let node = Node::start(parts, |_| {});
@@ -79,7 +182,7 @@ impl City {
             node.is_ready().then_some(())
         })
         .await;
-        let gateway = Gateway::bind(config.clone(), Arc::new(node.clone()))
+        let gateway = Gateway::bind(config.clone(), door(node.clone()))
             .await
             .unwrap();
         let address = gateway.local_addr();
@@ -111,6 +214,44 @@ impl City {
         .unwrap()
     }
 
+    /// A call, to be sent.
+    pub fn call(&self, method: Method, path: &str, who: Who<'_>) -> RequestBuilder {
+        let call = reqwest::Client::new().request(method, self.url(path));
+        match who {
+            Some((role, subject)) => call.bearer_auth(self.token(role, subject)),
+            None => call,
+        }
+    }
+
+    pub async fn get(&self, path: &str, who: Who<'_>) -> Response {
+        self.call(Method::GET, path, who).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, who: Who<'_>, body: &Value) -> Response {
+        let call = self.call(Method::POST, path, who).json(body);
+        call.send().await.unwrap()
+    }
+
+    /// A rider asks for a ride.
+    pub async fn ask(&self, rider: &str, key: &str, wish: &Value) -> Response {
+        let call = self.call(Method::POST, "/v1/rides", Some((Role::Rider, rider)));
+        let call = call.header("Idempotency-Key", key).json(wish);
+        call.send().await.unwrap()
+    }
+
+    /// A rider gets a new ride.
+    pub async fn ride(&self, rider: &str, key: &str) -> String {
+        let opened = answered(self.ask(rider, key, &wish()).await, 201).await;
+        opened["ride"].as_str().unwrap().to_owned()
+    }
+
+    /// The cars an operator sees.
+    pub async fn cars(&self, query: &str) -> Vec<Value> {
+        let path = format!("/v1/nearby?{query}");
+        let near = answered(self.get(&path, OPS).await, 200).await;
+        near["cars"].as_array().unwrap().clone()
+    }
+
     /// A driver's socket, greeted.
     pub async fn driver(&self, id: &str) -> Socket {
         let mut socket = self
@@ -138,6 +279,25 @@ impl City {
         token: Option<&str>,
         protocol: Option<&str>,
     ) -> Result<Socket, WsError> {
+        let tcp = TcpStream::connect(self.address).await?;
+        self.socket_on(tcp, path, token, protocol).await
+    }
+
+    /// A socket of a client with next to no memory for what it does not read at once.
+    pub async fn narrow_socket(&self, path: &str, token: &str) -> Socket {
+        let tcp = TcpSocket::new_v4().unwrap();
+        tcp.set_recv_buffer_size(4_096).unwrap();
+        let tcp = tcp.connect(self.address).await.unwrap();
+        self.socket_on(tcp, path, Some(token), None).await.unwrap()
+    }
+
+    async fn socket_on(
+        &self,
+        tcp: TcpStream,
+        path: &str,
+        token: Option<&str>,
+        protocol: Option<&str>,
+    ) -> Result<Socket, WsError> {
         let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
         if let Some(token) = token {
             let value = format!("Bearer {token}").parse().unwrap();
@@ -148,7 +308,8 @@ impl City {
                 .headers_mut()
                 .insert("sec-websocket-protocol", protocol.parse().unwrap());
         }
-        let (stream, _) = tokio_tungstenite::connect_async(request).await?;
+        let tcp = MaybeTlsStream::Plain(tcp);
+        let (stream, _) = tokio_tungstenite::client_async(request, tcp).await?;
         Ok(Socket { stream })
     }
 
@@ -156,6 +317,13 @@ impl City {
     pub async fn metrics(&self) -> String {
         let response = reqwest::get(self.url("/metrics")).await.unwrap();
         response.text().await.unwrap()
+    }
+
+    /// One counter of `/metrics` by its whole name; 0 before it was first counted.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let metrics = self.metrics().await;
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name));
+        count.map_or(0, |count| count.trim().parse().unwrap())
     }
 
     /// The gateway drains and ends; the node ends after it.
@@ -184,6 +352,42 @@ impl Socket {
             .send(Message::text(message.to_string()))
             .await
             .unwrap();
+    }
+
+    /// Begins to work; the session.
+    pub async fn online(&mut self, classes: &[&str]) -> Value {
+        self.say(json!({"type":"online","id":"go","classes":classes}))
+            .await;
+        let outcome = self.hear("outcome").await;
+        assert_eq!(
+            (&outcome["id"], &outcome["result"]),
+            (&json!("go"), &json!("done"))
+        );
+        outcome["session"].clone()
+    }
+
+    /// A ping from a place, measured now.
+    pub async fn ping(&mut self, lat: f64, lon: f64, seq: u32) {
+        self.say(json!({"type":"ping","lat":lat,"lon":lon,"seq":seq}))
+            .await;
+    }
+
+    /// Sends a message about an offer or the ride that came of it; its outcome.
+    pub async fn report(&mut self, kind: &str, offer: &Value) -> Value {
+        let (ride, attempt) = (&offer["ride"], &offer["attempt"]);
+        let id = format!("{kind}-{}-{attempt}", ride.as_str().unwrap());
+        self.say(json!({"type":kind,"id":id,"ride":ride,"attempt":attempt}))
+            .await;
+        let outcome = self.hear("outcome").await;
+        assert_eq!(outcome["id"], id);
+        outcome
+    }
+
+    /// Reports that are all done.
+    pub async fn reports(&mut self, kinds: &[&str], offer: &Value) {
+        for kind in kinds {
+            assert_eq!(self.report(kind, offer).await["result"], "done", "{kind}");
+        }
     }
 
     /// The next message of this type; others are passed over.
