@@ -22,13 +22,15 @@
 pub mod contract;
 mod embedded;
 mod log;
+mod tail;
 
 pub use embedded::{
     Clock, EmbeddedLog, EmbeddedOwner, FORMAT_VERSION, LOCK_FILE, OpenError, Options, OwnError,
     Retention, STORE_FILE,
 };
 pub use log::{
-    Append, Bounds, CommitError, EventLog, Header, LogError, POLL_MAX, PollError, Polled, READ_MAX,
-    RECORD_MAX_BYTES, ReadError, Record, RecoverError, Recovered, ShardOwner, StateChange,
-    SubmitError, Topic, Transaction,
+    Append, Bounds, CommitError, EventLog, EventTail, Followed, Header, LogError, OwnerRecord,
+    POLL_MAX, PollError, Polled, READ_MAX, RECORD_MAX_BYTES, ReadError, Record, RecoverError,
+    Recovered, ShardOwner, StateChange, SubmitError, TailError, Topic, Transaction, Waker,
 };
+pub use tail::ReadingTail;

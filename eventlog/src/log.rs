@@ -324,6 +324,58 @@ pub enum CommitError {
     Ambiguous(String),
 }
 
+/// Which node owns a shard, as announced in `shard-owners`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerRecord {
+    /// The shard.
+    pub shard: u16,
+    /// Counts the owners of the shard: of two records the one with the larger epoch is true.
+    pub epoch: u64,
+    /// The node's name.
+    pub node: String,
+    /// Where the node answers gateways, as `host:port`. Empty when it answers nobody.
+    pub address: String,
+}
+
+/// Committed records of several partitions as they come.
+pub trait EventTail: Send {
+    /// Follows a partition from offset `from` on; one that is followed already is moved there.
+    fn follow(&mut self, topic: Topic, shard: u16, from: u64);
+
+    /// Follows the partition no longer; none of its records comes out of a later [`EventTail::next`].
+    fn leave(&mut self, topic: Topic, shard: u16);
+
+    /// At most `max` new records, in order within each partition and gapless. Waits for the first one, at most
+    /// `timeout`. An error of one partition names it; the others go on with the next call.
+    fn next(&mut self, timeout: Duration, max: usize) -> Result<Vec<Followed>, TailError>;
+}
+
+/// A record and where it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The topic.
+    pub topic: Topic,
+    /// The partition.
+    pub shard: u16,
+    /// The record.
+    pub record: Record,
+}
+
+/// Why a partition cannot be followed: follow it again from another place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{topic} of shard {shard}: {why}")]
+pub struct TailError {
+    /// The topic.
+    pub topic: Topic,
+    /// The partition.
+    pub shard: u16,
+    /// What is wrong with it.
+    pub why: ReadError,
+}
+
+/// Makes a waiting [`ShardOwner::poll`] return; callable from any thread, at any time, cheap.
+pub type Waker = std::sync::Arc<dyn Fn() + Send + Sync>;
+
 /// What gateways, tails and tools use. Readers see committed records only.
 pub trait EventLog: Send + Sync {
     /// Number of shards, that is of partitions per topic.
@@ -356,6 +408,23 @@ pub trait EventLog: Send + Sync {
 
     /// Waits until the number of commits is no longer `seen`, at most `timeout`, and returns it.
     fn wait_committed(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// Follows many partitions at once. The default reads them one by one whenever something was committed, which is
+    /// right where a read is a look into memory or a file; a broker keeps one consumer instead.
+    fn tail(&self) -> Box<dyn EventTail + '_> {
+        Box::new(crate::tail::ReadingTail::new(self))
+    }
+
+    /// The newest announcement of each shard, ordered by shard. Empty where one process owns all shards.
+    fn owners(&self) -> Result<Vec<OwnerRecord>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    /// Hands over a record that may be lost ([`Topic::DriverLocations`]): never waits, nobody is told. False when it
+    /// was not taken. The default keeps nothing: in one process nobody has to be warmed up by it.
+    fn publish(&self, _topic: Topic, _shard: u16, _key: Bytes, _value: Bytes) -> bool {
+        false
+    }
 }
 
 /// What a node uses. A shard has one owner at a time; a newer one fences the older.
@@ -365,6 +434,19 @@ pub trait ShardOwner: Send {
 
     /// The owner's epoch, larger than that of every owner before it.
     fn epoch(&self) -> u64;
+
+    /// The epoch under which this owner owns `shard`, once recovered. Where shards move one by one it is counted shard by
+    /// shard.
+    fn epoch_of(&self, _shard: u16) -> u64 {
+        self.epoch()
+    }
+
+    /// `None`: every command is submitted in this process, so the caller is told of each by its own means and polls
+    /// without waiting. `Some`: commands come from elsewhere, so the caller waits inside `poll`; calling the waker
+    /// makes the `poll` under way, or else the next one, return early with what there is, possibly nothing.
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
 
     /// Reads a shard as committed. From here on `poll` hands out its commands from `next_input` on, those handed out
     /// before included. To be called once per shard at the start and again after a failed commit.
