@@ -3,7 +3,7 @@
 //! The table of `docs/protocol.md`, "Sessions and tokens", as one exhaustive function, and where the token and the
 //! rider's name stand in a request.
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use cabrank_events::RiderId;
 
 use crate::edge::Edge;
@@ -82,11 +82,10 @@ pub fn choose_protocol(headers: &HeaderMap) -> Result<(Codec, Option<&'static st
     if is_asked {
         let detail =
             format!("offer the subprotocol {JSON_PROTOCOL} or {PROTO_PROTOCOL}, or none for JSON");
-        let title = "No subprotocol in common";
         return Err(Problem::new(
-            StatusCode::BAD_REQUEST,
+            400,
             "wrong_subprotocol",
-            title,
+            "No subprotocol in common",
             detail,
         ));
     }
@@ -117,9 +116,12 @@ impl Edge {
             .map_err(|bad| Problem::unauthorized(bad.to_string()))?;
         let role = verified.caller.role();
         if !endpoint.allows(role) {
-            let name = role.name();
+            let allowed = Role::ALL.into_iter().filter(|role| endpoint.allows(*role));
+            let allowed: Vec<&str> = allowed.map(Role::name).collect();
             return Err(Problem::forbidden(format!(
-                "a token with the role {name} may not call this"
+                "a token with the role {} may not call this: use one with the role {}",
+                role.name(),
+                allowed.join(" or "),
             )));
         }
         Ok(verified)

@@ -60,7 +60,7 @@ pub struct Limits {
     /// Drivers whose last ping is remembered over a reconnection, and riders whose rate is counted (1,000 up). When
     /// full, those without a socket are forgotten first. About 200 bytes each.
     pub people_remembered_max: usize,
-    /// Cars in one answer of `GET /v1/nearby` (1 to 1,000).
+    /// Cars in one answer of `GET /v1/nearby` (1 to 100).
     pub nearby_max: usize,
     /// Cars a waiting rider is shown (0 to 100).
     pub cars_near_max: usize,
@@ -185,7 +185,7 @@ impl GatewayConfig {
                 1_000,
                 far,
             ),
-            ("limits.nearby_max", l.nearby_max as u64, 1, 1_000),
+            ("limits.nearby_max", l.nearby_max as u64, 1, 100),
             ("limits.cars_near_max", l.cars_near_max as u64, 0, 100),
             ("timing.heartbeat_ms", t.heartbeat_ms, 100, 600_000),
             (

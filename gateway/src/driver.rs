@@ -13,6 +13,7 @@ use cabrank_events::{
 };
 use cabrank_matcher::api::Pinged;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::edge::Edge;
@@ -296,6 +297,31 @@ struct Pings {
     pings: Vec<Ping>,
 }
 
+/// A frame in which some pings cannot be read (JSON writes a number that is none as `null`). Each of those becomes a
+/// ping without a place, which the gate refuses by name: it spoils itself, not the frame.
+fn read_spoiled(text: &str) -> Option<FromDriver> {
+    #[derive(Deserialize)]
+    struct Frame {
+        #[serde(rename = "type")]
+        kind: String,
+        pings: Vec<Value>,
+    }
+    let frame: Frame = serde_json::from_str(text).ok()?;
+    let read = |ping: Value| {
+        let seq = ping["seq"].as_u64().and_then(|seq| seq.try_into().ok());
+        let unreadable = Ping {
+            lat: f64::NAN,
+            lon: f64::NAN,
+            time: None,
+            seq: seq.unwrap_or(0),
+            accuracy: None,
+        };
+        serde_json::from_value(ping).unwrap_or(unreadable)
+    };
+    let pings = frame.pings.into_iter().map(read).collect();
+    (frame.kind == "pings").then_some(FromDriver::Pings { pings })
+}
+
 impl Person for DriverSession {
     type In = FromDriver;
     type Out = ToDriver;
@@ -311,7 +337,7 @@ impl Person for DriverSession {
         } else {
             serde_json::from_str(text)
         };
-        message.map_err(|error| error.to_string())
+        message.or_else(|error| read_spoiled(text).ok_or_else(|| error.to_string()))
     }
 
     fn read_proto(bytes: &[u8]) -> Result<FromDriver, String> {

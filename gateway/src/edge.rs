@@ -48,7 +48,7 @@ pub struct NotHandedIn {
 
 impl From<NotHandedIn> for Problem {
     fn from(not: NotHandedIn) -> Self {
-        Problem::busy("nothing was done: retry with the same key after Retry-After seconds")
+        Problem::busy("nothing was done: repeat the same request (with the same key) after Retry-After seconds")
             .retry_after(not.retry_after_s)
     }
 }

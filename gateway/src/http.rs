@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,15 +27,14 @@ use crate::edge::{Edge, refused};
 use crate::listener::Conn;
 use crate::outcomes::Answer;
 use crate::problem::Problem;
+use crate::query::{self, Asked};
 use crate::rider::RiderSession;
 use crate::socket::{self, Session, command_name, count_command};
 use crate::stream;
-use crate::token::Caller;
+use crate::token::{Caller, LIFE_MAX};
 
 /// Read and write buffers of a socket begin at this size; idle sockets are many.
 const SOCKET_BUFFER_BYTES: usize = 4_096;
-/// Tokens that live longer end their socket after this all the same: no clock overflows.
-const SOCKET_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Cars in an answer when `k` is not given.
 const NEARBY_K_DEFAULT: usize = 10;
 /// Metres when `radius` is not given.
@@ -59,19 +58,11 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(async || {
             let detail = "see docs/protocol.md for what there is";
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "unknown_path",
-                "No such path",
-                detail,
-            )
+            Problem::new(404, "unknown_path", "No such path", detail)
         })
         .method_not_allowed_fallback(async || {
-            let (status, detail) = (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "see docs/protocol.md for the method",
-            );
-            Problem::new(status, "wrong_method", "Wrong method for this path", detail)
+            let detail = "see docs/protocol.md for the method";
+            Problem::new(405, "wrong_method", "Wrong method for this path", detail)
         })
         .layer(DefaultBodyLimit::max(edge.config.limits.frame_bytes_max))
         .layer(axum::middleware::from_fn(touch))
@@ -89,7 +80,9 @@ async fn ready(State(edge): Shared) -> Result<&'static str, Problem> {
         return Err(Problem::going_down());
     }
     if !edge.dispatch.is_ready() {
-        return Err(Problem::busy("not ready yet: the node recovers or drains"));
+        return Err(Problem::busy(
+            "the node recovers or drains: retry after Retry-After seconds",
+        ));
     }
     Ok("ready\n")
 }
@@ -135,7 +128,7 @@ async fn driver_socket(
     let (codec, protocol) = choose_protocol(&headers)?;
     let upgrade = prepare(&edge, upgrade, protocol)?;
     let permit = edge.admit()?;
-    let expires = Instant::now() + verified.remaining().min(SOCKET_LIFE_MAX);
+    let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
     Ok(upgrade.on_upgrade(async move |mut ws| {
         let _kept = (permit, conn.busy());
         let connected = edge
@@ -176,7 +169,7 @@ async fn rider_socket(
     let (codec, protocol) = choose_protocol(&headers)?;
     let upgrade = prepare(&edge, upgrade, protocol)?;
     let permit = edge.admit()?;
-    let expires = Instant::now() + verified.remaining().min(SOCKET_LIFE_MAX);
+    let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
     Ok(upgrade.on_upgrade(async move |ws| {
         let _kept = (permit, conn.busy());
         let (link, queue) = edge
@@ -200,14 +193,16 @@ async fn rider_socket(
 
 /// Reads a JSON body; the error names what is wrong with it.
 fn body<T: serde::de::DeserializeOwned>(
+    edge: &Edge,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<T, Problem> {
     let bytes = bytes.map_err(|rejection| {
-        let status = rejection.status();
-        let detail = format!("{}: send a smaller body", rejection.body_text());
+        let (status, why) = (rejection.status().as_u16(), rejection.body_text());
+        let most = edge.config.limits.frame_bytes_max;
+        let detail = format!("{why}: send the whole body, at most {most} bytes");
         Problem::new(status, "bad_body", "The body cannot be read", detail)
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_body(error.to_string()))
+    serde_json::from_slice(&bytes).map_err(Problem::bad_body)
 }
 
 fn command_id(text: String) -> Result<CommandId, Problem> {
@@ -254,10 +249,11 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
     let key = key.ok_or_else(|| {
         Problem::bad_request("send the header Idempotency-Key: 1 to 64 characters, new for each wish, the same in each retry")
     })?;
-    let key = IdempotencyKey::new(key).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let key = IdempotencyKey::new(key)
+        .map_err(|error| Problem::bad_request(format!("Idempotency-Key: {error}")))?;
     edge.count_request(&rider)?;
     let bytes = read_body(&mut parts, bytes).await;
-    let wish: RideRequest = body(bytes)?;
+    let wish: RideRequest = body(&edge, bytes)?;
     let now = edge.dispatch.now();
     let issued_at = wish.issued_at.unwrap_or(now);
     if issued_at > now.plus_ms(edge.config.timing.issued_ahead_ms_max) {
@@ -266,7 +262,7 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
             now.0
         );
         return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
+            422,
             "issued_in_future",
             "issued_at is in the future",
             detail,
@@ -411,48 +407,47 @@ async fn cancel_by_key(
     let verified = edge.authorize(Endpoint::CancelByKey, &headers)?;
     let rider = rider_for(&verified.caller, &headers)?;
     edge.count_request(&rider)?;
-    let ByKey { key } = body(bytes)?;
+    let ByKey { key } = body(&edge, bytes)?;
     let id = command_id(format!("rider/{rider}/k/{key}"))?;
     let command = Command::CancelByKey { rider, key };
     cancelled(ask(&edge, id, edge.dispatch.now(), command).await?)
 }
 
-#[derive(Deserialize)]
-struct NearbyAsked {
-    lat: f64,
-    lon: f64,
-    radius: Option<f64>,
-    k: Option<usize>,
-    class: Option<VehicleClass>,
+fn class(name: &str) -> Result<VehicleClass, Problem> {
+    let known = VehicleClass::ALL.into_iter();
+    let found = known.clone().find(|class| class.name() == name);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = known.map(VehicleClass::name).collect();
+        query::bad("class", name, &format!("ask for {}", names.join(", ")))
+    })
 }
 
-async fn nearby(
-    State(edge): Shared,
-    headers: HeaderMap,
-    asked: Result<Query<NearbyAsked>, QueryRejection>,
-) -> Result<Response, Problem> {
+async fn nearby(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
     let verified = edge.authorize(Endpoint::Nearby, &headers)?;
     if let Caller::Rider(rider) = &verified.caller {
         edge.count_request(rider)?;
     }
-    let Query(asked) = asked.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
-    let at = Point::new(asked.lat, asked.lon)
-        .map_err(|error| Problem::bad_request(error.to_string()))?;
-    let radius_m = asked.radius.unwrap_or(NEARBY_RADIUS_DEFAULT_M);
-    if !(radius_m > 0.0 && radius_m.is_finite()) {
-        return Err(Problem::bad_request("radius: give metres, more than 0"));
-    }
-    let k = asked
-        .k
-        .unwrap_or(NEARBY_K_DEFAULT)
-        .min(edge.config.limits.nearby_max);
+    let asked = Asked::of(&uri, &["lat", "lon", "radius", "k", "class"])?;
+    let degrees = |most: f64| move |value: &f64| (-most..=most).contains(value);
+    let lat = asked.needed("lat", "give degrees north, -90 to 90", degrees(90.0))?;
+    let lon = asked.needed("lon", "give degrees east, -180 to 180", degrees(180.0))?;
+    let at = Point::new(lat, lon)
+        .map_err(|error| Problem::bad_request(format!("{error}: give degrees north and east")))?;
+    let is_distance = |radius_m: &f64| radius_m.is_finite() && *radius_m > 0.0;
+    let radius_m = asked.value("radius", "give metres, more than 0", is_distance)?;
+    let most = edge.config.limits.nearby_max;
+    let remedy = format!("ask for 1 to {most} cars");
+    let k = asked.value("k", &remedy, |k| (1..=most).contains(k))?;
+    let class = asked.text("class").map(class).transpose()?;
+    let radius_m = radius_m.unwrap_or(NEARBY_RADIUS_DEFAULT_M);
+    let k = k.unwrap_or(NEARBY_K_DEFAULT.min(most));
     let mut cars = Vec::with_capacity(k);
     edge.dispatch.nearby(
         &NearbyQuery {
             at: Place(at),
             radius_m,
             k,
-            class: asked.class,
+            class,
         },
         &mut cars,
     );

@@ -6,7 +6,7 @@
 //!
 //! - [`Gateway::bind`] opens the port, [`Gateway::run`] serves until it is told to stop, then drains.
 //! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
-//! - `http`, `stream` are the calls; `access` who may call what; `problem` what errors say.
+//! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
 //! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
@@ -22,6 +22,7 @@ mod news;
 mod outcomes;
 mod people;
 mod problem;
+mod query;
 mod rate;
 mod rider;
 mod socket;

@@ -1,6 +1,8 @@
 //! Every HTTP error: a status, a machine-readable name, and what to do about it (RFC 9457).
 
-use axum::http::{StatusCode, header};
+use std::fmt::Display;
+
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cabrank_events::command::RefusedBecause;
 use cabrank_events::wire;
@@ -18,13 +20,13 @@ pub struct Problem {
 impl Problem {
     /// A problem the caller can mend as `detail` says.
     pub fn new(
-        status: StatusCode,
+        status: u16,
         name: &'static str,
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
         Self {
-            status,
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             name,
             title,
             detail: detail.into(),
@@ -42,112 +44,67 @@ impl Problem {
 
     /// Nobody is known to be calling.
     pub fn unauthorized(why: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "No valid token",
-            why,
-        )
+        Self::new(401, "unauthorized", "No valid token", why)
     }
 
     /// The caller may not.
     pub fn forbidden(why: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            "Not allowed for this role",
-            why,
-        )
+        Self::new(403, "forbidden", "Not allowed for this role", why)
     }
 
     /// The request does not make sense.
     pub fn bad_request(why: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "The request is malformed",
-            why,
-        )
+        Self::new(400, "bad_request", "The request is malformed", why)
     }
 
     /// The body does not make sense.
-    pub fn bad_body(why: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "bad_body",
-            "The body is malformed",
-            why,
-        )
+    pub fn bad_body(why: impl Display) -> Self {
+        let detail = format!("{why}: send the JSON that docs/protocol.md shows");
+        Self::new(422, "bad_body", "The body is malformed", detail)
     }
 
     /// No such ride, or somebody else's: the two are not told apart.
     pub fn unknown_ride() -> Self {
         let detail = "check the id; you see only your own rides, and rides that ended long ago are forgotten";
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "unknown_ride",
-            "No such ride",
-            detail,
-        )
+        Self::new(404, "unknown_ride", "No such ride", detail)
     }
 
     /// Nothing was done; there is no room at the moment.
     pub fn busy(detail: &'static str) -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "busy",
-            "No room at the moment",
-            detail,
-        )
-        .retry_after(1)
+        Self::new(503, "busy", "No room at the moment", detail).retry_after(1)
     }
 
     /// This gateway takes nothing more.
     pub fn going_down() -> Self {
         let detail = "connect again: another gateway, or this one when it is back, will answer";
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "going_down",
-            "This gateway goes down",
-            detail,
-        )
-        .retry_after(1)
+        Self::new(503, "going_down", "This gateway goes down", detail).retry_after(1)
     }
 
     /// It may or may not happen yet.
     pub fn unknown_outcome() -> Self {
         let detail = "the outcome is not known yet: repeat the same request (with the same key), it cannot happen twice";
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unknown",
-            "Outcome unknown",
-            detail,
-        )
-        .retry_after(1)
+        Self::new(503, "unknown", "Outcome unknown", detail).retry_after(1)
     }
 
     /// More calls than allowed.
     pub fn too_many_requests(retry_after_s: u32) -> Self {
-        let detail = "slow down: the limit is per rider and minute";
-        Self::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too_many_requests",
-            "Too many requests",
-            detail,
-        )
-        .retry_after(retry_after_s)
+        let detail = format!(
+            "the limit is per rider and minute: repeat the same request after {retry_after_s} seconds"
+        );
+        Self::new(429, "too_many_requests", "Too many requests", detail).retry_after(retry_after_s)
     }
 }
 
 impl From<RefusedBecause> for Problem {
     fn from(why: RefusedBecause) -> Self {
         use RefusedBecause::*;
+        // A refusal that the rider's shard remembers with its key is repeated for it: the remedy is a new key then.
         let (status, name, title, detail) = match why {
             AlreadyRiding => (
                 409,
                 "already_riding",
                 "One ride at a time",
-                "end or cancel the open ride first",
+                "end or cancel the open ride, then ask with a new Idempotency-Key",
             ),
             KeyReused => (
                 422,
@@ -171,7 +128,7 @@ impl From<RefusedBecause> for Problem {
                 503,
                 "shard_full",
                 "Too many open rides here",
-                "retry with the same Idempotency-Key in some seconds",
+                "nothing was opened: ask with a new Idempotency-Key after Retry-After seconds",
             ),
             CancelledBefore => (
                 410,
@@ -229,7 +186,6 @@ impl From<RefusedBecause> for Problem {
                 "go online first",
             ),
         };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::CONFLICT);
         let problem = Self::new(status, name, title, detail);
         match why {
             TooManyKeys => problem.retry_after(60),
@@ -251,10 +207,12 @@ impl IntoResponse for Problem {
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
         let mut response = (self.status, content_type, json).into_response();
+        let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_s {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, seconds.into());
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

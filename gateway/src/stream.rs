@@ -7,22 +7,23 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, Uri};
 use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cabrank_matcher::api::{EventCursor, EventsUnreadable, ReadEvent};
 use futures_util::stream;
-use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::access::Endpoint;
 use crate::edge::Edge;
 use crate::listener::{Busy, Conn};
 use crate::problem::Problem;
+use crate::query::{self, Asked};
+use crate::token::LIFE_MAX;
 
 /// Events read before any of them is written.
 const BATCH: usize = 256;
@@ -73,9 +74,11 @@ fn take_offsets(bytes: &[u8]) -> Option<(Vec<u64>, &[u8])> {
     ))
 }
 
-#[derive(Deserialize)]
-pub struct EventsAsked {
-    cursor: Option<String>,
+/// Does `cursor` lie beyond `end`? No event given out here led there: it is another log's.
+fn is_beyond(cursor: &EventCursor, end: &EventCursor) -> bool {
+    let beyond = |cursor: &[u64], end: &[u64]| cursor.iter().zip(end).any(|(at, end)| at > end);
+    beyond(&cursor.ride_events, &end.ride_events)
+        || beyond(&cursor.person_events, &end.person_events)
 }
 
 /// `GET /v1/events`
@@ -83,40 +86,38 @@ pub async fn events(
     State(edge): State<Arc<Edge>>,
     ConnectInfo(conn): ConnectInfo<Conn>,
     headers: HeaderMap,
-    asked: Result<Query<EventsAsked>, QueryRejection>,
+    uri: Uri,
 ) -> Result<Response, Problem> {
-    edge.authorize(Endpoint::Events, &headers)?;
-    let Query(asked) = asked.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
-    // A reconnecting client repeats its first URL; where it stands is in the header.
-    let seen = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
-    let cursor = match seen.or(asked.cursor).as_deref() {
+    let verified = edge.authorize(Endpoint::Events, &headers)?;
+    let asked = Asked::of(&uri, &["cursor"])?;
+    // A reconnecting client repeats its first URL; where it stands is in the header. A header that cannot be read must
+    // not become the end: events would be lost.
+    let header = headers.get("last-event-id");
+    let seen = header.map(|id| ("Last-Event-ID", id.to_str().unwrap_or("?")));
+    let cursor = match seen.or(asked.text("cursor").map(|text| ("cursor", text))) {
         None => edge.dispatch.events_end(),
-        Some("start") => edge.dispatch.events_start(),
-        Some(text) => cursor_from_text(text).ok_or_else(|| {
-            Problem::bad_request(
-                "cursor: send an id of an event received here, start, or nothing for the end",
-            )
+        Some((_, "start")) => edge.dispatch.events_start(),
+        Some((key, text)) => cursor_from_text(text).ok_or_else(|| {
+            let remedy = "send the id of an event received here, start, or nothing for the end";
+            query::bad(key, text, remedy)
         })?,
     };
+    if is_beyond(&cursor, &edge.dispatch.events_end()) {
+        let detail = "the cursor lies beyond the newest event, so it is not from this log: start again with cursor=start";
+        return Err(cursor_gone(detail));
+    }
     let permit = edge.admit()?;
     let mut tail = Tail {
         commits: edge.commits.subscribe(),
         edge,
         cursor,
         batch: VecDeque::new(),
+        expires: Instant::now() + verified.remaining().min(LIFE_MAX),
         _kept: (permit, conn.busy()),
     };
     // The first read tells before the first byte whether the cursor is still good.
     tail.read().await.map_err(|error| match error {
-        EventsUnreadable::Gone => Problem::new(
-            StatusCode::GONE,
-            "cursor_gone",
-            "Older than what is kept",
-            error.to_string(),
-        ),
+        EventsUnreadable::Gone => cursor_gone(error.to_string()),
         EventsUnreadable::Failed(_) => Problem::busy("the event log cannot be read: retry later"),
     })?;
     let events = stream::unfold(tail, async |mut tail| {
@@ -128,19 +129,29 @@ pub async fn events(
         .into_response())
 }
 
+fn cursor_gone(detail: impl Into<String>) -> Problem {
+    Problem::new(410, "cursor_gone", "Not in what is kept", detail)
+}
+
 struct Tail {
     edge: Arc<Edge>,
     commits: watch::Receiver<u64>,
     cursor: EventCursor,
     batch: VecDeque<ReadEvent>,
+    /// When the token is over.
+    expires: Instant,
     _kept: (OwnedSemaphorePermit, Busy),
 }
 
 impl Tail {
-    /// The next event; `None` ends the stream (the gateway closes, or the client fell out of what is kept).
+    /// The next event; `None` ends the stream (the gateway closes, the token is over, or the client fell out of what
+    /// is kept): the client connects again and hears why.
     async fn next(&mut self) -> Option<SentEvent> {
         let closing = self.edge.closing.clone();
         loop {
+            if Instant::now() >= self.expires {
+                return None;
+            }
             if let Some(ReadEvent { json, after }) = self.batch.pop_front() {
                 // CloudEvents JSON has no line breaks; should one appear, it is sent as white space.
                 let text = String::from_utf8_lossy(&json).replace(['\r', '\n'], " ");
@@ -152,6 +163,7 @@ impl Tail {
             if self.batch.is_empty() {
                 tokio::select! {
                     () = closing.cancelled() => return None,
+                    () = sleep_until(self.expires) => return None,
                     changed = self.commits.changed() => changed.ok()?,
                 }
             }

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const DEVELOPMENT_SECRET: &str = "cabrank development secret, known to everybody";
 /// Shorter secrets can be guessed from one token.
 pub const SECRET_BYTES_MIN: usize = 32;
+/// Tokens that live longer end their socket or stream after this all the same: no clock overflows.
+pub(crate) const LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// How far clocks of token issuers may be off.
 const LEEWAY_S: u64 = 5;
 
