@@ -4,6 +4,7 @@
 //! so the same inputs in the same order give the same outputs on any machine. State = fold of events.
 //!
 //! - [`shard`]: the state machines of one shard and every handler.
+//! - [`fold`]: the same entities, for whoever only listens to events.
 //! - [`host`]: the shards of one node; which messages hop and which go through the log.
 //! - [`matching`]: policies that choose pairs in a round.
 //! - [`ingest`]: which pings are believed.
@@ -11,6 +12,7 @@
 
 pub mod config;
 pub mod driver;
+pub mod fold;
 pub mod host;
 pub mod ingest;
 pub mod matching;

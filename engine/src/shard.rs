@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::EngineConfig;
 use crate::driver::Driver;
+use crate::fold::fold;
 use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
@@ -338,52 +339,26 @@ impl Shard {
         let event = event.into();
         let entity = event.entity();
         self.counters.seq += 1;
-        match (&entity, &event) {
-            (EntityId::Ride(id), Event::RideRequested(opened)) => {
-                self.rides.insert(*id, Ride::opened(opened));
-                self.open_rides += 1;
-            }
-            (EntityId::Ride(id), _) => {
-                if let Some(ride) = self.rides.get_mut(id) {
-                    ride.apply(&event, &self.bounds);
-                    if event.end().is_some() {
-                        self.open_rides = self.open_rides.saturating_sub(1);
-                    }
-                }
-            }
-            (EntityId::Driver(id), Event::DriverForgotten(_)) => {
-                self.drivers.remove(id);
-            }
-            (EntityId::Driver(id), Event::CommandOutcome(_)) => {
-                if let Some(driver) = self.drivers.get_mut(id) {
-                    driver.apply(&event, &self.bounds);
-                }
-            }
-            (EntityId::Driver(id), _) => {
-                let seq = self.counters.seq;
-                self.drivers
-                    .entry(id.clone())
-                    .or_insert_with(|| Driver::unseen(id.clone(), seq))
-                    .apply(&event, &self.bounds);
-            }
-            (EntityId::Rider(id), Event::RiderForgotten(_)) => {
-                self.riders.remove(id);
-            }
-            (EntityId::Rider(_), Event::CommandOutcome(_)) => {}
-            (EntityId::Rider(id), _) => {
-                let seq = self.counters.seq;
-                self.riders
-                    .entry(id.clone())
-                    .or_insert_with(|| Rider::unseen(id.clone(), seq))
-                    .apply(&event, self.time);
-            }
-        }
         let record = EventRecord {
             shard: self.id,
             seq: self.counters.seq,
             time: self.time,
             event,
         };
+        if let EntityId::Ride(id) = &entity {
+            if matches!(record.event, Event::RideRequested(_)) {
+                self.open_rides += 1;
+            } else if self.rides.contains_key(id) && record.event.end().is_some() {
+                self.open_rides = self.open_rides.saturating_sub(1);
+            }
+        }
+        fold(
+            &mut self.rides,
+            &mut self.drivers,
+            &mut self.riders,
+            &record,
+            &self.bounds,
+        );
         self.effects.events.push(record);
         if !(self.broken(Sabotage::ForgetToSave) && matches!(entity, EntityId::Driver(_))) {
             self.effects.changed.insert(entity);

@@ -17,6 +17,7 @@ mod node;
 mod people;
 mod reach;
 mod rounds;
+pub mod rpc;
 mod views;
 
 pub use config::NodeConfig;
