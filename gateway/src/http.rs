@@ -441,15 +441,12 @@ async fn nearby(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Res
     let class = asked.text("class").map(class).transpose()?;
     let radius_m = radius_m.unwrap_or(NEARBY_RADIUS_DEFAULT_M);
     let k = k.unwrap_or(NEARBY_K_DEFAULT.min(most));
-    let mut cars = Vec::with_capacity(k);
-    edge.dispatch.nearby(
-        &NearbyQuery {
-            at: Place(at),
-            radius_m,
-            k,
-            class,
-        },
-        &mut cars,
-    );
+    let query = NearbyQuery {
+        at: Place(at),
+        radius_m,
+        k,
+        class,
+    };
+    let cars = edge.dispatch.nearby(&query).await?;
     Ok(json(StatusCode::OK, &Nearby { cars }))
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use cabrank_events::wire::{RideStage, RideView};
+use cabrank_events::wire::{RideStage, RideView, ToRider};
 use cabrank_events::{Attempt, DriverId, Event, RideId};
 use cabrank_matcher::api::Committed;
 
@@ -34,7 +34,12 @@ pub enum DriverNews {
 
 /// What a rider's socket hears of.
 #[derive(Clone, Debug)]
-pub struct RiderNews(pub Arc<RideView>);
+pub enum RiderNews {
+    /// The ride has changed.
+    Ride(Arc<RideView>),
+    /// The answer to what this socket asked of a node elsewhere: nothing when there was none.
+    Shown(Option<ToRider>),
+}
 
 impl Edge {
     /// Takes a commit in.
@@ -42,7 +47,8 @@ impl Edge {
         for committed in commits {
             self.hear_for_drivers(committed);
             if let Some(ride) = &committed.ride {
-                self.riders.tell(&ride.rider, || RiderNews(ride.clone()));
+                self.riders
+                    .tell(&ride.rider, || RiderNews::Ride(ride.clone()));
             }
         }
         self.commits

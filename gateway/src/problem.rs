@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cabrank_events::command::RefusedBecause;
 use cabrank_events::wire;
+use cabrank_matcher::api::NotAnswered;
 
 /// An HTTP error with its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,16 @@ impl Problem {
             "the limit is per rider and minute: repeat the same request after {retry_after_s} seconds"
         );
         Self::new(429, "too_many_requests", "Too many requests", detail).retry_after(retry_after_s)
+    }
+}
+
+impl From<NotAnswered> for Problem {
+    fn from(why: NotAnswered) -> Self {
+        let name = match why {
+            NotAnswered::NoOwner => "no_owner",
+            NotAnswered::NodeSilent => "node_silent",
+        };
+        Self::new(503, name, "No answer at the moment", why.to_string()).retry_after(1)
     }
 }
 

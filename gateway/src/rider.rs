@@ -9,7 +9,7 @@ use axum::extract::ws::Message;
 use cabrank_events::command::CancelledBy;
 use cabrank_events::wire::{FromRider, RideStage, RideView, ToRider};
 use cabrank_events::{Command, CommandId, RiderId, proto};
-use cabrank_matcher::api::NearbyQuery;
+use cabrank_matcher::api::{NearbyQuery, NotAnswered, Position, Soon};
 use tokio::time::Instant;
 
 use crate::edge::Edge;
@@ -30,6 +30,8 @@ pub struct RiderSession {
     link: Arc<Link<RiderNews>>,
     ride: Option<Arc<RideView>>,
     show: Option<(Show, Instant)>,
+    /// An answer of a node elsewhere is under way.
+    is_asking: bool,
     cars_near_every: Option<Duration>,
     driver_at_every: Option<Duration>,
 }
@@ -46,6 +48,7 @@ impl RiderSession {
             link,
             ride: None,
             show: None,
+            is_asking: false,
             cars_near_every: every(timing.cars_near_ms),
             driver_at_every: every(timing.driver_at_ms),
         }
@@ -87,7 +90,7 @@ impl RiderSession {
         }
     }
 
-    fn show_cars_near(&self, desk: &mut Desk<ToRider>, ride: &RideView) {
+    fn show_cars_near(&mut self, desk: &mut Desk<ToRider>, ride: &RideView) {
         let query = NearbyQuery {
             at: ride.pickup,
             // The node draws it in to its search radius.
@@ -95,33 +98,72 @@ impl RiderSession {
             k: desk.edge.config.limits.cars_near_max,
             class: Some(ride.class),
         };
-        let mut cars = Vec::with_capacity(query.k);
-        desk.edge.dispatch.nearby(&query, &mut cars);
-        desk.say(ToRider::CarsNear {
-            ride: ride.ride,
-            cars,
+        let ride = ride.ride;
+        self.show_soon(desk, desk.edge.dispatch.nearby(&query), move |cars| {
+            Some(ToRider::CarsNear { ride, cars })
         });
     }
 
-    fn show_driver_at(&self, desk: &mut Desk<ToRider>, ride: &RideView) {
+    fn show_driver_at(&mut self, desk: &mut Desk<ToRider>, ride: &RideView) {
         let Some(driver) = &ride.driver else { return };
-        let Some(position) = desk.edge.dispatch.position(driver) else {
-            return;
-        };
         let target = match ride.stage {
             RideStage::Started => ride.dropoff,
             _ => Some(ride.pickup),
         };
-        let remaining_s = target
-            // The cast saturates: no estimate can overflow it, and one that is not a number becomes 0.
-            .map(|target| desk.edge.dispatch.travel_time_s(position.at, target).ceil() as u32);
-        let (at, age_ms) = (position.at, position.age_ms);
-        desk.say(ToRider::DriverAt {
-            ride: ride.ride,
-            at,
-            age_ms,
-            remaining_s,
+        let (ride, edge) = (ride.ride, desk.edge.clone());
+        self.show_soon(desk, desk.edge.dispatch.position(driver), move |position| {
+            let Position { at, age_ms } = position?;
+            let remaining_s = target
+                // The cast saturates: no estimate can overflow it, and one that is not a number becomes 0.
+                .map(|target| edge.dispatch.travel_time_s(at, target).ceil() as u32);
+            Some(ToRider::DriverAt {
+                ride,
+                at,
+                age_ms,
+                remaining_s,
+            })
         });
+    }
+
+    /// Says what an answer comes to, now or when it is here; while one is under way nothing more is asked. Without an
+    /// answer nothing is said: the next one comes soon.
+    fn show_soon<T: Send + 'static>(
+        &mut self,
+        desk: &mut Desk<ToRider>,
+        answer: Soon<Result<T, NotAnswered>>,
+        say: impl FnOnce(T) -> Option<ToRider> + Send + 'static,
+    ) {
+        match answer {
+            Soon::Now(answer) => {
+                if let Some(message) = answer.into_inner().ok().and_then(say) {
+                    desk.say(message);
+                }
+            }
+            Soon::Later(answer) => {
+                self.is_asking = true;
+                let link = Arc::clone(&self.link);
+                tokio::spawn(async move {
+                    link.tell(RiderNews::Shown(answer.await.ok().and_then(say)));
+                });
+            }
+        }
+    }
+
+    /// An answer that was under way. The ride may have moved on meanwhile: then it is shown no more.
+    fn handle_shown(&mut self, desk: &mut Desk<ToRider>, shown: Option<ToRider>) {
+        self.is_asking = false;
+        let (Some(message), Some(ride)) = (shown, &self.ride) else {
+            return;
+        };
+        let show = self.show.map(|(show, _)| show);
+        let is_wanted = match &message {
+            ToRider::CarsNear { ride: of, .. } => *of == ride.ride && show == Some(Show::CarsNear),
+            ToRider::DriverAt { ride: of, .. } => *of == ride.ride && show == Some(Show::DriverAt),
+            _ => false,
+        };
+        if is_wanted {
+            desk.say(message);
+        }
     }
 }
 
@@ -199,8 +241,11 @@ impl Person for RiderSession {
         Ok(())
     }
 
-    fn handle_news(&mut self, desk: &mut Desk<ToRider>, RiderNews(ride): RiderNews) {
-        self.tell_ride(desk, ride);
+    fn handle_news(&mut self, desk: &mut Desk<ToRider>, news: RiderNews) {
+        match news {
+            RiderNews::Ride(ride) => self.tell_ride(desk, ride),
+            RiderNews::Shown(shown) => self.handle_shown(desk, shown),
+        }
     }
 
     fn handle_answer(&mut self, desk: &mut Desk<ToRider>, answered: Answered) {
@@ -215,15 +260,15 @@ impl Person for RiderSession {
             return;
         }
         let every = match show {
-            Show::CarsNear => {
-                self.show_cars_near(desk, &ride);
-                self.cars_near_every
-            }
-            Show::DriverAt => {
-                self.show_driver_at(desk, &ride);
-                self.driver_at_every
-            }
+            Show::CarsNear => self.cars_near_every,
+            Show::DriverAt => self.driver_at_every,
         };
+        if !self.is_asking {
+            match show {
+                Show::CarsNear => self.show_cars_near(desk, &ride),
+                Show::DriverAt => self.show_driver_at(desk, &ride),
+            }
+        }
         self.show = every.map(|every| (show, now + every));
     }
 

@@ -2,7 +2,10 @@
 //!
 //! A gateway decides nothing: it hands in commands and pings, and hears what was committed.
 
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use cabrank_events::wire::{NearCar, RideView};
@@ -34,6 +37,48 @@ pub enum NotTaken {
     /// The log takes nothing at the moment (disk full, shutting down).
     #[error("the log takes no commands: retry after some seconds")]
     Closed,
+}
+
+/// Why a question about places got no answer. Asking again after a second may help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnswered {
+    /// No node is known to own the place, or the one that is has no right to answer for it now: it is being taken over.
+    #[error("no node answers for this place just now: retry after a second")]
+    NoOwner,
+    /// The node did not answer in time or cannot be reached.
+    #[error("the node of this place did not answer: retry after a second")]
+    NodeSilent,
+}
+
+/// An answer that is here already, as from a node in this process, or one that is under way.
+pub enum Soon<T> {
+    /// Here.
+    Now(Ready<T>),
+    /// Under way.
+    Later(Pin<Box<dyn Future<Output = T> + Send>>),
+}
+
+impl<T> Soon<T> {
+    /// An answer that is here.
+    pub fn now(answer: T) -> Self {
+        Soon::Now(ready(answer))
+    }
+
+    /// An answer that is under way.
+    pub fn later(answer: impl Future<Output = T> + Send + 'static) -> Self {
+        Soon::Later(Box::pin(answer))
+    }
+}
+
+impl<T> Future for Soon<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match self.get_mut() {
+            Soon::Now(ready) => Pin::new(ready).poll(cx),
+            Soon::Later(future) => future.as_mut().poll(cx),
+        }
+    }
 }
 
 /// What became of a ping.
@@ -122,9 +167,9 @@ pub trait Dispatch: Send + Sync + 'static {
     /// A sign of life of a driver's socket (pings count as one, too).
     fn sign_of_life(&self, driver: &DriverId, session: SessionId);
     /// Free cars near a place, nearest first.
-    fn nearby(&self, query: &NearbyQuery, out: &mut Vec<NearCar>);
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>>;
     /// The newest position of a driver, if there is one.
-    fn position(&self, driver: &DriverId) -> Option<Position>;
+    fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>>;
     /// A ride after the last commit; `None` when unknown or long over.
     fn ride(&self, ride: RideId) -> Option<Arc<RideView>>;
     /// The rider's open ride, if any.

@@ -13,6 +13,7 @@
 pub mod api;
 pub mod clock;
 pub mod config;
+mod cursor;
 mod node;
 mod people;
 mod reach;

@@ -15,7 +15,7 @@ use cabrank_events::{
     RideId, RiderId, SessionId, VehicleClass,
 };
 use cabrank_geo::Point;
-use cabrank_matcher::api::{Committed, Dispatch, NearbyQuery, Pinged};
+use cabrank_matcher::api::{Committed, Dispatch, NearbyQuery, Pinged, Soon};
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts};
 use cabrank_ring::Ring;
@@ -204,8 +204,10 @@ fn drive_a_ride(config: NodeConfig) {
         k: 10,
         class: None,
     };
-    let mut cars = Vec::new();
-    city.node.nearby(&query, &mut cars);
+    let Soon::Now(cars) = city.node.nearby(&query) else {
+        panic!("a node in this process answers at once");
+    };
+    let cars = cars.into_inner().unwrap();
     assert_eq!(cars.len(), 2, "both cars are free again");
     city.node.stop().unwrap();
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use cabrank_engine::travel::{StraightLine, TravelTime};
-use cabrank_eventlog::{ReadError, SubmitError, Topic};
+use cabrank_eventlog::SubmitError;
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
@@ -14,9 +14,10 @@ use cabrank_ring::Kind;
 
 use super::{Node, Shared};
 use crate::api::{
-    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotTaken, Pinged,
-    Position, ReadEvent,
+    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered,
+    NotTaken, Pinged, Position, ReadEvent, Soon,
 };
+use crate::cursor;
 
 /// Most cars one `nearby` may ask for.
 const NEARBY_MAX: usize = 100;
@@ -47,16 +48,38 @@ impl Shared {
         })
     }
 
-    fn cursor(&self, pick: impl Fn(cabrank_eventlog::Bounds) -> u64) -> EventCursor {
-        let offsets = |topic| {
-            (0..self.log.shards())
-                .map(|shard| self.log.bounds(topic, shard).map_or(0, &pick))
-                .collect()
+    /// Free cars near a place, nearest first, at most [`NEARBY_MAX`] and no farther than the largest search radius.
+    pub(super) fn cars_near(&self, query: &NearbyQuery) -> Vec<NearCar> {
+        let mut near: Vec<Near> = Vec::with_capacity(query.k.min(NEARBY_MAX));
+        let asked = Query {
+            at: query.at.0,
+            radius_m: query.radius_m.min(f64::from(self.engine.radius_max_m)),
+            k: query.k.min(NEARBY_MAX),
+            filter: Filter {
+                now_ms: self.clock.now().0,
+                ping_ttl_ms: self.config.ping_ttl_ms,
+                status: Some(Status::Free),
+                classes: query.class.map_or(0, |class| class.bit()),
+            },
         };
-        EventCursor {
-            ride_events: offsets(Topic::RideEvents),
-            person_events: offsets(Topic::PersonEvents),
-        }
+        self.people.index().nearest(&asked, |_| true, &mut near);
+        near.iter()
+            .map(|car| NearCar {
+                at: Place(car.at),
+                age_ms: car.age_ms,
+                distance_m: car.distance_m,
+            })
+            .collect()
+    }
+
+    /// The newest position of a driver.
+    pub(super) fn placement(&self, driver: &DriverId) -> Option<Placement> {
+        self.people.seen(driver)?.placement
+    }
+
+    /// How long ago `time` was.
+    pub(super) fn age_ms(&self, time: Time) -> i64 {
+        self.clock.now().since(time).max(0)
     }
 }
 
@@ -102,40 +125,16 @@ impl Dispatch for Node {
             .sign_of_life(driver, self.shared.clock.now());
     }
 
-    fn nearby(&self, query: &NearbyQuery, out: &mut Vec<NearCar>) {
-        let shared = &self.shared;
-        let mut near: Vec<Near> = Vec::with_capacity(query.k.min(NEARBY_MAX));
-        let asked = Query {
-            at: query.at.0,
-            radius_m: query.radius_m.min(f64::from(shared.engine.radius_max_m)),
-            k: query.k.min(NEARBY_MAX),
-            filter: Filter {
-                now_ms: shared.clock.now().0,
-                ping_ttl_ms: shared.config.ping_ttl_ms,
-                status: Some(Status::Free),
-                classes: query.class.map_or(0, |class| class.bit()),
-            },
-        };
-        shared.people.index().nearest(&asked, |_| true, &mut near);
-        out.extend(near.iter().map(|car| NearCar {
-            at: Place(car.at),
-            age_ms: car.age_ms,
-            distance_m: car.distance_m,
-        }));
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
+        Soon::now(Ok(self.shared.cars_near(query)))
     }
 
-    fn position(&self, driver: &DriverId) -> Option<Position> {
-        let placement = self.shared.people.seen(driver)?.placement?;
-        let age_ms = self
-            .shared
-            .clock
-            .now()
-            .since(Time(placement.time_ms))
-            .max(0);
-        Some(Position {
+    fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>> {
+        let position = self.shared.placement(driver).map(|placement| Position {
             at: Place(placement.at),
-            age_ms,
-        })
+            age_ms: self.shared.age_ms(Time(placement.time_ms)),
+        });
+        Soon::now(Ok(position))
     }
 
     fn ride(&self, ride: RideId) -> Option<Arc<RideView>> {
@@ -173,11 +172,11 @@ impl Dispatch for Node {
     }
 
     fn events_end(&self) -> EventCursor {
-        self.shared.cursor(|bounds| bounds.end)
+        cursor::end(&*self.shared.log)
     }
 
     fn events_start(&self) -> EventCursor {
-        self.shared.cursor(|bounds| bounds.first)
+        cursor::start(&*self.shared.log)
     }
 
     fn read_events(
@@ -185,58 +184,7 @@ impl Dispatch for Node {
         cursor: &EventCursor,
         max: usize,
     ) -> Result<Vec<ReadEvent>, EventsUnreadable> {
-        let shards = usize::from(self.shared.log.shards());
-        if cursor.ride_events.len() != shards || cursor.person_events.len() != shards {
-            return Err(EventsUnreadable::Gone);
-        }
-        // A little of every partition, merged. What lies beyond the last record of a partition that has more may have
-        // to wait for them: it is read again next time.
-        let share = (max / (2 * shards)).max(1);
-        let mut found: Vec<(EventOrder, Topic, u64, Bytes)> = Vec::new();
-        let mut frontier: Option<EventOrder> = None;
-        for (topic, offsets) in [
-            (Topic::RideEvents, &cursor.ride_events),
-            (Topic::PersonEvents, &cursor.person_events),
-        ] {
-            for (shard, offset) in (0u16..).zip(offsets) {
-                let records = self.shared.log.read(topic, shard, *offset, share).map_err(
-                    |why| match why {
-                        ReadError::TooOld { .. } => EventsUnreadable::Gone,
-                        other => EventsUnreadable::Failed(other.to_string()),
-                    },
-                )?;
-                let order = |record: &cabrank_eventlog::Record| {
-                    (record.time_ms, shard, event_number(&record.value))
-                };
-                if let Some(last) = records.last().filter(|_| records.len() == share) {
-                    let last = order(last);
-                    frontier = Some(frontier.map_or(last, |least| least.min(last)));
-                }
-                found.extend(
-                    records
-                        .into_iter()
-                        .map(|r| (order(&r), topic, r.offset, r.value)),
-                );
-            }
-        }
-        found.retain(|(order, ..)| frontier.is_none_or(|least| *order <= least));
-        found.sort_by_key(|(order, ..)| *order);
-        found.truncate(max);
-        let mut after = cursor.clone();
-        let read = found
-            .into_iter()
-            .map(|((_, shard, _), topic, offset, json)| {
-                let offsets = match topic {
-                    Topic::RideEvents => &mut after.ride_events,
-                    _ => &mut after.person_events,
-                };
-                offsets[usize::from(shard)] = offset + 1;
-                ReadEvent {
-                    json,
-                    after: after.clone(),
-                }
-            });
-        Ok(read.collect())
+        cursor::read(&*self.shared.log, cursor, max)
     }
 
     fn travel_time_s(&self, from: Place, to: Place) -> f64 {
@@ -245,22 +193,4 @@ impl Dispatch for Node {
         };
         travel.drive_ms(from.0, to.0) as f64 / 1_000.0
     }
-}
-
-/// Where an event comes in a merged stream: append time, shard, number in its shard.
-type EventOrder = (i64, u16, u64);
-
-/// An event's number in its shard, read from the id our own encoder puts first (`{"specversion":"1.0","id":"3-1042"`).
-/// It only orders what is read together; a record of another shape sorts first.
-fn event_number(value: &[u8]) -> u64 {
-    const BEFORE: &[u8] = br#"{"specversion":"1.0","id":""#;
-    let Some(rest) = value.strip_prefix(BEFORE) else {
-        return 0;
-    };
-    let digits = rest.iter().skip_while(|byte| **byte != b'-').skip(1);
-    digits
-        .take_while(|byte| byte.is_ascii_digit())
-        .fold(0, |number: u64, byte| {
-            number.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'))
-        })
 }
