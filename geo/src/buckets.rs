@@ -13,6 +13,7 @@
 use crate::index::Status;
 use crate::patch::{OFFSET_BITS, Patch};
 use crate::readers::{Pin, Readers, Stamp};
+use crate::reserved::Reserved;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Slots an entry can name.
@@ -32,20 +33,52 @@ const FREE: u64 = 0;
 const LIVE: u64 = 1 << 62;
 const STALE: u64 = 1 << 63;
 const TAG_SHIFT: u32 = 58;
-const SLOT_SHIFT: u32 = 34;
-const HINT_SHIFT: u32 = 28;
-const OFFSETS_MASK: u64 = (1 << HINT_SHIFT) - 1;
-const _: () = assert!(2 * OFFSET_BITS == HINT_SHIFT && SLOT_SHIFT + SLOT_BITS == TAG_SHIFT);
+const HINT_SHIFT: u32 = 52;
+const SLOT_SHIFT: u32 = 28;
+const OFFSETS_MASK: u64 = (1 << SLOT_SHIFT) - 1;
+const _: () = assert!(2 * OFFSET_BITS == SLOT_SHIFT && SLOT_SHIFT + SLOT_BITS == HINT_SHIFT);
 const STAMP_BITS: u32 = 36;
 const STAMP_MASK: u64 = (1 << STAMP_BITS) - 1;
 
-/// One word of a bucket, understood.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Entry {
-    /// A driver of the patch asked for, or rarely of another patch. The offset is `Grid::offset_of`.
-    Here { slot: u32, offset: u32 },
-    /// A driver that departed while the query was under way: look where it is now.
-    Departed { slot: u32 },
+/// Entries of a walk, as they stand in the buckets, each with the number of its patch among those under way.
+///
+/// Written without a branch for each word, because which words count is what no processor can foretell.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    pub words: [u64; GATHERED_MAX],
+    pub patches: [u8; GATHERED_MAX],
+    pub count: usize,
+}
+
+/// A power of two, so that a number is brought into bounds by a mask.
+pub(crate) const GATHERED_MAX: usize = 128;
+
+impl Gathered {
+    pub fn new() -> Self {
+        Self {
+            words: [0; GATHERED_MAX],
+            patches: [0; GATHERED_MAX],
+            count: 0,
+        }
+    }
+
+    /// Whether another bucket's words may find no room.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.count + ENTRIES > GATHERED_MAX
+    }
+}
+
+/// The driver of an entry.
+#[inline]
+pub(crate) fn slot_of(word: u64) -> u32 {
+    (word >> SLOT_SHIFT) as u32 & (SLOTS_MAX - 1)
+}
+
+/// Where in its patch an entry says its driver is: `Grid::offset_of`.
+#[inline]
+pub(crate) fn offset_of(word: u64) -> u32 {
+    (word & OFFSETS_MASK) as u32
 }
 
 /// Status and classes as far as an entry has room for them: free or busy, classes folded to four bits.
@@ -54,12 +87,9 @@ pub(crate) enum Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hint(u64);
 
-/// What a query looks for in a hint.
+/// What a query looks for: bit h is set if an entry with the hint h counts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    status: u64,
-    classes: u64,
-}
+pub(crate) struct Wanted(u64);
 
 /// What an entry says of its driver: `Grid::offset_of`, and the hint.
 #[derive(Clone, Copy, Debug)]
@@ -86,27 +116,36 @@ impl Hint {
 
 impl Wanted {
     pub fn new(status: Option<Status>, classes: u8) -> Self {
-        let status = match status {
-            None => HINT_FREE | HINT_BUSY,
-            Some(Status::Free) => HINT_FREE,
-            Some(Status::Busy) => HINT_BUSY,
+        let by_status = match status {
+            None => FREE_HINTS | BUSY_HINTS,
+            Some(Status::Free) => FREE_HINTS,
+            Some(Status::Busy) => BUSY_HINTS,
             Some(Status::Offline) => 0,
         };
-        let classes = if classes == 0 {
-            0
-        } else {
-            folded(classes) << HINT_SHIFT
-        };
-        Self {
-            status: status << HINT_SHIFT,
-            classes,
-        }
+        let folded = folded(classes) >> HINT_CLASSES;
+        let by_class = (0..4).filter(|class| folded & (1 << class) != 0);
+        let by_class = by_class.fold(0, |hints, class| hints | CLASS_HINTS[class]);
+        Self(by_status & if classes == 0 { u64::MAX } else { by_class })
     }
+}
 
-    #[inline]
-    fn fits(self, word: u64) -> bool {
-        word & self.status != 0 && (self.classes == 0 || word & self.classes != 0)
+/// The hints of those who are free, as a `Wanted`.
+const FREE_HINTS: u64 = hints_with(0);
+const BUSY_HINTS: u64 = hints_with(1);
+const CLASS_HINTS: [u64; 4] = [hints_with(2), hints_with(3), hints_with(4), hints_with(5)];
+const HINTS: u32 = 64;
+const _: () = assert!(1 << (TAG_SHIFT - HINT_SHIFT) == HINTS);
+
+/// All hints with a bit set.
+const fn hints_with(bit: u32) -> u64 {
+    let (mut hints, mut hint) = (0, 0);
+    while hint < HINTS {
+        if hint & (1 << bit) != 0 {
+            hints |= 1 << hint;
+        }
+        hint += 1;
     }
+    hints
 }
 
 fn folded(classes: u8) -> u64 {
@@ -126,14 +165,15 @@ pub(crate) struct Home {
 
 #[derive(Debug)]
 pub(crate) struct Buckets {
-    buckets: Box<[Bucket]>,
+    buckets: Reserved<Bucket>,
     mask: u32,
     row_step: u32,
 }
 
+/// Two cache lines of entries.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Bucket {
+pub(crate) struct Bucket {
     entries: [AtomicU64; ENTRIES],
     /// The overflow of patches at home here. See `Overflow`.
     overflow: AtomicU64,
@@ -174,7 +214,7 @@ impl Buckets {
         // The golden ratio spreads any number of rows evenly over the table.
         let row_step = (f64::from(count) * 0.618_033_988_75) as u32 | 1;
         Self {
-            buckets: (0..count).map(|_| bucket()).collect(),
+            buckets: Reserved::new(count as usize, bucket),
             mask: count - 1,
             row_step,
         }
@@ -194,19 +234,18 @@ impl Buckets {
         }
     }
 
-    /// Calls `see` with every driver that may be in the patch, and with some that are not.
+    /// Calls `look` with every bucket in which drivers of the patch may be.
     #[inline]
-    pub fn visit(&self, home: Home, pin: &Pin<'_>, wanted: Wanted, mut see: impl FnMut(Entry)) {
+    pub fn visit(&self, home: Home, pin: &Pin<'_>, mut look: impl FnMut(&Bucket)) {
         let bucket = &self.buckets[home.bucket as usize];
         // Acquire: an entry made before this query's epoch was counted before it was made.
         let overflow = Overflow::unpack(bucket.overflow.load(Ordering::Acquire));
-        bucket.visit(home.tag, pin, wanted, &mut see);
+        look(bucket);
         if overflow.depth > 0
             && (overflow.count > 0 || !pin.is_after(overflow.emptied, EMPTIED_BITS))
         {
             for depth in 1..=overflow.depth {
-                self.buckets[self.overflow_bucket(home, depth) as usize]
-                    .visit(home.tag, pin, wanted, &mut see);
+                look(&self.buckets[self.overflow_bucket(home, depth) as usize]);
             }
         }
     }
@@ -375,26 +414,46 @@ impl Buckets {
 }
 
 impl Bucket {
+    /// Gathers the entries of a patch (the `patch`th of those under way) and rarely of another one that seem to count,
+    /// and calls `departed` with drivers that departed while the query was under way: look where they are now.
+    /// There must be room.
     #[inline]
-    fn visit(&self, tag: u64, pin: &Pin<'_>, wanted: Wanted, see: &mut impl FnMut(Entry)) {
+    pub fn gather(
+        &self,
+        (home, patch): (Home, u8),
+        pin: &Pin<'_>,
+        wanted: Wanted,
+        into: &mut Gathered,
+        departed: impl FnMut(u32),
+    ) {
+        let key = LIVE | home.tag;
+        let mut count = into.count;
+        let mut stale = 0;
         for entry in &self.entries {
             // Acquire pairs with the Release of who made or left the entry.
             let word = entry.load(Ordering::Acquire);
-            if word == FREE {
-                continue;
-            }
-            if word & !((1 << TAG_SHIFT) - 1) == LIVE | tag {
-                if wanted.fits(word) {
-                    let slot = (word >> SLOT_SHIFT) as u32 & (SLOTS_MAX - 1);
-                    see(Entry::Here {
-                        slot,
-                        offset: (word & OFFSETS_MASK) as u32,
-                    });
-                }
-            } else if word & STALE != 0 && !pin.is_after(Stamp(word & STAMP_MASK), STAMP_BITS) {
-                see(Entry::Departed {
-                    slot: (word >> STAMP_BITS) as u32 & (SLOTS_MAX - 1),
-                });
+            // Below the number of hints if live and of the patch: then it is the hint.
+            let hint = (word ^ key) >> HINT_SHIFT;
+            let counts =
+                u64::from(hint < u64::from(HINTS)) & (wanted.0 >> (hint % u64::from(HINTS))) & 1;
+            into.words[count % GATHERED_MAX] = word;
+            into.patches[count % GATHERED_MAX] = patch;
+            count += counts as usize;
+            stale |= word & (pin.may_need(Stamp(word)) << (u64::BITS - STAMP_BITS));
+        }
+        into.count = count;
+        if stale & STALE != 0 {
+            self.look_for_departed(pin, departed);
+        }
+    }
+
+    /// Those of the words above that a query under way needs stay until it has gone: a second look finds them.
+    #[cold]
+    fn look_for_departed(&self, pin: &Pin<'_>, mut departed: impl FnMut(u32)) {
+        for entry in &self.entries {
+            let word = entry.load(Ordering::Acquire);
+            if word & STALE != 0 && !pin.is_after(Stamp(word), STAMP_BITS) {
+                departed((word >> STAMP_BITS) as u32 & (SLOTS_MAX - 1));
             }
         }
     }

@@ -11,11 +11,12 @@
 //! (`readers`), the walk of a query (`search`). Which driver has which slot is under a mutex per group of keys
 //! (`directory`): it is asked when a session begins or ends, not by pings and queries.
 
-use crate::buckets::{About, Buckets, NO_PLACE, SLOTS_MAX, is_overflow};
+use crate::buckets::{About, Buckets, Home, NO_PLACE, SLOTS_MAX, is_overflow};
 use crate::directory::Directory;
 use crate::patch::Grid;
 use crate::point::Point;
 use crate::readers::Readers;
+use crate::reserved::Reserved;
 use crate::slots::{Found, Letter, NotTaken, STATUS_N_MAX, SlotBack, SlotLine, Taken};
 
 /// A driver as the index knows it: an opaque number the caller gives.
@@ -174,8 +175,8 @@ pub struct Seen {
 pub struct LiveIndex {
     drivers_max: u32,
     pub(crate) grid: Grid,
-    pub(crate) lines: Box<[SlotLine]>,
-    pub(crate) backs: Box<[SlotBack]>,
+    pub(crate) lines: Reserved<SlotLine>,
+    pub(crate) backs: Reserved<SlotBack>,
     pub(crate) buckets: Buckets,
     pub(crate) readers: Readers,
     directory: Directory,
@@ -194,8 +195,8 @@ impl LiveIndex {
         Self {
             drivers_max,
             grid: Grid::new(config.patch_m),
-            lines: (0..drivers_max).map(|_| SlotLine::vacant()).collect(),
-            backs: (0..drivers_max).map(|_| SlotBack::vacant()).collect(),
+            lines: Reserved::new(drivers_max as usize, SlotLine::vacant),
+            backs: Reserved::new(drivers_max as usize, SlotBack::vacant),
             buckets: Buckets::for_drivers(drivers_max),
             readers: Readers::new(),
             directory: Directory::new(),
@@ -220,9 +221,12 @@ impl LiveIndex {
         let Some(line) = self.lines.get(slot.number as usize) else {
             return Placed::Gone;
         };
+        // The two lines of an update are known before either is looked at: asked for together, they come together.
+        let home = self.buckets.home(self.grid.patch_of(ping.at));
+        self.buckets.prefetch_home(home);
         match line.take(slot.generation, false) {
             Ok(taken) => {
-                let (placed, mail) = self.move_to(slot.number, taken, ping);
+                let (placed, mail) = self.move_to(slot.number, taken, home, ping);
                 if mail {
                     self.deliver(slot.number);
                 }
@@ -346,8 +350,13 @@ impl LiveIndex {
 
     /// Moves the driver of a taken slot; also tells whether there is mail.
     #[inline]
-    fn move_to(&self, number: u32, taken: Taken<'_>, ping: Placement) -> (Placed, bool) {
-        let home = self.buckets.home(self.grid.patch_of(ping.at));
+    fn move_to(
+        &self,
+        number: u32,
+        taken: Taken<'_>,
+        home: Home,
+        ping: Placement,
+    ) -> (Placed, bool) {
         let about = About {
             offset: self.grid.offset_of(ping.at),
             hint: taken.hint(),
@@ -448,7 +457,10 @@ impl LiveIndex {
                 self.rewrite_hint(number, &taken);
             }
             match letter.ping {
-                Some(ping) => drop(self.move_to(number, taken, ping)),
+                Some(ping) => {
+                    let home = self.buckets.home(self.grid.patch_of(ping.at));
+                    self.move_to(number, taken, home, ping);
+                }
                 None => drop(taken.give_back()),
             }
         }

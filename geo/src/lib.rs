@@ -17,6 +17,7 @@ mod patch;
 mod point;
 mod polygon;
 mod readers;
+mod reserved;
 mod search;
 mod slots;
 mod sync;

@@ -130,7 +130,14 @@ impl Pin<'_> {
     /// Whether this query finds the new entry of whoever departed then, so that it may skip the old one.
     #[inline]
     pub fn is_after(&self, departed: Stamp, bits: u32) -> bool {
-        (1..1 << (bits - 1)).contains(&elapsed(self.epoch, departed, bits))
+        (1..=1 << (bits - 1)).contains(&elapsed(self.epoch, departed, bits))
+    }
+
+    /// The same for many at once, without a branch: the uppermost bit of those kept of the stamp is set unless
+    /// `is_after`. The bits above that one mean nothing.
+    #[inline]
+    pub fn may_need(&self, departed: Stamp) -> u64 {
+        self.epoch.wrapping_sub(1).wrapping_sub(departed.0)
     }
 
     /// Ends the query. False: the pin was revoked, so a driver that moved may have been missed.
@@ -166,4 +173,45 @@ fn first_pin() -> usize {
 #[cfg(loom)]
 fn first_pin() -> usize {
     0
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_ask_whether_a_stamp_is_needed_agree() {
+        const BITS: u32 = 36;
+        let word = AtomicU64::new(0);
+        for epoch in [
+            1,
+            2,
+            3,
+            1 << 20,
+            (1 << 35) - 1,
+            1 << 35,
+            1 << 36,
+            (1 << 36) + 7,
+        ] {
+            let pin = Pin { pin: &word, epoch };
+            for back in [
+                0,
+                1,
+                2,
+                3,
+                (1 << 35) - 1,
+                1 << 35,
+                (1 << 35) + 1,
+                (1 << 36) - 1,
+            ] {
+                let stamp = Stamp(epoch.wrapping_sub(back) & ((1 << BITS) - 1));
+                let garbage_above = Stamp(stamp.0 | (0xABC << BITS));
+                let needed = !pin.is_after(stamp, BITS);
+                for stamp in [stamp, garbage_above] {
+                    let bit = pin.may_need(stamp) >> (BITS - 1) & 1;
+                    assert_eq!(bit == 1, needed, "epoch {epoch}, {back} back");
+                }
+            }
+        }
+    }
 }

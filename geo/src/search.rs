@@ -8,7 +8,7 @@
 //!
 //! The scan of all slots is also what a query does that gets no pin or loses it (`readers`): each driver has one slot.
 
-use crate::buckets::{Entry, Wanted};
+use crate::buckets::{GATHERED_MAX, Gathered, Home, Wanted, offset_of, slot_of};
 use crate::cell::{Cell, Resolution};
 use crate::index::{DriverKey, Filter, LiveIndex, Near, Query, Status};
 use crate::patch::{Grid, OFFSET_BITS, Patch, Stretch, Window, east_e7, narrowest_cos, south_e7};
@@ -16,8 +16,8 @@ use crate::point::{M_PER_E7, Origin, Point, TURN_E7};
 use crate::polygon::Polygon;
 use crate::readers::Pin;
 
-/// Drivers gathered by their entries before their slots are looked at.
-const GATHERED_MAX: usize = 64;
+/// Patches asked for together, so that their lines come together.
+const PATCHES_AT_ONCE: usize = 32;
 
 /// Answers up to this long are kept sorted while they grow; longer ones are sorted at the end.
 const SORTED_MAX: usize = 64;
@@ -180,17 +180,19 @@ impl LiveIndex {
         let cos = narrowest_cos(at, radius_m);
         let mut walk = Walk::new(self, at, radius_m, cos, answer.filter, &pin);
         let mut window_m = self.grid.row_m() * FIRST_WINDOW_ROWS;
-        let mut before = None;
+        let mut before_m = None;
         loop {
             window_m = window_m.min(radius_m);
-            let window = Window::around(at, window_m, cos);
+            let edge_m = window_m * REACH_MARGIN + EDGE_M;
+            let window = Window::around(at, edge_m, cos);
             if self.grid.patches_in(&window) > patches_max {
                 pin.unpin();
                 return false;
             }
-            for_each_stretch(&self.grid, &window, before.as_ref(), |row, columns| {
-                walk.stretch(row, columns, answer);
+            for_each_stretch(&self.grid, &window, |row, columns| {
+                walk.stretch(row, columns, (before_m, edge_m), answer);
             });
+            walk.visit_patches(answer);
             walk.look_at_gathered(answer);
             if window_m >= answer.reach_m {
                 break;
@@ -200,7 +202,7 @@ impl LiveIndex {
             } else {
                 window_m * WINDOW_GROWTH
             };
-            before = Some(window);
+            before_m = Some(edge_m);
         }
         if walk.met_departed {
             // So that the queries after this one may skip what it had to look at.
@@ -216,11 +218,15 @@ impl LiveIndex {
         };
         let bounded = self.grid.patches_in(window) <= self.patches_max();
         if bounded {
-            for_each_stretch(&self.grid, window, None, |row, columns| {
+            let mut gathered = Gathered::new();
+            for_each_stretch(&self.grid, window, |row, columns| {
                 for column in columns.first..=columns.last {
                     let home = self.buckets.home(Patch { row, column });
-                    self.buckets.visit(home, &pin, wanted, |entry| match entry {
-                        Entry::Here { slot, .. } | Entry::Departed { slot } => look(slot),
+                    self.buckets.visit(home, &pin, |bucket| {
+                        gathered.count = 0;
+                        bucket.gather((home, 0), &pin, wanted, &mut gathered, &mut look);
+                        let words = &gathered.words[..gathered.count];
+                        words.iter().for_each(|&word| look(slot_of(word)));
                     });
                 }
             });
@@ -310,16 +316,20 @@ struct Walk<'a> {
     /// What the rounding of offsets may add to a distance.
     slack_m: f64,
     wanted: Wanted,
-    /// Sorts by the distance that the entry gives, squared: see `gathered`.
-    gathered: [u64; GATHERED_MAX],
-    gathered_count: usize,
+    /// Patches asked for and not yet visited.
+    ahead: [Ahead; PATCHES_AT_ONCE],
+    ahead_count: usize,
+    /// The first `measured` words are drivers to be looked at, as `by_distance` has them; those after it are entries.
+    gathered: Gathered,
+    measured: usize,
     met_departed: bool,
 }
 
-/// Where a patch begins as seen from the middle, and the size of an offset's step, in metres.
-struct Measures {
+/// A patch to visit: where it begins as seen from the middle, and the width of an offset's step, in metres.
+#[derive(Clone, Copy)]
+struct Ahead {
+    home: Home,
     north_0: f64,
-    north_1: f64,
     east_0: f64,
     east_1: f64,
 }
@@ -335,6 +345,12 @@ impl<'a> Walk<'a> {
     ) -> Self {
         // Where the radius spans much of a turn the shorter way round is not the way measured here: skip nobody by it.
         let spans_much = radius_m / M_PER_E7 > cos * (TURN_E7 / 4) as f64;
+        let nothing_ahead = Ahead {
+            home: index.buckets.home(Patch { row: 0, column: 0 }),
+            north_0: 0.0,
+            east_0: 0.0,
+            east_1: 0.0,
+        };
         Self {
             index,
             pin,
@@ -343,18 +359,21 @@ impl<'a> Walk<'a> {
             east_m: if spans_much { 0.0 } else { M_PER_E7 * cos },
             slack_m: 0.1 + 3.0 * index.grid.row_m() / f64::from(1u32 << OFFSET_BITS),
             wanted: Wanted::new(filter.status, filter.classes),
-            gathered: [0; GATHERED_MAX],
-            gathered_count: 0,
+            ahead: [nothing_ahead; PATCHES_AT_ONCE],
+            ahead_count: 0,
+            gathered: Gathered::new(),
+            measured: 0,
             met_departed: false,
         }
     }
 
-    /// Patches side by side, with what they share worked out once.
+    /// Asks for patches side by side that come within `edge_m` and did not within `before_m`.
     #[inline]
     fn stretch<K: FnMut(&Near) -> bool>(
         &mut self,
         row: u32,
         columns: Stretch,
+        (before_m, edge_m): (Option<f64>, f64),
         answer: &mut Answer<'_, K>,
     ) {
         let grid = &self.index.grid;
@@ -366,10 +385,12 @@ impl<'a> Walk<'a> {
         } else {
             self.east_m
         };
-        let (north_0, north_1) = (
-            (row_start - self.south) as f64 * M_PER_E7,
-            row_step * M_PER_E7,
-        );
+        let north_0 = row_start - self.south;
+        let north_gap_m = gap(north_0, row_step * STEPS) * M_PER_E7;
+        // Without a measure of the way east nobody knows which of the row were in the window before. Who is met
+        // twice counts once.
+        let before = before_m.filter(|_| east_m > 0.0).map_or(-1.0, squared);
+        let edge = squared(edge_m);
         let half = TURN_E7 / 2;
         for column in columns.first..=columns.last {
             let (column_start, _) = Grid::column_start(column, shift);
@@ -379,101 +400,105 @@ impl<'a> Walk<'a> {
             } else if way_east < -half {
                 way_east += TURN_E7;
             }
-            let measures = Measures {
-                north_0,
-                north_1,
+            // A row's last patch ends at the antimeridian.
+            let width = (column_step * STEPS).min((TURN_E7 - column_start) as f64);
+            let distance = squared(north_gap_m) + squared(gap(way_east, width) * east_m);
+            if distance <= before || distance > edge {
+                continue;
+            }
+            let home = self.index.buckets.home(Patch { row, column });
+            self.index.buckets.prefetch_home(home);
+            self.ahead[self.ahead_count] = Ahead {
+                home,
+                north_0: north_0 as f64 * M_PER_E7,
                 east_0: way_east as f64 * east_m,
                 east_1: column_step * east_m,
             };
-            self.patch(Patch { row, column }, &measures, answer);
+            self.ahead_count += 1;
+            if self.ahead_count == PATCHES_AT_ONCE {
+                self.visit_patches(answer);
+            }
         }
     }
 
+    /// Visits the patches asked for.
+    fn visit_patches<K: FnMut(&Near) -> bool>(&mut self, answer: &mut Answer<'_, K>) {
+        let (index, pin, wanted) = (self.index, self.pin, self.wanted);
+        for patch in 0..self.ahead_count {
+            let home = self.ahead[patch].home;
+            index.buckets.visit(home, pin, |bucket| {
+                if self.gathered.is_full() {
+                    self.measure(answer.reach_m);
+                    if self.gathered.is_full() {
+                        self.look_at_gathered(answer);
+                    }
+                }
+                let met_departed = &mut self.met_departed;
+                bucket.gather(
+                    (home, patch as u8),
+                    pin,
+                    wanted,
+                    &mut self.gathered,
+                    |slot| {
+                        *met_departed = true;
+                        answer.look(index, slot);
+                    },
+                );
+            });
+        }
+        self.measure(answer.reach_m);
+        self.ahead_count = 0;
+    }
+
+    /// Makes drivers with distances of the entries gathered, and drops those out of reach.
     #[inline]
-    fn patch<K: FnMut(&Near) -> bool>(
-        &mut self,
-        patch: Patch,
-        measures: &Measures,
-        answer: &mut Answer<'_, K>,
-    ) {
-        let &Measures {
-            north_0,
-            north_1,
-            east_0,
-            east_1,
-        } = measures;
-        let (index, pin) = (self.index, self.pin);
-        let mut reach = self.reach_squared(answer.reach_m);
-        let home = index.buckets.home(patch);
-        index.buckets.visit(home, pin, self.wanted, |entry| {
-            let next = match entry {
-                Entry::Here { slot, offset } => {
-                    let north = north_0 + f64::from(offset >> OFFSET_BITS) * north_1;
-                    let east = east_0 + f64::from(offset & ((1 << OFFSET_BITS) - 1)) * east_1;
-                    let squared_m = north * north + east * east;
-                    if squared_m > reach {
-                        return;
-                    }
-                    gathered(squared_m, slot)
-                }
-                Entry::Departed { slot } => {
-                    self.met_departed = true;
-                    gathered(0.0, slot)
-                }
-            };
-            self.gathered[self.gathered_count] = next;
-            self.gathered_count += 1;
-            if self.gathered_count == GATHERED_MAX {
-                self.look_at_gathered(answer);
-                reach = self.reach_squared(answer.reach_m);
-            }
-        });
+    fn measure(&mut self, reach_m: f64) {
+        let reach = self.reach_squared(reach_m);
+        let (_, row_step) = self.index.grid.row_start(0);
+        let north_1 = row_step * M_PER_E7;
+        let gathered = &mut self.gathered;
+        let mut kept = self.measured;
+        for number in self.measured..gathered.count.min(GATHERED_MAX) {
+            let word = gathered.words[number];
+            let patch = &self.ahead[gathered.patches[number] as usize % PATCHES_AT_ONCE];
+            let offset = offset_of(word);
+            let north = patch.north_0 + f64::from(offset >> OFFSET_BITS) * north_1;
+            let east = patch.east_0 + f64::from(offset & ((1 << OFFSET_BITS) - 1)) * patch.east_1;
+            let squared_m = north * north + east * east;
+            gathered.words[kept % GATHERED_MAX] = by_distance(squared_m, slot_of(word));
+            kept += usize::from(squared_m <= reach);
+        }
+        gathered.count = kept;
+        self.measured = kept;
     }
 
-    /// Looks at the slots of who was gathered: first as many as are still wanted, the nearest by their entries, then
-    /// whoever may come before the last of them.
+    /// Looks at the slots of who was measured, the nearest by their entries first, as long as they may come before the
+    /// last of the answer.
     fn look_at_gathered<K: FnMut(&Near) -> bool>(&mut self, answer: &mut Answer<'_, K>) {
-        let gathered = &mut self.gathered[..self.gathered_count];
-        let mut begin = 0;
-        while begin < gathered.len() {
-            let rest = &mut gathered[begin..];
-            let wanted = answer
-                .wanted()
-                .clamp(LOOKED_AT_MIN, rest.len().max(LOOKED_AT_MIN));
-            let now = if wanted < rest.len() {
-                rest.select_nth_unstable(wanted - 1);
-                &mut rest[..wanted]
-            } else {
-                &mut rest[..]
-            };
-            if wanted <= SORTED_MAX {
-                now.sort_unstable();
-            }
-            for &one in now.iter() {
-                self.index.lines[slot_of(one)].prefetch();
-                self.index.backs[slot_of(one)].prefetch();
-            }
-            for &one in now.iter() {
-                answer.look(self.index, slot_of(one) as u32);
-            }
-            begin += now.len();
-            if answer.is_full() {
-                let slack_m = self.slack_m;
-                let reach = squared(answer.reach_m * REACH_MARGIN + slack_m);
-                let mut kept = begin;
-                for at in begin..gathered.len() {
-                    if squared_m_of(gathered[at]) <= reach {
-                        gathered.swap(kept, at);
-                        kept += 1;
-                    }
-                }
-                for &one in &gathered[begin..kept] {
-                    answer.look(self.index, slot_of(one) as u32);
-                }
-                break;
-            }
+        let index = self.index;
+        let drivers = &mut self.gathered.words[..self.measured];
+        if answer.k != usize::MAX {
+            drivers.sort_unstable();
         }
-        self.gathered_count = 0;
+        let ask_for = |driver: &u64| {
+            index.lines[slot_of_driver(*driver)].prefetch();
+            index.backs[slot_of_driver(*driver)].prefetch();
+        };
+        let first = answer.wanted().min(SLOTS_AHEAD);
+        drivers.iter().take(first).for_each(ask_for);
+        for (number, &driver) in drivers.iter().enumerate() {
+            if answer.is_full() {
+                let reach = squared(answer.reach_m * REACH_MARGIN + self.slack_m);
+                if squared_m_of(driver) > reach {
+                    break;
+                }
+            } else if let Some(next) = drivers.get(number + first) {
+                ask_for(next);
+            }
+            answer.look(index, slot_of_driver(driver) as u32);
+        }
+        self.gathered.count = 0;
+        self.measured = 0;
     }
 
     fn reach_squared(&self, reach_m: f64) -> f64 {
@@ -481,77 +506,56 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// At least so many slots are looked at in one go.
-const LOOKED_AT_MIN: usize = 4;
+/// Slots asked for before the first of them is looked at.
+const SLOTS_AHEAD: usize = 12;
 
 /// Distances of gathered drivers are kept with 24 bits.
 const REACH_MARGIN: f64 = 1.000_001;
 
-/// A driver as the walk gathers it: squared distance in the upper half, so that numbers sort by it; slot in the lower.
+/// More than what is lost when the distance of a patch is reckoned.
+const EDGE_M: f64 = 0.1;
+
+/// Steps of an offset in a patch.
+const STEPS: f64 = (1u32 << OFFSET_BITS) as f64;
+
+/// From 0 to a stretch of this size that begins at `start`.
 #[inline]
-fn gathered(squared_m: f64, slot: u32) -> u64 {
+fn gap(start: i64, size: f64) -> f64 {
+    let start = start as f64;
+    start.max(-(start + size)).max(0.0)
+}
+
+/// A driver as the walk looks at it: squared distance in the upper half, so that numbers sort by it; slot in the lower.
+#[inline]
+fn by_distance(squared_m: f64, slot: u32) -> u64 {
     // The bits of floats that are not negative sort like the floats.
     (u64::from((squared_m as f32).to_bits()) << 32) | u64::from(slot)
 }
 
 #[inline]
-fn slot_of(gathered: u64) -> usize {
-    gathered as u32 as usize
+fn slot_of_driver(driver: u64) -> usize {
+    driver as u32 as usize
 }
 
 #[inline]
-fn squared_m_of(gathered: u64) -> f64 {
-    f64::from(f32::from_bits((gathered >> 32) as u32))
+fn squared_m_of(driver: u64) -> f64 {
+    f64::from(f32::from_bits((driver >> 32) as u32))
 }
 
-/// Every stretch of patches of a window that is not in the window before it.
+/// Every stretch of patches of a window.
 #[inline]
-fn for_each_stretch(
-    grid: &Grid,
-    window: &Window,
-    before: Option<&Window>,
-    mut visit: impl FnMut(u32, Stretch),
-) {
+fn for_each_stretch(grid: &Grid, window: &Window, mut visit: impl FnMut(u32, Stretch)) {
     let (first, last) = grid.rows(window);
-    let done_rows = before.map(|before| grid.rows(before));
     for row in first..=last {
         let (one, two) = grid.columns(row, window);
-        let done =
-            before.filter(|_| done_rows.is_some_and(|(first, last)| (first..=last).contains(&row)));
-        let Some(done) = done.map(|before| grid.columns(row, before)) else {
-            visit(row, one);
-            if let Some(two) = two {
-                visit(row, two);
-            }
-            continue;
-        };
-        for stretch in [Some(one), two].into_iter().flatten() {
-            let mut column = stretch.first;
-            while column <= stretch.last {
-                let begins = |done: &Stretch| (done.first..=done.last).contains(&column);
-                if let Some(done) = Some(done.0).filter(begins).or(done.1.filter(begins)) {
-                    column = done.last + 1;
-                    continue;
-                }
-                let next_done = [Some(done.0), done.1]
-                    .into_iter()
-                    .flatten()
-                    .map(|done| done.first);
-                let next_done = next_done.filter(|&first| first > column).min();
-                let last = next_done.map_or(stretch.last, |first| stretch.last.min(first - 1));
-                visit(
-                    row,
-                    Stretch {
-                        first: column,
-                        last,
-                    },
-                );
-                column = last + 1;
-            }
+        visit(row, one);
+        if let Some(two) = two {
+            visit(row, two);
         }
     }
 }
 
+#[inline]
 fn squared(value: f64) -> f64 {
     value * value
 }
