@@ -21,6 +21,8 @@
 #[cfg(feature = "contract")]
 pub mod contract;
 mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 mod log;
 mod tail;
 
