@@ -58,6 +58,16 @@ impl Host {
         }
     }
 
+    /// A shard that lives here from now on; it takes the place of an older self.
+    pub fn add(&mut self, shard: Shard) {
+        self.shards.insert(shard.id(), shard);
+    }
+
+    /// A shard that lives here no more.
+    pub fn remove(&mut self, id: ShardId) -> Option<Shard> {
+        self.shards.remove(&id)
+    }
+
     /// One of its shards.
     pub fn shard(&self, id: ShardId) -> Option<&Shard> {
         self.shards.get(&id)

@@ -14,12 +14,14 @@ pub mod api;
 pub mod clock;
 pub mod config;
 mod cursor;
+mod follower;
 mod node;
 mod people;
 mod reach;
 mod rounds;
+mod route;
 pub mod rpc;
 mod views;
 
 pub use config::NodeConfig;
-pub use node::{Failure, Node, Parts, Stopped};
+pub use node::{Failure, Lease, Node, Parts, Stopped};

@@ -6,20 +6,22 @@
 mod dispatch;
 mod run;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cabrank_engine::EngineConfig;
-use cabrank_eventlog::{EventLog, ShardOwner};
-use cabrank_events::DriverId;
+use cabrank_eventlog::{EventLog, ShardOwner, Waker};
+use cabrank_events::{DriverId, ShardId, Time};
 use cabrank_ring::Ring;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::api::Listener;
 use crate::clock::DomainClock;
 use crate::config::NodeConfig;
+use crate::follower::Following;
 use crate::people::People;
 use crate::views::Views;
 
@@ -64,6 +66,50 @@ struct Shared {
     hungry: AtomicUsize,
     wakes: (Sender<DriverId>, Receiver<DriverId>),
     wakes_lost: AtomicBool,
+    /// The shards this node has, as the commit loop last said.
+    table: Mutex<BTreeMap<u16, Holding>>,
+    /// Shards of other nodes, whose drivers the index must know.
+    foreign: Following,
+    others_failed: Mutex<Option<Failure>>,
+    lease: Lease,
+}
+
+/// A shard that lives here.
+#[derive(Clone, Debug)]
+struct Holding {
+    epoch: u64,
+    next_input: u64,
+    open_rides: usize,
+    waiting_rides: usize,
+    taken_at: Time,
+    takeover_ms: u64,
+}
+
+/// May this node answer for the shard at this moment (PROTOCOL 23)? Cheap, callable from any thread.
+pub type Lease = Arc<dyn Fn(ShardId) -> bool + Send + Sync>;
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<u16, Holding>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_others_failed(&self) -> Option<Failure> {
+        self.others_failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// A car has moved or come free: rides that were looked at in vain may want it.
+    fn wake_rides_for(&self, driver: &DriverId) {
+        // Relaxed: a ride that became hungry a moment ago is looked at by its own round; the next ping sees it.
+        if self.hungry.load(Ordering::Relaxed) > 0 {
+            if self.wakes.0.try_send(driver.clone()).is_err() {
+                self.wakes_lost.store(true, Ordering::Relaxed);
+            }
+            self.bell.ring();
+        }
+    }
 }
 
 /// A node in this process. Dropping it does not stop it; [`Node::stop`] does.
@@ -92,6 +138,16 @@ pub struct Parts {
 impl Node {
     /// Starts the node; it is ready once it has read its state back. `on_stop` is told when it stops, for whatever reason.
     pub fn start(parts: Parts, on_stop: impl FnOnce(&Stopped) + Send + 'static) -> Node {
+        // Where one process has all shards, nobody else can answer for them.
+        Self::start_leased(parts, Arc::new(|_| true), on_stop)
+    }
+
+    /// Starts a node among others: it answers for a shard only while `lease` says so.
+    pub fn start_leased(
+        parts: Parts,
+        lease: Lease,
+        on_stop: impl FnOnce(&Stopped) + Send + 'static,
+    ) -> Node {
         let people = Arc::new(People::new(parts.config.drivers_max));
         let shared = Arc::new(Shared {
             log: parts.log,
@@ -109,6 +165,10 @@ impl Node {
             hungry: AtomicUsize::new(0),
             wakes: bounded(WAKES_MAX),
             wakes_lost: AtomicBool::new(false),
+            table: Mutex::default(),
+            foreign: Following::default(),
+            others_failed: Mutex::default(),
+            lease,
         });
         let for_thread = Arc::clone(&shared);
         let owner = parts.owner;
@@ -161,10 +221,22 @@ impl Node {
 struct Bell {
     rung: Mutex<bool>,
     heard: Condvar,
+    /// Wakes the loop where it waits inside the log.
+    waker: OnceLock<Waker>,
 }
 
 impl Bell {
+    fn also_wake(&self, waker: Option<Waker>) {
+        if let Some(waker) = waker {
+            // Set once, at the start of the loop.
+            let _ = self.waker.set(waker);
+        }
+    }
+
     fn ring(&self) {
+        if let Some(wake) = self.waker.get() {
+            wake();
+        }
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         if !*rung {
             *rung = true;

@@ -52,11 +52,6 @@ impl Reach {
         }
     }
 
-    pub fn clear(&mut self) {
-        self.squares.clear();
-        self.where_is.clear();
-    }
-
     pub fn len(&self) -> usize {
         self.where_is.len()
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use cabrank_engine::EntityState;
 use cabrank_engine::driver::Driver;
+use cabrank_engine::fold::Entities;
 use cabrank_engine::ride::{Ride, Stage};
+use cabrank_engine::rider::Rider;
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::RideView;
 use cabrank_events::{DriverId, RideId, RiderId, Time};
@@ -41,30 +43,61 @@ impl Views {
     /// A committed state; `None`: the entity is gone.
     pub fn committed(&self, entity: &EntityId, state: Option<&EntityState>) {
         match (entity, state) {
-            (_, Some(EntityState::Ride(ride))) => {
-                self.rides.insert(ride.id, RideEntry::of(ride));
+            (_, Some(EntityState::Ride(ride))) => self.ride(ride.id, Some(ride)),
+            (_, Some(EntityState::Driver(driver))) => self.driver(&driver.id, Some(driver)),
+            (_, Some(EntityState::Rider(rider))) => self.rider(&rider.id, Some(rider)),
+            (EntityId::Ride(id), None) => self.ride(*id, None),
+            (EntityId::Driver(id), None) => self.driver(id, None),
+            (EntityId::Rider(id), None) => self.rider(id, None),
+        }
+    }
+
+    /// The entity as it is among `entities`.
+    pub fn show(&self, entity: &EntityId, entities: &Entities) {
+        match entity {
+            EntityId::Ride(id) => self.ride(*id, entities.rides.get(id)),
+            EntityId::Driver(id) => self.driver(id, entities.drivers.get(id)),
+            EntityId::Rider(id) => self.rider(id, entities.riders.get(id)),
+        }
+    }
+
+    /// A ride, or its absence.
+    pub fn ride(&self, id: RideId, ride: Option<&Ride>) {
+        match ride {
+            Some(ride) => {
+                self.rides.insert(id, RideEntry::of(ride));
             }
-            (_, Some(EntityState::Driver(driver))) => {
-                self.drivers.insert(driver.id.clone(), view_of(driver));
+            None => {
+                self.rides.remove(&id);
             }
-            (_, Some(EntityState::Rider(rider))) => match rider.active {
-                Some(ride) => {
-                    self.active.insert(rider.id.clone(), ride);
-                }
-                None => {
-                    self.active.remove(&rider.id);
-                }
-            },
-            (EntityId::Ride(id), None) => {
-                self.rides.remove(id);
+        }
+    }
+
+    fn driver(&self, id: &DriverId, driver: Option<&Driver>) {
+        match driver {
+            Some(driver) => {
+                self.drivers.insert(id.clone(), view_of(driver));
             }
-            (EntityId::Driver(id), None) => {
+            None => {
                 self.drivers.remove(id);
             }
-            (EntityId::Rider(id), None) => {
+        }
+    }
+
+    fn rider(&self, id: &RiderId, rider: Option<&Rider>) {
+        match rider.and_then(|rider| rider.active) {
+            Some(ride) => {
+                self.active.insert(id.clone(), ride);
+            }
+            None => {
                 self.active.remove(id);
             }
         }
+    }
+
+    /// A ride as the people in it see it.
+    pub fn ride_view(&self, id: RideId) -> Option<Arc<RideView>> {
+        self.rides.get(&id).map(|entry| Arc::clone(&entry.view))
     }
 }
 

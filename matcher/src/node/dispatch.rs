@@ -6,38 +6,27 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use cabrank_engine::travel::{StraightLine, TravelTime};
 use cabrank_eventlog::SubmitError;
-use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_geo::{Filter, Near, Placement, Query, Status};
-use cabrank_ring::Kind;
 
 use super::{Node, Shared};
 use crate::api::{
     Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered,
     NotTaken, Pinged, Position, ReadEvent, Soon,
 };
-use crate::cursor;
+use crate::{cursor, route};
 
 /// Most cars one `nearby` may ask for.
 const NEARBY_MAX: usize = 100;
 
 impl Shared {
-    fn shard_of(&self, entity: &EntityId) -> u16 {
-        match entity {
-            // A ride id from outside may name a shard that never was: any shard answers "unknown".
-            EntityId::Ride(ride) => ride.place.0 % self.ring.shards(),
-            EntityId::Driver(id) => self.ring.shard_of_person(Kind::Driver, id.as_str()),
-            EntityId::Rider(id) => self.ring.shard_of_person(Kind::Rider, id.as_str()),
-        }
-    }
-
     pub(super) fn submit(&self, record: &CommandRecord) -> Result<(), NotTaken> {
         let entity = record.command.entity();
         let key = Bytes::from(entity.to_string());
         let taken = self
             .log
-            .submit(self.shard_of(&entity), key, record.to_json());
+            .submit(route::shard_of(&self.ring, &entity), key, record.to_json());
         self.bell.ring();
         taken.map_err(|why| match why {
             SubmitError::Full { .. } | SubmitError::FullBytes { .. } => NotTaken::Busy,
@@ -109,12 +98,8 @@ impl Dispatch for Node {
             seq,
         };
         let heard = shared.people.ping(driver, placement, shared.clock.now());
-        // Relaxed: a ride that became hungry a moment ago is looked at by its own round; the next ping sees it.
-        if heard.may_serve && shared.hungry.load(Ordering::Relaxed) > 0 {
-            if shared.wakes.0.try_send(driver.clone()).is_err() {
-                shared.wakes_lost.store(true, Ordering::Relaxed);
-            }
-            shared.bell.ring();
+        if heard.may_serve {
+            shared.wake_rides_for(driver);
         }
         heard.pinged
     }
@@ -138,11 +123,7 @@ impl Dispatch for Node {
     }
 
     fn ride(&self, ride: RideId) -> Option<Arc<RideView>> {
-        self.shared
-            .views
-            .rides
-            .get(&ride)
-            .map(|entry| Arc::clone(&entry.view))
+        self.shared.views.ride_view(ride)
     }
 
     fn ride_of(&self, rider: &RiderId) -> Option<RideId> {

@@ -7,22 +7,25 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cabrank_engine::ride::Stage;
+use cabrank_engine::fold::Entities;
+use cabrank_engine::ride::{Bounds, Stage};
 use cabrank_engine::{Batch, Counters, EntityState, Host, Shard};
 use cabrank_eventlog::{
-    Append, CommitError, Header, PollError, RecoverError, ShardOwner, StateChange, Topic,
-    Transaction,
+    Append, CommitError, Header, PollError, RecoverError, Recovered, ShardOwner, StateChange,
+    Topic, Transaction,
 };
 use cabrank_events::command::EntityId;
-use cabrank_events::{Command, CommandRecord, DriverId, Event, RideId, ShardId, Time};
+use cabrank_events::{Command, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tracing::{error, info, warn};
 
-use super::{Failure, Shared, Stopped};
+use super::{Failure, Holding, Shared, Stopped};
 use crate::api::Committed;
+use crate::follower::{Follower, Sink, What};
 use crate::people::People;
 use crate::reach::Reach;
 use crate::rounds::{Asking, Job, Solved, Solver};
+use crate::route;
 
 /// The loop wakes at least this often, for silent drivers and gauges.
 const TICK: Duration = Duration::from_millis(500);
@@ -50,6 +53,10 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
             }
         })
         .expect("a process that cannot start a thread at its start cannot work");
+    let waker = owner.waker();
+    // Where one process owns all shards there is nobody to follow.
+    let following = waker.is_some().then(|| follow_others(shared));
+    shared.bell.also_wake(waker);
     // PROTOCOL 9: a panic in a handler stops the shard loudly; the log still holds what was committed.
     let looped = catch_unwind(AssertUnwindSafe(|| {
         Loop::new(Arc::clone(shared), owner, small_rounds, jobs, results).run()
@@ -66,10 +73,77 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     if let Err(why) = &stopped {
         error!(%why, "the node stopped");
     }
+    shared.foreign.stop();
+    shared.table().clear();
+    if following.is_some_and(|thread| thread.join().is_err()) {
+        error!("the follower panicked");
+    }
     if solving.join().is_err() {
         error!("the solver panicked");
     }
     stopped
+}
+
+/// Keeps the index informed of the drivers of shards that live elsewhere (PROTOCOL 19). When it breaks, so does the node:
+/// its rounds would offer rides to drivers who are gone.
+fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    (0..shared.log.shards()).for_each(|shard| shared.foreign.follow(shard));
+    std::thread::Builder::new()
+        .name("cabrank-others".into())
+        .spawn(move || {
+            let mut sink = Others { shared: &shared };
+            let follower = Follower::new(
+                &*shared.log,
+                What::People,
+                Bounds::of(&shared.engine),
+                shared.clock.clone(),
+            );
+            if let Err(why) = follower.run(&shared.foreign, &mut sink) {
+                error!(%why, "the drivers of other nodes cannot be followed");
+                *shared
+                    .others_failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(why);
+                shared.bell.ring();
+            }
+        })
+        .expect("a process that cannot start a thread at its start cannot work")
+}
+
+/// Drivers of other nodes' shards, on their way into the index.
+struct Others<'a> {
+    shared: &'a Shared,
+}
+
+impl Sink for Others<'_> {
+    fn snapshot(&mut self, shard: u16, entities: &Entities) {
+        let now = self.shared.clock.now();
+        for driver in entities.drivers.values() {
+            show_driver(&self.shared.people, driver, now);
+        }
+        let elsewhere = |id: &DriverId| {
+            route::shard_of(&self.shared.ring, &EntityId::Driver(id.clone())) != shard
+        };
+        self.shared
+            .people
+            .keep(|id| elsewhere(id) || entities.drivers.contains_key(id));
+    }
+
+    fn event(&mut self, record: EventRecord, _: Bytes, entities: &Entities) {
+        let EntityId::Driver(id) = record.event.entity() else {
+            return;
+        };
+        match entities.drivers.get(&id) {
+            Some(driver) => {
+                show_driver(&self.shared.people, driver, self.shared.clock.now());
+                self.shared.wake_rides_for(&id);
+            }
+            None => self.shared.people.forget(&id),
+        }
+    }
+
+    fn forget(&mut self, _: RideId) {}
 }
 
 struct Loop {
@@ -89,6 +163,20 @@ struct Loop {
     round_under_way: bool,
     next_round: Time,
     next_tick: Instant,
+    /// Commands come from other processes: the loop waits inside `poll`.
+    waits_in_poll: bool,
+    /// Shards of ours that are to be read back, since when, and when to try.
+    pending: BTreeMap<u16, Pending>,
+    /// Shards of ours whose log makes no sense: they are left alone, loudly, while the others go on.
+    refused: BTreeMap<u16, String>,
+    /// Nothing was polled yet, so it is not known which shards are ours.
+    is_new: bool,
+}
+
+/// A shard on its way here.
+struct Pending {
+    since: Instant,
+    next_try: Instant,
 }
 
 /// How a pass through the loop went.
@@ -107,10 +195,15 @@ impl Loop {
         jobs: Sender<Job>,
         results: Receiver<Solved>,
     ) -> Loop {
+        let hops_max = shared.config.hops_max;
         Loop {
+            waits_in_poll: owner.waker().is_some(),
+            pending: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            is_new: true,
             shared,
             owner,
-            host: Host::new([], 0),
+            host: Host::new([], hops_max),
             next_input: BTreeMap::new(),
             dirty: BTreeSet::new(),
             reach: Reach::default(),
@@ -124,133 +217,268 @@ impl Loop {
     }
 
     fn run(mut self) -> Stopped {
-        let mut recovered = self.recover()?;
+        self.throw_away();
         loop {
-            if !recovered {
-                if self.shared.stopping.load(Ordering::SeqCst) {
+            self.recover_pending()?;
+            let is_whole = self.pending.is_empty() && self.refused.is_empty();
+            if !is_whole && !self.waits_in_poll {
+                // All shards are ours and are of one moment: without one of them there is nothing to do.
+                if let Some((_, why)) = self.refused.pop_first() {
+                    return Err(Failure::Log(why));
+                }
+                if self.is_stopping() {
                     return Err(Failure::Log(
                         "it could not be read back before the stop".into(),
                     ));
                 }
                 self.shared.bell.wait(RETRY);
-                recovered = self.recover()?;
                 continue;
             }
             match self.pass()? {
                 Pass::Worked => {}
-                Pass::Stale => recovered = false,
-                Pass::Idle if self.shared.stopping.load(Ordering::SeqCst) => return Ok(()),
+                Pass::Stale => self.throw_away(),
+                Pass::Idle if self.is_stopping() => return Ok(()),
+                Pass::Idle if self.waits_in_poll => {}
                 Pass::Idle => self.shared.bell.wait(self.pause()),
             }
+            if let Some(why) = self.shared.take_others_failed() {
+                return Err(why);
+            }
         }
     }
 
-    /// Reads everything back from the log. `Ok(false)`: not possible now, try again.
-    fn recover(&mut self) -> Result<bool, Failure> {
-        self.shared.ready.store(false, Ordering::SeqCst);
-        let began = Instant::now();
-        let mut shards = Vec::new();
-        let mut newest = Time(i64::MIN);
-        for number in self.owner.shards() {
-            let recovered = match self.owner.recover(number) {
-                Ok(recovered) => recovered,
-                Err(RecoverError::Fenced { by }) => return Err(Failure::Fenced { by }),
-                Err(why @ (RecoverError::DiskFull | RecoverError::Unavailable(_))) => {
-                    warn!(%why, "the log cannot be read back yet");
-                    return Ok(false);
-                }
-                Err(why) => return Err(Failure::Log(why.to_string())),
-            };
-            let id = ShardId(number);
-            let (engine, ring) = (
-                Arc::clone(&self.shared.engine),
-                Arc::clone(&self.shared.ring),
-            );
-            let header = recovered.header.unwrap_or_default();
-            self.next_input.insert(id, header.next_input);
-            if header.engine.is_empty() {
-                shards.push(Shard::new(id, engine, ring));
-                continue;
-            }
-            let broken = |what: &str, why: serde_json::Error| {
-                Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
-            };
-            let counters: Counters =
-                serde_json::from_slice(&header.engine).map_err(|why| broken("the header", why))?;
-            let states = recovered
-                .states
-                .iter()
-                .map(|(_, value)| serde_json::from_slice::<EntityState>(value))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|why| broken("a state", why))?;
-            newest = newest.max(Time(header.time_ms));
-            shards.push(Shard::restore(
-                id,
-                engine,
-                ring,
-                Time(header.time_ms),
-                counters,
-                states,
-            ));
+    fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::SeqCst)
+    }
+
+    // -- shards that come and go -------------------------------------------------------------------------------
+
+    /// Memory may be ahead of the log: every shard is to be read back.
+    fn throw_away(&mut self) {
+        let ours = self.owner.shards();
+        let here: Vec<u16> = self.host.shards().map(|shard| shard.id().0).collect();
+        for shard in here {
+            self.drop_memory(shard);
         }
-        self.shared.clock.raise_to(newest);
-        self.host = Host::new(shards, self.shared.config.hops_max);
-        self.show_everything();
-        self.shared.ready.store(true, Ordering::SeqCst);
+        self.pending.clear();
+        self.refused.retain(|shard, _| ours.contains(shard));
+        for shard in ours {
+            if !self.refused.contains_key(&shard) {
+                self.gain(shard);
+            }
+        }
+        self.set_ready();
+    }
+
+    fn gain(&mut self, shard: u16) {
+        let now = Instant::now();
+        self.shared.foreign.leave(shard);
+        self.refused.remove(&shard);
+        self.drop_memory(shard);
+        self.pending.insert(
+            shard,
+            Pending {
+                since: now,
+                next_try: now,
+            },
+        );
+    }
+
+    fn lose(&mut self, shard: u16) {
+        info!(shard, "a shard has left");
+        self.pending.remove(&shard);
+        self.refused.remove(&shard);
+        self.drop_memory(shard);
+        self.shared
+            .views
+            .keep(|entity| route::shard_of(&self.shared.ring, entity) != shard);
+        // Its drivers may still be near rides of ours.
+        self.shared.foreign.follow(shard);
+    }
+
+    /// What is shown of the shard stays visible until it is replaced: nobody who asks meanwhile is told that a ride
+    /// does not exist.
+    fn drop_memory(&mut self, shard: u16) {
+        let id = ShardId(shard);
+        self.shared.table().remove(&shard);
+        self.next_input.remove(&id);
+        self.dirty.retain(|ride| ride.place != id);
+        if let Some(gone) = self.host.remove(id) {
+            gone.rides().for_each(|ride| self.reach.remove(ride.id));
+        }
+    }
+
+    fn set_ready(&self) {
+        let is_ready = !self.is_new_home() && self.pending.is_empty() && self.refused.is_empty();
+        self.shared.ready.store(is_ready, Ordering::SeqCst);
+        metrics::gauge!("cabrank_shards_refused").set(self.refused.len() as f64);
+    }
+
+    /// In a home where shards come by themselves, nothing is known before the first poll.
+    fn is_new_home(&self) -> bool {
+        self.waits_in_poll && self.is_new
+    }
+
+    /// Tries to read back what is pending. One shard that cannot be read does not keep the others from working.
+    fn recover_pending(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        let due = self.pending.iter().filter(|(_, p)| p.next_try <= now);
+        let due: Vec<(u16, Instant)> = due.map(|(shard, p)| (*shard, p.since)).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        for (number, since) in due {
+            match self.owner.recover(number) {
+                Ok(recovered) => {
+                    self.pending.remove(&number);
+                    match self.restore(number, recovered) {
+                        Ok(shard) => self.show_shard(shard, since),
+                        Err(why) if self.waits_in_poll => self.refuse(number, &why),
+                        Err(why) => return Err(why),
+                    }
+                }
+                Err(RecoverError::Fenced { by }) if !self.waits_in_poll => {
+                    return Err(Failure::Fenced { by });
+                }
+                Err(
+                    why @ (RecoverError::DiskFull
+                    | RecoverError::Unavailable(_)
+                    | RecoverError::Fenced { .. }),
+                ) => {
+                    warn!(shard = number, %why, "a shard cannot be read back yet");
+                    let again = Instant::now() + RETRY;
+                    self.pending
+                        .entry(number)
+                        .and_modify(|pending| pending.next_try = again);
+                }
+                Err(why) => {
+                    self.pending.remove(&number);
+                    self.refuse(number, &why);
+                }
+            }
+        }
+        self.set_ready();
+        Ok(())
+    }
+
+    /// PROTOCOL 9: a shard that makes no sense stops, loudly; taking the node down with it would carry the fault to the
+    /// next node, and to the next.
+    fn refuse(&mut self, shard: u16, why: &dyn std::fmt::Display) {
+        error!(shard, %why, "a shard is refused: an operator must look");
+        self.refused.insert(shard, why.to_string());
+    }
+
+    fn restore(&mut self, number: u16, recovered: Recovered) -> Result<Shard, Failure> {
+        let id = ShardId(number);
+        let (engine, ring) = (
+            Arc::clone(&self.shared.engine),
+            Arc::clone(&self.shared.ring),
+        );
+        let header = recovered.header.unwrap_or_default();
+        self.next_input.insert(id, header.next_input);
+        if header.engine.is_empty() {
+            return Ok(Shard::new(id, engine, ring));
+        }
+        let broken = |what: &str, why: serde_json::Error| {
+            Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
+        };
+        let counters: Counters =
+            serde_json::from_slice(&header.engine).map_err(|why| broken("the header", why))?;
+        let states = recovered
+            .states
+            .iter()
+            .map(|(_, value)| serde_json::from_slice::<EntityState>(value))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|why| broken("a state", why))?;
+        let time = Time(header.time_ms);
+        self.shared.clock.raise_to(time);
+        Ok(Shard::restore(id, engine, ring, time, counters, states))
+    }
+
+    /// Brings index and views to what was just read back, and takes the shard in.
+    fn show_shard(&mut self, shard: Shard, since: Instant) {
+        let now = self.shared.clock.now();
+        let number = shard.id().0;
+        let mut alive: BTreeSet<EntityId> = BTreeSet::new();
+        let rides = shard.rides().map(|ride| EntityId::Ride(ride.id));
+        let riders = shard
+            .riders()
+            .map(|rider| EntityId::Rider(rider.id.clone()));
+        let drivers = shard
+            .drivers()
+            .map(|driver| EntityId::Driver(driver.id.clone()));
+        for entity in rides.chain(riders).chain(drivers) {
+            self.shared
+                .views
+                .committed(&entity, shard.state_of(&entity).as_ref());
+            alive.insert(entity);
+        }
+        for driver in shard.drivers() {
+            show_driver(&self.shared.people, driver, now);
+            // Signs of life went to the owner before: silence is counted from here.
+            self.shared.people.sign_of_life(&driver.id, now);
+        }
+        let elsewhere = |entity: &EntityId| route::shard_of(&self.shared.ring, entity) != number;
+        self.shared
+            .views
+            .keep(|entity| elsewhere(entity) || alive.contains(entity));
+        self.shared.people.keep(|driver| {
+            let entity = EntityId::Driver(driver.clone());
+            elsewhere(&entity) || alive.contains(&entity)
+        });
+        self.dirty.extend(shard.waiting().map(|ride| ride.id));
+        let took_ms = since.elapsed().as_millis() as u64;
         info!(
-            shards = self.host.shards().count(),
-            open_rides = self.host.shards().map(Shard::open_rides).sum::<usize>(),
-            drivers = self.shared.people.len(),
-            took_ms = began.elapsed().as_millis() as u64,
+            shard = number,
+            open_rides = shard.open_rides(),
+            drivers = shard.drivers().count(),
+            took_ms,
             "recovered"
         );
-        Ok(true)
+        metrics::histogram!("cabrank_takeover_seconds").record(since.elapsed().as_secs_f64());
+        let holding = Holding {
+            epoch: self.owner.epoch_of(number),
+            next_input: self.next_input.get(&shard.id()).copied().unwrap_or(0),
+            open_rides: shard.open_rides(),
+            waiting_rides: shard.waiting_count(),
+            taken_at: now,
+            takeover_ms: took_ms,
+        };
+        self.host.add(shard);
+        self.shared.table().insert(number, holding);
     }
 
-    /// Brings index and views to what was just read back. What was shown before was committed, too, so it stays visible
-    /// until it is replaced: nobody who asks meanwhile is told that a ride does not exist.
-    fn show_everything(&mut self) {
-        let now = self.shared.clock.now();
-        self.reach.clear();
-        self.dirty.clear();
-        let mut alive: BTreeSet<EntityId> = BTreeSet::new();
-        for shard in self.host.shards() {
-            let rides = shard.rides().map(|ride| EntityId::Ride(ride.id));
-            let riders = shard
-                .riders()
-                .map(|rider| EntityId::Rider(rider.id.clone()));
-            let drivers = shard
-                .drivers()
-                .map(|driver| EntityId::Driver(driver.id.clone()));
-            for entity in rides.chain(riders).chain(drivers) {
-                self.shared
-                    .views
-                    .committed(&entity, shard.state_of(&entity).as_ref());
-                alive.insert(entity);
-            }
-            shard
-                .drivers()
-                .for_each(|driver| show_driver(&self.shared.people, driver, now));
-            self.dirty.extend(shard.waiting().map(|ride| ride.id));
-        }
-        self.shared.views.keep(|entity| alive.contains(entity));
-        self.shared
-            .people
-            .keep(|driver| alive.contains(&EntityId::Driver(driver.clone())));
-    }
+    // -- one pass ----------------------------------------------------------------------------------------------
 
     fn pass(&mut self) -> Result<Pass, Failure> {
-        let mut polled = match self
-            .owner
-            .poll(Duration::ZERO, self.shared.config.batch_max)
-        {
+        let timeout = if self.waits_in_poll && !self.is_stopping() {
+            self.pause()
+        } else {
+            Duration::ZERO
+        };
+        let mut polled = match self.owner.poll(timeout, self.shared.config.batch_max) {
             Ok(polled) => polled,
             Err(PollError::Fenced { by }) => return Err(Failure::Fenced { by }),
+            Err(PollError::NotRecovered(shard)) if self.waits_in_poll => {
+                self.not_recovered(shard);
+                return Ok(Pass::Idle);
+            }
             Err(why) => {
                 warn!(%why, "the log gave no commands");
                 return Ok(Pass::Stale);
             }
         };
+        if std::mem::take(&mut self.is_new) {
+            self.set_ready();
+        }
+        for shard in std::mem::take(&mut polled.lost) {
+            self.lose(shard);
+            self.set_ready();
+        }
+        for shard in std::mem::take(&mut polled.gained) {
+            self.gain(shard);
+            self.set_ready();
+        }
         let mut batch = Batch::default();
         let is_caught_up = polled.clock_ms.is_some();
         if is_caught_up {
@@ -259,13 +487,28 @@ impl Loop {
             polled.commands.sort_by_key(|(_, record)| record.time_ms);
         }
         for (shard, record) in &polled.commands {
-            if is_caught_up {
-                self.host.handle_time(&mut batch, Time(record.time_ms));
+            if self.host.shard(ShardId(*shard)).is_none() {
+                // It left while this was under way: whoever has it now reads the command.
+                continue;
+            }
+            if let Some(clock_ms) = polled.clock_ms {
+                // No further than the clock that came with them: in another partition an earlier record may still come.
+                self.host
+                    .handle_time(&mut batch, Time(record.time_ms.min(clock_ms)));
             }
             // PROTOCOL 9: gateways hand in typed commands only, so what cannot be read is our own fault.
-            let command = CommandRecord::from_json(&record.value).map_err(|why| {
-                Failure::Broken(format!("command {} of shard {shard}: {why}", record.offset))
-            })?;
+            let command = match CommandRecord::from_json(&record.value) {
+                Ok(command) => command,
+                Err(why) => {
+                    let why = format!("command {} of shard {shard}: {why}", record.offset);
+                    if !self.waits_in_poll {
+                        return Err(Failure::Broken(why));
+                    }
+                    // What this batch has done to the other shards is not written: they are read back.
+                    self.refuse(*shard, &why);
+                    return Ok(Pass::Stale);
+                }
+            };
             let id = ShardId(*shard);
             self.host.handle_command(
                 &mut batch,
@@ -298,6 +541,16 @@ impl Loop {
         })
     }
 
+    /// The log asks for a shard that is thought to be here.
+    fn not_recovered(&mut self, shard: u16) {
+        if !self.pending.contains_key(&shard) && !self.refused.contains_key(&shard) {
+            self.gain(shard);
+        }
+        self.set_ready();
+        // Pending ones are tried again in a while, refused ones never.
+        self.shared.bell.wait(RETRY.min(self.pause()));
+    }
+
     /// How long nothing is due.
     fn pause(&self) -> Duration {
         let now = self.shared.clock.now();
@@ -307,7 +560,12 @@ impl Loop {
                 (due.since(now).max(0) as f64 / speed / 1_000.0).clamp(0.0005, 60.0),
             )
         };
-        let timer = self.host.poll_deadline().map_or(TICK, until);
+        let now_wall = Instant::now();
+        let retry = self.pending.values().map(|pending| pending.next_try);
+        let retry = retry
+            .min()
+            .map_or(TICK, |at| at.saturating_duration_since(now_wall));
+        let timer = self.host.poll_deadline().map_or(TICK, until).min(retry);
         let round = if self.dirty.is_empty() || self.round_under_way {
             TICK
         } else {
@@ -342,12 +600,12 @@ impl Loop {
                 self.show(&batch, jsons, &states);
                 Ok(true)
             }
-            Err(CommitError::Fenced { by }) => Err(Failure::Fenced { by }),
+            // Where shards move, a node that slept throws its memory away and takes part again; `poll` knows what is ours.
+            Err(CommitError::Fenced { by }) if !self.waits_in_poll => Err(Failure::Fenced { by }),
             Err(CommitError::Invalid(why)) => Err(Failure::Broken(why)),
             Err(why) => {
                 metrics::counter!("cabrank_commits_failed_total").increment(1);
                 warn!(%why, "a commit failed: memory is thrown away and read back");
-                self.shared.ready.store(false, Ordering::SeqCst);
                 Ok(false)
             }
         }
@@ -389,7 +647,7 @@ impl Loop {
             let header = Header {
                 next_input: self.next_input.get(id).copied().unwrap_or(0),
                 time_ms: shard.time().0,
-                epoch: self.owner.epoch(),
+                epoch: self.owner.epoch_of(id.0),
                 owner: String::new(),
                 engine: to_json(shard.counters()),
             };
@@ -444,12 +702,7 @@ impl Loop {
             .zip(jsons)
             .map(|(record, json)| {
                 let ride = match record.event.entity() {
-                    EntityId::Ride(id) => self
-                        .shared
-                        .views
-                        .rides
-                        .get(&id)
-                        .map(|entry| Arc::clone(&entry.view)),
+                    EntityId::Ride(id) => self.shared.views.ride_view(id),
                     EntityId::Driver(_) | EntityId::Rider(_) => None,
                 };
                 Committed {
@@ -618,6 +871,11 @@ impl Loop {
         let now = self.shared.clock.now();
         let before = Time(now.0.saturating_sub(self.shared.config.silent_after_ms));
         for (driver, session) in self.shared.people.newly_silent(before) {
+            // Signs of life go to the node of the driver's shard, so only that one knows (PROTOCOL 21).
+            let home = route::shard_of(&self.shared.ring, &EntityId::Driver(driver.clone()));
+            if self.host.shard(ShardId(home)).is_none() {
+                continue;
+            }
             let command = Command::DriverSilent {
                 driver: driver.clone(),
                 session,
@@ -626,6 +884,13 @@ impl Loop {
             record.from = None; // from the node itself, not from a shard: no counter counts it
             if self.shared.submit(&record).is_ok() {
                 self.shared.people.silence_is_reported(&driver, session);
+            }
+        }
+        for (number, holding) in self.shared.table().iter_mut() {
+            if let Some(shard) = self.host.shard(ShardId(*number)) {
+                holding.next_input = self.next_input.get(&shard.id()).copied().unwrap_or(0);
+                holding.open_rides = shard.open_rides();
+                holding.waiting_rides = shard.waiting_count();
             }
         }
         let sum = |of: fn(&Shard) -> usize| self.host.shards().map(of).sum::<usize>() as f64;
