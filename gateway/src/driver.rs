@@ -104,7 +104,7 @@ impl DriverSession {
             {
                 Pinged::Accepted => edge.counters.add_accepted(),
                 Pinged::OutOfOrder => self.refuse(&edge, checked.seq, PingRefusal::OutOfOrder),
-                Pinged::NotOnline => self.refuse(&edge, checked.seq, PingRefusal::NotOnline),
+                Pinged::NotOnline => self.refuse(&edge, checked.seq, self.why_unplaced(&edge)),
                 Pinged::IndexFull => self.refuse(&edge, checked.seq, PingRefusal::IndexFull),
             }
         }
@@ -113,6 +113,15 @@ impl DriverSession {
             self.give_sign(&edge);
         }
         self.say_refused(desk, Instant::now());
+    }
+
+    /// Why the index does not know this driver: one at work whom it had no room for is not at fault.
+    fn why_unplaced(&self, edge: &Edge) -> PingRefusal {
+        let known = edge.dispatch.driver(&self.driver);
+        match known.and_then(|view| view.session) {
+            Some(_) => PingRefusal::IndexFull,
+            None => PingRefusal::NotOnline,
+        }
     }
 
     fn refuse(&mut self, edge: &Edge, seq: u32, why: PingRefusal) {

@@ -9,8 +9,8 @@ use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId,
 use cabrank_gateway::token::Role;
 use cabrank_matcher::Node;
 use cabrank_matcher::api::{
-    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered, NotTaken, Pinged,
-    Position, ReadEvent, Soon,
+    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered,
+    NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
