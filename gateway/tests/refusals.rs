@@ -215,6 +215,12 @@ async fn a_ride_can_be_called_off_until_it_begins() {
     driver
         .reports(&["received", "accept", "arrived", "started"], &offer)
         .await;
+    let path = format!("/v1/rides/{ride}");
+    let drives = async |driver| city.get(&path, Some((Role::Driver, driver))).await;
+    assert_eq!(answered(drives("d1").await, 200).await["stage"], "started");
+    refusal(drives("d2").await)
+        .await
+        .is(404, "unknown_ride", "you see only your own rides");
     let begun = "a ride can be called off only before it begins";
     refusal(cancel(&city, ANN, &ride).await)
         .await

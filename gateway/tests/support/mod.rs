@@ -59,6 +59,8 @@ pub struct Refusal {
 /// Reads a refusal; its body must be a whole problem document.
 pub async fn refusal(answer: Response) -> Refusal {
     let status = answer.status().as_u16();
+    // What is no refusal may be a stream without an end: it is not read.
+    assert!(status >= 400, "{} was answered with {status}", answer.url());
     let header = |name: &str| Some(answer.headers().get(name)?.to_str().unwrap().to_owned());
     let retry_after_s = header("retry-after").map(|seconds| seconds.parse().unwrap());
     let content_type = header("content-type");
