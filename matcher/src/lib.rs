@@ -3,6 +3,9 @@
 //! - [`api`]: what a gateway may ask; [`Node`] is the in-process answer to it.
 //! - `node`: the commit loop: read commands, let the engine decide, one transaction, next.
 //! - `rounds`: candidates from the index, solved beside the commit loop.
+//! - [`Remote`]: the answer from a gateway process of its own: log, follower, links to nodes.
+//! - [`rpc`]: how gateways and nodes speak.
+//! - `follower`: what others have committed, folded from events.
 //! - `people`: which driver has which slot of the index, and who is silent.
 //! - `views`: what was last committed, for reads.
 //! - `reach`: which waiting rides a car that comes free could serve.
@@ -18,6 +21,7 @@ mod follower;
 mod node;
 mod people;
 mod reach;
+mod remote;
 mod rounds;
 mod route;
 pub mod rpc;
@@ -25,3 +29,4 @@ mod views;
 
 pub use config::NodeConfig;
 pub use node::{Failure, Lease, Node, Parts, Stopped};
+pub use remote::{Remote, RemoteConfig, RemoteParts};

@@ -49,12 +49,12 @@ pub enum Failure {
 pub type Stopped = Result<(), Failure>;
 
 /// What gateways' threads and the node's threads share.
-struct Shared {
-    log: Arc<dyn EventLog>,
-    ring: Arc<Ring>,
+pub(crate) struct Shared {
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) ring: Arc<Ring>,
     clock: DomainClock,
     config: NodeConfig,
-    engine: Arc<EngineConfig>,
+    pub(crate) engine: Arc<EngineConfig>,
     people: Arc<People>,
     views: Views,
     listeners: RwLock<Vec<Listener>>,
@@ -69,27 +69,27 @@ struct Shared {
     /// The shards this node has, as the commit loop last said.
     table: Mutex<BTreeMap<u16, Holding>>,
     /// Shards of other nodes, whose drivers the index must know.
-    foreign: Following,
+    pub(crate) foreign: Following,
     others_failed: Mutex<Option<Failure>>,
-    lease: Lease,
+    pub(crate) lease: Lease,
 }
 
 /// A shard that lives here.
 #[derive(Clone, Debug)]
-struct Holding {
-    epoch: u64,
-    next_input: u64,
-    open_rides: usize,
-    waiting_rides: usize,
-    taken_at: Time,
-    takeover_ms: u64,
+pub(crate) struct Holding {
+    pub epoch: u64,
+    pub next_input: u64,
+    pub open_rides: usize,
+    pub waiting_rides: usize,
+    pub taken_at: Time,
+    pub takeover_ms: u64,
 }
 
 /// May this node answer for the shard at this moment (PROTOCOL 23)? Cheap, callable from any thread.
 pub type Lease = Arc<dyn Fn(ShardId) -> bool + Send + Sync>;
 
 impl Shared {
-    fn table(&self) -> MutexGuard<'_, BTreeMap<u16, Holding>> {
+    pub(crate) fn table(&self) -> MutexGuard<'_, BTreeMap<u16, Holding>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -208,6 +208,10 @@ impl Node {
             Some(Err(_)) => Err(Failure::Broken("the node's thread panicked".into())),
             None => Ok(()),
         }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// How many drivers the node knows.

@@ -1,9 +1,13 @@
-//! Which shard does an entity or a place live on?
+//! Which shard does an entity or a place live on, and how does a command get there?
 
-use cabrank_events::Place;
+use bytes::Bytes;
+use cabrank_eventlog::{EventLog, SubmitError};
 use cabrank_events::command::EntityId;
+use cabrank_events::{CommandRecord, Place};
 use cabrank_geo::{Cell, Resolution};
 use cabrank_ring::{Kind, Ring};
+
+use crate::api::NotTaken;
 
 /// The shard of an entity.
 pub(crate) fn shard_of(ring: &Ring, entity: &EntityId) -> u16 {
@@ -18,4 +22,22 @@ pub(crate) fn shard_of(ring: &Ring, entity: &EntityId) -> u16 {
 /// The shard that owns a place.
 pub(crate) fn shard_of_place(ring: &Ring, resolution: Resolution, at: Place) -> u16 {
     ring.shard_of_cell(Cell::at(at.0, resolution).into())
+}
+
+/// Hands a command to the log of its entity's shard.
+pub(crate) fn submit(
+    log: &dyn EventLog,
+    ring: &Ring,
+    record: &CommandRecord,
+) -> Result<(), NotTaken> {
+    let entity = record.command.entity();
+    let key = Bytes::from(entity.to_string());
+    log.submit(shard_of(ring, &entity), key, record.to_json())
+        .map_err(|why| match why {
+            SubmitError::Full { .. } | SubmitError::FullBytes { .. } => NotTaken::Busy,
+            SubmitError::DiskFull
+            | SubmitError::TooLarge { .. }
+            | SubmitError::NoSuchShard { .. }
+            | SubmitError::Unavailable(_) => NotTaken::Closed,
+        })
 }

@@ -1,4 +1,14 @@
 //! How gateways and nodes speak: gRPC, `proto/node.v1.proto`.
+//!
+//! - [`serve`]: a node answers gateways.
+//! - `link`: a gateway's way to one node: pings, questions, reconnection.
+
+mod link;
+mod server;
+
+pub use server::serve;
+
+pub(crate) use link::{LinkConfig, NodeLink};
 
 /// The generated messages, client and server.
 #[allow(

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use cabrank_engine::travel::{StraightLine, TravelTime};
-use cabrank_eventlog::SubmitError;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_geo::{Filter, Near, Placement, Query, Status};
@@ -22,33 +20,29 @@ const NEARBY_MAX: usize = 100;
 
 impl Shared {
     pub(super) fn submit(&self, record: &CommandRecord) -> Result<(), NotTaken> {
-        let entity = record.command.entity();
-        let key = Bytes::from(entity.to_string());
-        let taken = self
-            .log
-            .submit(route::shard_of(&self.ring, &entity), key, record.to_json());
+        let taken = route::submit(&*self.log, &self.ring, record);
         self.bell.ring();
-        taken.map_err(|why| match why {
-            SubmitError::Full { .. } | SubmitError::FullBytes { .. } => NotTaken::Busy,
-            SubmitError::DiskFull
-            | SubmitError::TooLarge { .. }
-            | SubmitError::NoSuchShard { .. }
-            | SubmitError::Unavailable(_) => NotTaken::Closed,
-        })
+        taken
     }
 
     /// Free cars near a place, nearest first, at most [`NEARBY_MAX`] and no farther than the largest search radius.
-    pub(super) fn cars_near(&self, query: &NearbyQuery) -> Vec<NearCar> {
-        let mut near: Vec<Near> = Vec::with_capacity(query.k.min(NEARBY_MAX));
+    pub(crate) fn cars_near(
+        &self,
+        at: Place,
+        radius_m: f64,
+        k: usize,
+        classes: u8,
+    ) -> Vec<NearCar> {
+        let mut near: Vec<Near> = Vec::with_capacity(k.min(NEARBY_MAX));
         let asked = Query {
-            at: query.at.0,
-            radius_m: query.radius_m.min(f64::from(self.engine.radius_max_m)),
-            k: query.k.min(NEARBY_MAX),
+            at: at.0,
+            radius_m: radius_m.min(f64::from(self.engine.radius_max_m)),
+            k: k.min(NEARBY_MAX),
             filter: Filter {
                 now_ms: self.clock.now().0,
                 ping_ttl_ms: self.config.ping_ttl_ms,
                 status: Some(Status::Free),
-                classes: query.class.map_or(0, |class| class.bit()),
+                classes,
             },
         };
         self.people.index().nearest(&asked, |_| true, &mut near);
@@ -62,12 +56,12 @@ impl Shared {
     }
 
     /// The newest position of a driver.
-    pub(super) fn placement(&self, driver: &DriverId) -> Option<Placement> {
+    pub(crate) fn placement(&self, driver: &DriverId) -> Option<Placement> {
         self.people.seen(driver)?.placement
     }
 
     /// How long ago `time` was.
-    pub(super) fn age_ms(&self, time: Time) -> i64 {
+    pub(crate) fn age_ms(&self, time: Time) -> i64 {
         self.clock.now().since(time).max(0)
     }
 }
@@ -111,7 +105,13 @@ impl Dispatch for Node {
     }
 
     fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
-        Soon::now(Ok(self.shared.cars_near(query)))
+        let classes = query.class.map_or(0, |class| class.bit());
+        Soon::now(Ok(self.shared.cars_near(
+            query.at,
+            query.radius_m,
+            query.k,
+            classes,
+        )))
     }
 
     fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>> {

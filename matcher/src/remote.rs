@@ -1,0 +1,625 @@
+//! The nodes as a gateway process of its own sees them: commands into the log, events out of it, pings and questions to
+//! the nodes.
+//!
+//! Holds: handing in a ping never waits; nobody is told of an event that is not committed; what gateways show of rides
+//! and people is the fold of the log's events, so it is the same at every gateway.
+//! `nearby` costs one question to the node that owns the place: the halo makes its answer whole. `position` of a driver
+//! who pings here is known here; of another, all nodes are asked, and the one that owns the place answers.
+
+mod routes;
+mod tracks;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cabrank_engine::EngineConfig;
+use cabrank_engine::fold::Entities;
+use cabrank_engine::ride::Bounds;
+use cabrank_engine::travel::{StraightLine, TravelTime};
+use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
+use cabrank_events::command::EntityId;
+use cabrank_events::wire::{NearCar, Ping, RideView};
+use cabrank_events::{
+    CommandRecord, DriverId, EventRecord, Place, RideId, RiderId, SessionId, Time,
+};
+use cabrank_geo::{Placement, Point, Resolution};
+use cabrank_ring::Ring;
+use serde::{Deserialize, Serialize};
+use tonic::Code;
+use tracing::{error, warn};
+
+use crate::api::{
+    Committed, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery,
+    NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+};
+use crate::clock::DomainClock;
+use crate::follower::{Follower, Following, Sink, What};
+use crate::node::Failure;
+use crate::rpc::{LinkConfig, v1};
+use crate::views::Views;
+use crate::{cursor, route};
+
+use routes::{Route, Routes};
+use tracks::Tracks;
+
+/// A position that came by this gateway is good for so long without asking a node: the driver may have moved on to
+/// another gateway meanwhile.
+const OWN_POSITION_MS: i64 = 10_000;
+/// Events handed to listeners at once.
+const LISTEN_MAX: usize = 256;
+
+/// A gateway's knobs towards the nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemoteConfig {
+    /// Drivers whose newest ping may wait for one node that is slow or gone; beyond it the oldest is dropped (1 to 10,000,000).
+    pub pings_waiting_max: usize,
+    /// Pings in one message to a node (1 to 10,000).
+    pub ping_batch_max: usize,
+    /// A message that is not full waits so long for more pings, ms (1 to 1,000).
+    pub ping_flush_ms: u64,
+    /// Longest wait for a node's answer, ms (10 to 60,000).
+    pub answer_ms: u64,
+    /// How often to look who owns the shards, ms (10 to 60,000); also done at once when a node says it does not.
+    pub owners_every_ms: u64,
+    /// Are accepted pings published to `driver-locations`?
+    pub publish_locations: bool,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        Self {
+            pings_waiting_max: 200_000,
+            ping_batch_max: 512,
+            ping_flush_ms: 2,
+            answer_ms: 1_000,
+            owners_every_ms: 200,
+            publish_locations: true,
+        }
+    }
+}
+
+impl RemoteConfig {
+    /// Checks ranges.
+    pub fn check(&self) -> Result<(), cabrank_engine::BadSetting> {
+        let knobs = [
+            (
+                "pings_waiting_max",
+                self.pings_waiting_max as u64,
+                1,
+                10_000_000,
+            ),
+            ("ping_batch_max", self.ping_batch_max as u64, 1, 10_000),
+            ("ping_flush_ms", self.ping_flush_ms, 1, 1_000),
+            ("answer_ms", self.answer_ms, 10, 60_000),
+            ("owners_every_ms", self.owners_every_ms, 10, 60_000),
+        ];
+        let ranges = [
+            ("remote.pings_waiting_max", "choose 1 to 10000000"),
+            ("remote.ping_batch_max", "choose 1 to 10000"),
+            ("remote.ping_flush_ms", "choose 1 to 1000"),
+            ("remote.answer_ms", "choose 10 to 60000"),
+            ("remote.owners_every_ms", "choose 10 to 60000"),
+        ];
+        for ((_, value, least, most), (key, remedy)) in knobs.into_iter().zip(ranges) {
+            if !(least..=most).contains(&value) {
+                return Err(cabrank_engine::BadSetting {
+                    key,
+                    value: value.to_string(),
+                    remedy,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self) -> LinkConfig {
+        LinkConfig {
+            waiting_max: self.pings_waiting_max,
+            batch_max: self.ping_batch_max,
+            flush: Duration::from_millis(self.ping_flush_ms),
+            answer: Duration::from_millis(self.answer_ms),
+        }
+    }
+}
+
+/// What a gateway's view of the nodes is made of.
+pub struct RemoteParts {
+    /// Commands and events.
+    pub log: Arc<dyn EventLog>,
+    /// Where things live; the same as the nodes'.
+    pub ring: Arc<Ring>,
+    /// Domain time.
+    pub clock: DomainClock,
+    /// The engine's knobs; the same as the nodes'.
+    pub engine: EngineConfig,
+    /// Speed along the straight line for travel times, metres a second; the same as the nodes'.
+    pub speed_mps: f64,
+    /// The gateway's knobs.
+    pub config: RemoteConfig,
+    /// Where connections to nodes live.
+    pub runtime: tokio::runtime::Handle,
+}
+
+struct Shared {
+    parts: RemoteParts,
+    resolution: Resolution,
+    views: Views,
+    listeners: RwLock<Vec<Listener>>,
+    routes: Routes,
+    tracks: Tracks,
+    following: Following,
+    draining: AtomicBool,
+    /// Rung to look for owners at once, and to stop.
+    look: Look,
+}
+
+/// Wakes the thread that looks who owns what.
+#[derive(Default)]
+struct Look {
+    state: Mutex<LookState>,
+    rung: Condvar,
+}
+
+#[derive(Default)]
+struct LookState {
+    now: bool,
+    stop: bool,
+}
+
+/// The nodes, from a gateway process. Dropping it does not stop it; [`Remote::stop`] does.
+#[derive(Clone)]
+pub struct Remote {
+    shared: Arc<Shared>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Remote {
+    /// Starts to follow the log and to look for nodes; ready once every shard was read. `on_failure` is told when the
+    /// log cannot be followed any more: then this gateway shows a city of the past and should end.
+    pub fn start(parts: RemoteParts, on_failure: impl FnOnce(Failure) + Send + 'static) -> Remote {
+        let resolution = Resolution::try_from(parts.engine.ownership_resolution)
+            .expect("the engine's settings were checked");
+        let halo_m = f64::from(parts.engine.radius_max_m);
+        let shards = parts.log.shards();
+        let routes = Routes::new(shards, parts.config.link(), parts.runtime.clone());
+        let shared = Arc::new(Shared {
+            resolution,
+            views: Views::default(),
+            listeners: RwLock::default(),
+            routes,
+            tracks: Tracks::new(Arc::clone(&parts.ring), resolution, halo_m),
+            following: Following::of(0..shards),
+            draining: AtomicBool::new(false),
+            look: Look::default(),
+            parts,
+        });
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(body)
+                .expect("a process that cannot start a thread at its start cannot work")
+        };
+        let (follows, looks) = (Arc::clone(&shared), Arc::clone(&shared));
+        let threads = vec![
+            spawn(
+                "cabrank-follow",
+                Box::new(move || {
+                    if let Err(why) = follows.follow() {
+                        error!(%why, "the log cannot be followed");
+                        follows.draining.store(true, Ordering::SeqCst);
+                        on_failure(why);
+                    }
+                }),
+            ),
+            spawn("cabrank-owners", Box::new(move || looks.look_for_owners())),
+        ];
+        Remote {
+            shared,
+            threads: Arc::new(Mutex::new(threads)),
+        }
+    }
+
+    /// Readiness falls, so that nobody new comes; everything goes on working.
+    pub fn drain(&self) {
+        // SeqCst: a flag that is set once.
+        self.shared.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Follows no more.
+    pub fn stop(&self) {
+        self.drain();
+        self.shared.following.stop();
+        self.shared.look.ring(|state| state.stop = true);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                error!("a thread of the gateway panicked");
+            }
+        }
+    }
+
+    /// Who owns which shard, as far as this gateway knows.
+    pub fn owners(&self) -> Vec<OwnerRecord> {
+        (0..self.shared.parts.log.shards())
+            .filter_map(|shard| {
+                let Route { epoch, node, link } = self.shared.routes.to(shard)?;
+                let address = link.map_or_else(String::new, |link| link.address.clone());
+                Some(OwnerRecord {
+                    shard,
+                    epoch,
+                    node,
+                    address,
+                })
+            })
+            .collect()
+    }
+
+    /// How long ago everything committed had been shown, ms.
+    pub fn behind_ms(&self) -> i64 {
+        let now = self.shared.parts.clock.now();
+        now.since(Time(self.shared.following.complete_ms())).max(0)
+    }
+}
+
+impl Look {
+    fn ring(&self, change: impl FnOnce(&mut LookState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.rung.notify_all();
+    }
+
+    /// Waits; false when it is over.
+    fn wait(&self, at_most: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) = self
+            .rung
+            .wait_timeout_while(state, at_most, |state| !state.now && !state.stop)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.now = false;
+        !state.stop
+    }
+}
+
+impl Shared {
+    fn follow(&self) -> Result<(), Failure> {
+        let mut sink = Showing {
+            shared: self,
+            batch: Vec::new(),
+        };
+        let bounds = Bounds::of(&self.parts.engine);
+        let follower = Follower::new(
+            &*self.parts.log,
+            What::Everything,
+            bounds,
+            self.parts.clock.clone(),
+        );
+        follower.run(&self.following, &mut sink)
+    }
+
+    fn look_for_owners(&self) {
+        let every = Duration::from_millis(self.parts.config.owners_every_ms);
+        let mut is_well = true;
+        loop {
+            match self.parts.log.owners() {
+                Ok(owners) => {
+                    is_well = true;
+                    self.routes.learn(&owners);
+                }
+                Err(why) => {
+                    if std::mem::take(&mut is_well) {
+                        warn!(%why, "the shards' owners cannot be read: the last known are used");
+                    }
+                }
+            }
+            if !self.look.wait(every) {
+                return;
+            }
+        }
+    }
+
+    /// What a node's refusal means; the owners are looked up again.
+    fn refusal(&self, status: &tonic::Status) -> NotAnswered {
+        self.look.ring(|state| state.now = true);
+        match status.code() {
+            Code::FailedPrecondition => NotAnswered::NoOwner,
+            _ => NotAnswered::NodeSilent,
+        }
+    }
+
+    async fn ask_nearby(self: Arc<Self>, query: NearbyQuery) -> Result<Vec<NearCar>, NotAnswered> {
+        let shard = route::shard_of_place(&self.parts.ring, self.resolution, query.at);
+        let link = self.routes.to(shard).and_then(|route| route.link);
+        let mut client = link.ok_or(NotAnswered::NoOwner)?.client();
+        let asked = v1::NearbyRequest {
+            shard: u32::from(shard),
+            lat_e7: query.at.0.lat_e7(),
+            lon_e7: query.at.0.lon_e7(),
+            radius_m: query.radius_m,
+            k: u32::try_from(query.k).unwrap_or(u32::MAX),
+            classes: query.class.map_or(0, |class| u32::from(class.bit())),
+        };
+        let answer = client
+            .nearby(asked)
+            .await
+            .map_err(|why| self.refusal(&why))?;
+        let answer = answer.into_inner();
+        // PROTOCOL 22: while it was under way another node may have announced itself.
+        if answer.epoch < self.routes.epoch_of(shard) {
+            metrics::counter!("cabrank_stale_answers_total").increment(1);
+            return Err(NotAnswered::NoOwner);
+        }
+        let cars = answer.cars.into_iter().filter_map(|car| {
+            Some(NearCar {
+                at: Place(Point::from_e7(car.lat_e7, car.lon_e7).ok()?),
+                age_ms: car.age_ms,
+                distance_m: car.distance_m,
+            })
+        });
+        Ok(cars.collect())
+    }
+
+    async fn ask_position(
+        self: Arc<Self>,
+        driver: DriverId,
+    ) -> Result<Option<Position>, NotAnswered> {
+        let mut clients = Vec::new();
+        let shards: Vec<u16> = (0..self.parts.log.shards()).collect();
+        self.routes
+            .for_each_node(&shards, |link| clients.push(link.client()));
+        if clients.is_empty() {
+            return Err(NotAnswered::NoOwner);
+        }
+        let mut asked = tokio::task::JoinSet::new();
+        for mut client in clients {
+            let request = v1::PositionRequest {
+                driver: driver.as_str().to_owned(),
+            };
+            asked.spawn(async move { client.position(request).await });
+        }
+        let (mut newest, mut refusal) = (None, None);
+        while let Some(answer) = asked.join_next().await {
+            let found = match answer {
+                Ok(Ok(answer)) => answer.into_inner().found,
+                Ok(Err(why)) => {
+                    refusal = Some(self.refusal(&why));
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let Some(found) = found else { continue };
+            let shard = u16::try_from(found.shard).unwrap_or(u16::MAX);
+            let at = Point::from_e7(found.lat_e7, found.lon_e7);
+            let (Ok(at), true) = (at, found.epoch >= self.routes.epoch_of(shard)) else {
+                metrics::counter!("cabrank_stale_answers_total").increment(1);
+                continue;
+            };
+            if newest.is_none_or(|(time_ms, _)| time_ms < found.time_ms) {
+                let position = Position {
+                    at: Place(at),
+                    age_ms: found.age_ms,
+                };
+                newest = Some((found.time_ms, position));
+            }
+        }
+        match (newest, refusal) {
+            (Some((_, position)), _) => Ok(Some(position)),
+            // The one who knows may be the one who did not answer.
+            (None, Some(why)) => Err(why),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// Committed events on their way into views and to listeners.
+struct Showing<'a> {
+    shared: &'a Shared,
+    batch: Vec<Committed>,
+}
+
+impl Showing<'_> {
+    fn tell(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let listeners = self
+            .shared
+            .listeners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().for_each(|listener| listener(&self.batch));
+        self.batch.clear();
+    }
+}
+
+impl Sink for Showing<'_> {
+    fn snapshot(&mut self, shard: u16, entities: &Entities) {
+        self.tell();
+        let Shared {
+            parts,
+            views,
+            tracks,
+            ..
+        } = self.shared;
+        let rides = entities.rides.keys().map(|id| EntityId::Ride(*id));
+        let drivers = entities.drivers.keys().cloned().map(EntityId::Driver);
+        let riders = entities.riders.keys().cloned().map(EntityId::Rider);
+        rides
+            .chain(drivers)
+            .chain(riders)
+            .for_each(|entity| views.show(&entity, entities));
+        views.keep(|entity| {
+            route::shard_of(&parts.ring, entity) != shard
+                || match entity {
+                    EntityId::Ride(id) => entities.rides.contains_key(id),
+                    EntityId::Driver(id) => entities.drivers.contains_key(id),
+                    EntityId::Rider(id) => entities.riders.contains_key(id),
+                }
+        });
+        tracks.keep(|driver| {
+            let view = views.drivers.get(driver);
+            view.is_some_and(|view| view.session.is_some())
+        });
+    }
+
+    fn event(&mut self, record: EventRecord, json: Bytes, entities: &Entities) {
+        let entity = record.event.entity();
+        let views = &self.shared.views;
+        views.show(&entity, entities);
+        let ride = match &entity {
+            EntityId::Ride(id) => views.ride_view(*id),
+            EntityId::Driver(id) => {
+                let driver = entities.drivers.get(id);
+                if driver.and_then(|driver| driver.open_session()).is_none() {
+                    self.shared.tracks.forget(id);
+                }
+                None
+            }
+            EntityId::Rider(_) => None,
+        };
+        self.batch.push(Committed { record, json, ride });
+        if self.batch.len() >= LISTEN_MAX {
+            self.tell();
+        }
+    }
+
+    fn forget(&mut self, ride: RideId) {
+        self.shared.views.ride(ride, None);
+    }
+
+    fn settled(&mut self) {
+        self.tell();
+    }
+}
+
+impl Dispatch for Remote {
+    fn now(&self) -> Time {
+        self.shared.parts.clock.now()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.following.is_ready() && !self.shared.draining.load(Ordering::SeqCst)
+    }
+
+    fn submit(&self, record: CommandRecord) -> Result<(), NotTaken> {
+        let parts = &self.shared.parts;
+        route::submit(&*parts.log, &parts.ring, &record)
+    }
+
+    fn ping(&self, driver: &DriverId, at: Place, time: Time, seq: u32) -> Pinged {
+        let shared = &*self.shared;
+        let is_online = shared
+            .views
+            .drivers
+            .get(driver)
+            .is_some_and(|view| view.session.is_some());
+        if !is_online {
+            return Pinged::NotOnline;
+        }
+        let placement = Placement {
+            at: at.0,
+            time_ms: time.0,
+            seq,
+        };
+        let Some(tracked) = shared.tracks.take(driver, placement) else {
+            return Pinged::OutOfOrder;
+        };
+        let is_lost = shared
+            .routes
+            .for_each_node(&tracked.shards, |link| link.ping(driver, placement));
+        if is_lost {
+            metrics::counter!("cabrank_pings_unrouted_total").increment(1);
+        }
+        if shared.parts.config.publish_locations {
+            let ping = Ping {
+                lat: at.0.lat_deg(),
+                lon: at.0.lon_deg(),
+                time: Some(time.0),
+                seq,
+                accuracy: None,
+            };
+            let key = Bytes::copy_from_slice(driver.as_str().as_bytes());
+            let value = Bytes::from(serde_json::to_vec(&ping).unwrap_or_default());
+            let log = &shared.parts.log;
+            if !log.publish(Topic::DriverLocations, tracked.home, key, value) {
+                metrics::counter!("cabrank_locations_lost_total").increment(1);
+            }
+        }
+        Pinged::Accepted
+    }
+
+    fn sign_of_life(&self, driver: &DriverId, session: SessionId) {
+        let entity = EntityId::Driver(driver.clone());
+        let home = route::shard_of(&self.shared.parts.ring, &entity);
+        self.shared
+            .routes
+            .for_each_node(&[home], |link| link.sign(driver, session));
+    }
+
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
+        Soon::later(Arc::clone(&self.shared).ask_nearby(*query))
+    }
+
+    fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>> {
+        if let Some(last) = self.shared.tracks.last(driver) {
+            let age_ms = self.now().since(Time(last.time_ms)).max(0);
+            if age_ms <= OWN_POSITION_MS {
+                let at = Place(last.at);
+                return Soon::now(Ok(Some(Position { at, age_ms })));
+            }
+        }
+        Soon::later(Arc::clone(&self.shared).ask_position(driver.clone()))
+    }
+
+    fn ride(&self, ride: RideId) -> Option<Arc<RideView>> {
+        self.shared.views.ride_view(ride)
+    }
+
+    fn ride_of(&self, rider: &RiderId) -> Option<RideId> {
+        self.shared.views.active.get(rider).map(|ride| *ride)
+    }
+
+    fn driver(&self, driver: &DriverId) -> Option<DriverView> {
+        let view = self.shared.views.drivers.get(driver);
+        view.map(|view| view.clone())
+    }
+
+    fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {
+        let until = self.shared.views.rides.get(&ride)?.offer_until?;
+        Some((until, self.shared.parts.engine.offer_answer_ms))
+    }
+
+    fn listen(&self, listener: Listener) {
+        let mut listeners = self
+            .shared
+            .listeners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.push(listener);
+    }
+
+    fn events_end(&self) -> EventCursor {
+        cursor::end(&*self.shared.parts.log)
+    }
+
+    fn events_start(&self) -> EventCursor {
+        cursor::start(&*self.shared.parts.log)
+    }
+
+    fn read_events(
+        &self,
+        cursor: &EventCursor,
+        max: usize,
+    ) -> Result<Vec<ReadEvent>, EventsUnreadable> {
+        cursor::read(&*self.shared.parts.log, cursor, max)
+    }
+
+    fn travel_time_s(&self, from: Place, to: Place) -> f64 {
+        let travel = StraightLine {
+            speed_mps: self.shared.parts.speed_mps,
+        };
+        travel.drive_ms(from.0, to.0) as f64 / 1_000.0
+    }
+}
