@@ -435,10 +435,10 @@ impl Bucket {
             // Below the number of hints if live and of the patch: then it is the hint.
             let hint = (word ^ key) >> HINT_SHIFT;
             let counts =
-                u64::from(hint < u64::from(HINTS)) & (wanted.0 >> (hint % u64::from(HINTS))) & 1;
+                u64::from(hint < u64::from(HINTS)) & (wanted.0 >> (hint % u64::from(HINTS)));
             into.words[count % GATHERED_MAX] = word;
             into.patches[count % GATHERED_MAX] = patch;
-            count += counts as usize;
+            count += (counts & 1) as usize;
             stale |= word & (pin.may_need(Stamp(word)) << (u64::BITS - STAMP_BITS));
         }
         into.count = count;

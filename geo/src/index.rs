@@ -17,7 +17,7 @@ use crate::patch::Grid;
 use crate::point::Point;
 use crate::readers::Readers;
 use crate::reserved::Reserved;
-use crate::slots::{Found, Letter, NotTaken, STATUS_N_MAX, SlotBack, SlotLine, Taken};
+use crate::slots::{Letter, NotTaken, STATUS_N_MAX, SlotBack, SlotLine, Taken};
 
 /// A driver as the index knows it: an opaque number the caller gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -313,20 +313,11 @@ impl LiveIndex {
     /// What is known of the driver in a slot.
     pub fn get(&self, slot: Slot) -> Option<Seen> {
         let at = slot.number as usize;
-        let (
-            generation,
-            Found {
-                key,
-                placement,
-                status,
-                classes,
-                n,
-            },
-        ) = self.lines.get(at)?.read(&self.backs[at])?;
-        let key = DriverKey(key);
-        (generation == slot.generation).then_some(Seen {
-            key,
-            placement,
+        let found = self.lines.get(at)?.read(&self.backs[at])?;
+        let (status, classes, n) = found.status();
+        (found.generation == slot.generation).then_some(Seen {
+            key: DriverKey(found.key),
+            placement: found.placement(),
             status,
             classes,
             n,

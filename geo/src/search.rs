@@ -10,11 +10,12 @@
 
 use crate::buckets::{GATHERED_MAX, Gathered, Home, Wanted, offset_of, slot_of};
 use crate::cell::{Cell, Resolution};
-use crate::index::{DriverKey, Filter, LiveIndex, Near, Query, Status};
+use crate::index::{DriverKey, Filter, LiveIndex, Near, Query};
 use crate::patch::{Grid, OFFSET_BITS, Patch, Stretch, Window, east_e7, narrowest_cos, south_e7};
 use crate::point::{M_PER_E7, Origin, Point, TURN_E7};
 use crate::polygon::Polygon;
 use crate::readers::Pin;
+use crate::slots::{Asked, Found};
 
 /// Patches asked for together, so that their lines come together.
 const PATCHES_AT_ONCE: usize = 32;
@@ -39,8 +40,10 @@ impl LiveIndex {
             usize::MAX
         };
         let mut answer = Answer {
+            middle: query.at,
             from: Origin::new(query.at),
             filter: &query.filter,
+            who: Who::new(&query.filter),
             keep,
             k,
             reach_m: query.radius_m,
@@ -85,8 +88,10 @@ impl LiveIndex {
         out: &mut Vec<Near>,
     ) {
         out.clear();
+        let who = Who::new(filter);
         let mut look = |slot: u32, out: &mut Vec<Near>| {
-            let near = self.counting(slot, filter, |_| 0.0);
+            let near = self.counting(slot, &who);
+            let near = near.map(|(found, at)| who.near(&found, at, 0.0));
             out.extend(near.filter(|near| outline.contains(near.at) && keep(near)));
         };
         let wanted = Wanted::new(filter.status, filter.classes);
@@ -104,12 +109,13 @@ impl LiveIndex {
     /// Looks at every driver and asks H3 for each that counts: for a map of the market, not for each ride.
     pub fn count_per_cell(&self, res: Resolution, filter: &Filter, out: &mut Vec<(Cell, u32)>) {
         out.clear();
+        let who = Who::new(filter);
         let mut apart = 0;
         for slot in 0..self.slots_used() as u32 {
-            let Some(near) = self.counting(slot, filter, |_| 0.0) else {
+            let Some((_, at)) = self.counting(slot, &who) else {
                 continue;
             };
-            out.push((Cell::at(near.at, res), 1));
+            out.push((Cell::at(at, res), 1));
             if out.len() - apart >= COUNTS_APART.max(apart) {
                 put_together(out);
                 apart = out.len();
@@ -118,33 +124,13 @@ impl LiveIndex {
         put_together(out);
     }
 
-    /// The driver of a slot, if it counts.
+    /// The driver of a slot and where it is, if it counts.
     #[inline]
-    fn counting(
-        &self,
-        slot: u32,
-        filter: &Filter,
-        distance_m: impl Fn(Point) -> f64,
-    ) -> Option<Near> {
-        let at = slot as usize;
-        let (_, found) = self.lines[at].read(&self.backs[at])?;
-        let ping = found.placement?;
-        // Saturating: a position's time is the caller's, whatever it is.
-        let age_ms = filter.now_ms.saturating_sub(ping.time_ms);
-        let counts = found.status != Status::Offline
-            && filter.status.is_none_or(|status| status == found.status)
-            && (filter.classes == 0 || filter.classes & found.classes != 0)
-            && age_ms <= filter.ping_ttl_ms;
-        counts.then(|| Near {
-            key: DriverKey(found.key),
-            at: ping.at,
-            distance_m: distance_m(ping.at),
-            age_ms,
-            time_ms: ping.time_ms,
-            status: found.status,
-            classes: found.classes,
-            n: found.n,
-        })
+    fn counting(&self, slot: u32, who: &Who) -> Option<(Found, Point)> {
+        let slot = slot as usize;
+        let found = self.lines[slot].read(&self.backs[slot])?;
+        let at = found.at()?;
+        (who.asked.fits(&found) && who.age_ms(&found) <= who.ping_ttl_ms).then_some((found, at))
     }
 
     fn search<K: FnMut(&Near) -> bool>(
@@ -241,10 +227,51 @@ const PATCHES_ALWAYS: u64 = 64;
 const FIRST_WINDOW_ROWS: f64 = 1.0;
 const WINDOW_GROWTH: f64 = 1.7;
 
+/// Who counts, worked out once for a query.
+#[derive(Clone, Copy)]
+struct Who {
+    asked: Asked,
+    now_ms: i64,
+    ping_ttl_ms: i64,
+}
+
+impl Who {
+    fn new(filter: &Filter) -> Self {
+        Self {
+            asked: Asked::new(filter.status, filter.classes),
+            now_ms: filter.now_ms,
+            ping_ttl_ms: filter.ping_ttl_ms,
+        }
+    }
+
+    #[inline]
+    fn age_ms(&self, found: &Found) -> i64 {
+        // Saturating: a position's time is the caller's, whatever it is.
+        self.now_ms.saturating_sub(found.time_ms())
+    }
+
+    #[inline]
+    fn near(&self, found: &Found, at: Point, distance_m: f64) -> Near {
+        let (status, classes, n) = found.status();
+        Near {
+            key: DriverKey(found.key),
+            at,
+            distance_m,
+            age_ms: self.age_ms(found),
+            time_ms: found.time_ms(),
+            status,
+            classes,
+            n,
+        }
+    }
+}
+
 /// The answer as far as it is found.
 struct Answer<'a, K> {
+    middle: Point,
     from: Origin,
     filter: &'a Filter,
+    who: Who,
     keep: K,
     /// At most this many, kept sorted; `usize::MAX`: all, sorted at the end.
     k: usize,
@@ -268,40 +295,88 @@ impl<K: FnMut(&Near) -> bool> Answer<'_, K> {
         self.reach_m = radius_m;
     }
 
+    /// Looks at no more slots than are wanted, nearly in order.
     #[inline]
-    fn look(&mut self, index: &LiveIndex, slot: u32) {
-        let from = self.from;
-        let Some(near) = index.counting(slot, self.filter, |at| from.distance_m(at)) else {
-            return;
-        };
-        if near.distance_m > self.reach_m {
-            return;
+    fn fill(&mut self, index: &LiveIndex, drivers: &[u64]) {
+        let mut found = [(Found::NOBODY, self.middle); SLOTS_AHEAD];
+        // The middle where there is nobody: it is near.
+        let mut lat = [f64::from(self.middle.lat_e7()); SLOTS_AHEAD];
+        let mut lon = [f64::from(self.middle.lon_e7()); SLOTS_AHEAD];
+        let mut count = 0;
+        for &driver in drivers.iter().take(SLOTS_AHEAD) {
+            if let Some(one) = index.counting(slot_of_driver(driver) as u32, &self.who) {
+                found[count] = one;
+                lat[count] = f64::from(one.1.lat_e7());
+                lon[count] = f64::from(one.1.lon_e7());
+                count += 1;
+            }
         }
+        let distances_m = self.from.distances_m(&lat, &lon);
+        for ((found, at), distance_m) in found.iter().take(count).zip(distances_m) {
+            if distance_m <= self.reach_m {
+                self.take(self.who.near(found, *at, distance_m));
+            }
+        }
+        self.shorten_reach();
+    }
+
+    /// Takes a driver within reach into an answer that is not full.
+    #[inline]
+    fn take(&mut self, near: Near) {
         if self.k == usize::MAX {
             if (self.keep)(&near) {
                 self.out.push(near);
             }
             return;
         }
-        // A driver that moved meanwhile is met by its old entry and by its new one.
-        let last = self.out.last().filter(|_| self.is_full());
-        let too_far = last.is_some_and(|last| !comes_before(&near, last));
-        let seen = || self.out.iter().any(|known| known.key == near.key);
-        if too_far || seen() || !(self.keep)(&near) {
-            return;
-        }
-        if self.is_full() {
-            self.out.pop();
-        }
         // They come nearly in order, so the place is near the end.
         let mut at = self.out.len();
         while at > 0 && comes_before(&near, &self.out[at - 1]) {
             at -= 1;
         }
-        self.out.insert(at, near);
+        if self.has(near.key) || !(self.keep)(&near) {
+            return;
+        }
+        if at == self.out.len() {
+            self.out.push(near);
+        } else {
+            self.out.insert(at, near);
+        }
+    }
+
+    /// A driver that moved meanwhile is met by its old entry and by its new one.
+    fn has(&self, key: DriverKey) -> bool {
+        self.out.iter().any(|known| known.key == key)
+    }
+
+    fn shorten_reach(&mut self) {
         if self.is_full() {
             self.reach_m = self.out.last().map_or(self.reach_m, |last| last.distance_m);
         }
+    }
+
+    /// Looks at one slot.
+    fn look(&mut self, index: &LiveIndex, slot: u32) {
+        let Some((found, at)) = index.counting(slot, &self.who) else {
+            return;
+        };
+        let distance_m = self.from.distance_m(at);
+        if distance_m > self.reach_m {
+            return;
+        }
+        let near = self.who.near(&found, at, distance_m);
+        if self.is_full() {
+            let farther = self
+                .out
+                .last()
+                .is_none_or(|last| !comes_before(&near, last));
+            if farther || self.has(near.key) || !(self.keep)(&near) {
+                return;
+            }
+            self.out.pop();
+        }
+        self.take(near);
+        self.shorten_reach();
     }
 }
 
@@ -391,15 +466,13 @@ impl<'a> Walk<'a> {
         // twice counts once.
         let before = before_m.filter(|_| east_m > 0.0).map_or(-1.0, squared);
         let edge = squared(edge_m);
+        // The shorter way to the first, and so to the others: where a window is wider than half a turn, `east_m` is 0.
         let half = TURN_E7 / 2;
+        let (first_start, _) = Grid::column_start(columns.first, shift);
+        let way = (first_start - self.east + half).rem_euclid(TURN_E7) - half;
         for column in columns.first..=columns.last {
             let (column_start, _) = Grid::column_start(column, shift);
-            let mut way_east = column_start - self.east;
-            if way_east >= half {
-                way_east -= TURN_E7;
-            } else if way_east < -half {
-                way_east += TURN_E7;
-            }
+            let way_east = way + (column_start - first_start);
             // A row's last patch ends at the antimeridian.
             let width = (column_step * STEPS).min((TURN_E7 - column_start) as f64);
             let distance = squared(north_gap_m) + squared(gap(way_east, width) * east_m);
@@ -486,14 +559,17 @@ impl<'a> Walk<'a> {
         };
         let first = answer.wanted().min(SLOTS_AHEAD);
         drivers.iter().take(first).for_each(ask_for);
-        for (number, &driver) in drivers.iter().enumerate() {
-            if answer.is_full() {
-                let reach = squared(answer.reach_m * REACH_MARGIN + self.slack_m);
-                if squared_m_of(driver) > reach {
-                    break;
-                }
-            } else if let Some(next) = drivers.get(number + first) {
-                ask_for(next);
+        let mut begin = 0;
+        while begin < drivers.len() && !answer.is_full() {
+            let now = answer.wanted().min(SLOTS_AHEAD).min(drivers.len() - begin);
+            let (now, next) = drivers[begin..].split_at(now);
+            next.iter().take(SLOTS_AHEAD / 4).for_each(ask_for);
+            answer.fill(index, now);
+            begin += now.len();
+        }
+        for &driver in &drivers[begin..] {
+            if squared_m_of(driver) > squared(answer.reach_m * REACH_MARGIN + self.slack_m) {
+                break;
             }
             answer.look(index, slot_of_driver(driver) as u32);
         }
@@ -506,7 +582,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Slots asked for before the first of them is looked at.
+/// Slots looked at in one go, and asked for ahead.
 const SLOTS_AHEAD: usize = 12;
 
 /// Distances of gathered drivers are kept with 24 bits.

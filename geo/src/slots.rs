@@ -32,14 +32,84 @@ const NOWHERE: u64 = 1 << 63;
 /// The largest event number a status can carry.
 pub(crate) const STATUS_N_MAX: u64 = (1 << 44) - 1;
 
-/// What a reader finds.
+/// What a reader finds, as it stands in the slot: most of what a query looks at needs no more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
+    pub generation: u32,
     pub key: u64,
-    pub placement: Option<Placement>,
-    pub status: Status,
-    pub classes: u8,
-    pub n: u64,
+    at: u64,
+    time_ms: u64,
+    seq: u32,
+    status: u64,
+}
+
+impl Found {
+    pub const NOBODY: Self = Self {
+        generation: 0,
+        key: 0,
+        at: NOWHERE,
+        time_ms: 0,
+        seq: 0,
+        status: 0,
+    };
+
+    /// The newest position, if any came.
+    #[inline]
+    pub fn placement(&self) -> Option<Placement> {
+        Some(Placement {
+            at: self.at()?,
+            time_ms: self.time_ms(),
+            seq: self.seq,
+        })
+    }
+
+    #[inline]
+    pub fn at(&self) -> Option<Point> {
+        unpack(self.at)
+    }
+
+    #[inline]
+    pub fn time_ms(&self) -> i64 {
+        self.time_ms as i64
+    }
+
+    /// Status, classes, and the event number that gave them.
+    #[inline]
+    pub fn status(&self) -> (Status, u8, u64) {
+        unpack_status(self.status)
+    }
+}
+
+/// Which status and classes are asked for, as a slot has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// Bit s is set if the status s counts.
+    status: u64,
+    /// Any of these bits.
+    classes: u64,
+    /// 1 if no class is asked for.
+    always: u64,
+}
+
+impl Asked {
+    pub fn new(status: Option<Status>, classes: u8) -> Self {
+        let status = match status {
+            None => (1 << Status::Free as u64) | (1 << Status::Busy as u64),
+            Some(Status::Offline) => 0,
+            Some(one) => 1 << one as u64,
+        };
+        Self {
+            status,
+            classes: u64::from(classes) << CLASSES_SHIFT,
+            always: u64::from(classes == 0),
+        }
+    }
+
+    #[inline]
+    pub fn fits(&self, found: &Found) -> bool {
+        let by_status = self.status >> (found.status & STATUS_MASK) & 1;
+        by_status != 0 && (found.status & self.classes) | self.always != 0
+    }
 }
 
 /// What was left for whoever has the slot.
@@ -152,7 +222,7 @@ impl SlotLine {
 
     /// The driver here, whole. None: nobody.
     #[inline]
-    pub fn read(&self, back: &SlotBack) -> Option<(u32, Found)> {
+    pub fn read(&self, back: &SlotBack) -> Option<Found> {
         // Acquire pairs with the Release of `publish`, `occupy` and `vacate`.
         let mut state = self.state.load(Ordering::Acquire);
         loop {
@@ -170,22 +240,14 @@ impl SlotLine {
             let key = back.key.load(Ordering::Acquire);
             let now = self.state.load(Ordering::Acquire);
             if (now ^ state) & !(TAKEN | MAIL) == 0 {
-                let placement = unpack(at).map(|at| Placement {
-                    at,
-                    time_ms: time_ms as i64,
-                    seq,
-                });
-                let (status, classes, n) = unpack_status(status);
-                return Some((
+                return Some(Found {
                     generation,
-                    Found {
-                        key,
-                        placement,
-                        status,
-                        classes,
-                        n,
-                    },
-                ));
+                    key,
+                    at,
+                    time_ms,
+                    seq,
+                    status,
+                });
             }
             // Somebody has published in between, so somebody gets on: the reader tries again.
             state = now;
@@ -206,7 +268,10 @@ impl SlotLine {
             if !same_driver || n <= known_n {
                 return false;
             }
-            let next = tag_of(generation) | (n << 10) | (u64::from(classes) << 2) | status as u64;
+            let next = tag_of(generation)
+                | (n << N_SHIFT)
+                | (u64::from(classes) << CLASSES_SHIFT)
+                | status as u64;
             // Release pairs with the Acquire of `read`: who sees the status sees what the caller did before.
             match self
                 .status
@@ -411,6 +476,11 @@ fn unpack(word: u64) -> Option<Point> {
     (word != NOWHERE).then(|| Point::from_packed((word >> 32) as u32 as i32, word as u32 as i32))
 }
 
+// The parts of a status word, from below; the event number lies between the classes and the tag.
+const STATUS_MASK: u64 = 3;
+const CLASSES_SHIFT: u32 = 2;
+const N_SHIFT: u32 = 10;
+const _: () = assert!(Status::Free as u64 == 1 && Status::Busy as u64 == 2);
 const TAG_MASK: u64 = !((1 << 54) - 1);
 
 /// Ten bits of the generation, above the event number.
@@ -420,10 +490,11 @@ fn tag_of(generation: u32) -> u64 {
 
 #[inline]
 fn unpack_status(word: u64) -> (Status, u8, u64) {
-    let status = match word & 3 {
+    let status = match word & STATUS_MASK {
         1 => Status::Free,
         2 => Status::Busy,
         _ => Status::Offline,
     };
-    (status, (word >> 2) as u8, (word & !TAG_MASK) >> 10)
+    let classes = (word >> CLASSES_SHIFT) as u8;
+    (status, classes, (word & !TAG_MASK) >> N_SHIFT)
 }
