@@ -72,8 +72,9 @@ impl Readers {
                 if now == epoch {
                     return Some(Pin { pin, epoch });
                 }
-                // A revocation in between is overwritten: nothing has been read under it.
-                pin.store(now, Ordering::Relaxed);
+                // A revocation in between is overwritten: nothing has been read under it. A swap that acquires, so
+                // that it and the revocation are in one order for everybody.
+                pin.swap(now, Ordering::AcqRel);
                 epoch = now;
             }
         }
@@ -213,5 +214,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_stalled_query_holds_up_the_second_epoch_until_its_pin_is_revoked() {
+        let readers = Readers::new();
+        let stalled = readers.pin().unwrap();
+        let departed = readers.stamp();
+        assert!(readers.move_on(), "every pin is of the current epoch");
+        let fresh = readers.pin().unwrap();
+        assert!(!readers.move_on(), "the stalled query is of an earlier one");
+        assert!(!readers.are_gone(departed, 36));
+        assert!(!stalled.is_after(departed, 36) && fresh.is_after(departed, 36));
+        readers.revoke_old();
+        assert!(readers.move_on());
+        assert!(readers.are_gone(departed, 36));
+        assert!(
+            !stalled.unpin(),
+            "it learns that it may have missed somebody"
+        );
+        assert!(fresh.unpin(), "a query of the current epoch keeps its pin");
+    }
+
+    #[test]
+    fn a_query_beyond_the_pins_gets_none_and_revoked_pins_come_back() {
+        let readers = Readers::new();
+        let pins: Vec<_> = (0..PINS_MAX).map(|_| readers.pin().unwrap()).collect();
+        assert!(readers.pin().is_none());
+        readers.move_on();
+        readers.revoke_old();
+        assert!(pins.into_iter().all(|pin| !pin.unpin()));
+        let pins: Vec<_> = (0..PINS_MAX).map(|_| readers.pin().unwrap()).collect();
+        readers.revoke_old();
+        assert!(pins.into_iter().all(Pin::unpin));
     }
 }

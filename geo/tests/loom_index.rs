@@ -109,6 +109,28 @@ fn a_driver_that_moves_to_and_fro_during_a_query_is_seen_once() {
 }
 
 #[test]
+fn a_driver_that_moves_against_the_walk_is_seen_though_another_wants_the_word_it_left() {
+    // The walk goes east. It looks at patch 0 before the driver comes there from patch 1, and at patch 1 afterwards:
+    // there only the word left behind tells of the driver, and a bucket has no other word for the one who follows.
+    model(|| {
+        let index = index();
+        let first = enter_free(&index, D7, 1);
+        let follower = index.enter(D8).unwrap();
+        let movers = spawn({
+            let index = index.clone();
+            move || {
+                index.place(first, ping(0, 2));
+                index.place(follower, ping(1, 2));
+            }
+        });
+        let seen = everybody(&index);
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert_eq!(seen[0].key, D7);
+        movers.join().unwrap();
+    });
+}
+
+#[test]
 fn a_driver_that_leaves_during_a_query_is_seen_whole_or_not_at_all() {
     model(|| {
         let index = index();

@@ -368,3 +368,59 @@ fn the_canonical_city_answers_as_it_was_told() {
     });
     assert_eq!(stale, late.len());
 }
+
+#[test]
+fn a_query_held_up_while_the_whole_town_moves_asks_anew_and_misses_nobody() {
+    // Two patches: more than a query gathers in one go in the west, some in the east.
+    let index = LiveIndex::new(IndexConfig {
+        drivers_max: 400,
+        patch_m: 300.0,
+    });
+    let west = market_street();
+    let east = west.offset_m(0.0, 1_500.0);
+    let at = |at: Point, time_ms: i64| Placement {
+        at,
+        time_ms,
+        seq: 0,
+    };
+    let free_at = |key: u64, place: Point| {
+        let slot = index.enter(DriverKey(key)).unwrap();
+        index.place(slot, at(place, 1));
+        index.set_status(slot, Status::Free, 1, 1);
+        slot
+    };
+    let western: Vec<Slot> = (0..200).map(|key| free_at(key, west)).collect();
+    let eastern: Vec<Slot> = (200..260).map(|key| free_at(key, east)).collect();
+    let mut held_up = false;
+    let keep = |_: &Near| {
+        if !held_up {
+            held_up = true;
+            // Those in the east come west, where the query has been, and the west goes to and fro so often that the
+            // words left behind fill the table: nobody finds room for an entry unless the query loses its pin.
+            for &slot in &eastern {
+                index.place(slot, at(west, 2));
+            }
+            for time_ms in 2..40 {
+                let place = if time_ms % 2 == 0 { east } else { west };
+                for &slot in &western {
+                    assert_eq!(
+                        index.place(slot, at(place, time_ms)),
+                        Placed::Moved { crossed: true }
+                    );
+                }
+            }
+        }
+        true
+    };
+    let filter = Filter {
+        now_ms: 100,
+        ping_ttl_ms: TTL_MS,
+        status: Some(Status::Free),
+        classes: 0,
+    };
+    let mut out = Vec::new();
+    index.within_radius(west, 3_000.0, &filter, keep, &mut out);
+    let mut keys: Vec<u64> = out.iter().map(|near| near.key.0).collect();
+    keys.sort_unstable();
+    assert!(held_up && keys.into_iter().eq(0..260));
+}
