@@ -1,6 +1,6 @@
 //! What a log is, whoever keeps it: topics, records, transactions, and the two traits.
 //!
-//! Not here: any store. `embedded` keeps a file; a broker comes with its own module.
+//! Not here: any store. `embedded` keeps a file, `kafka` talks to brokers.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl std::fmt::Display for Topic {
 /// One committed entry of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Position in its partition, from 0.
+    /// Position in its partition, from 0. Rises from record to record, by more than one where the home put a mark between.
     pub offset: u64,
     /// Append time in milliseconds of the domain clock; never smaller than that of the record before it.
     pub time_ms: i64,
@@ -141,12 +141,12 @@ pub struct Transaction {
     pub headers: Vec<(u16, Header)>,
 }
 
-/// First offset still there and the offset the next record will get.
+/// First offset still there and where the next record will be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
     /// Offset of the oldest record that was not trimmed.
     pub first: u64,
-    /// One past the newest committed record.
+    /// No committed record is here or beyond; the next one comes here or later.
     pub end: u64,
 }
 
@@ -167,14 +167,16 @@ pub struct Recovered {
 pub struct Polled {
     /// Commands in the order of their partition, each with its shard.
     pub commands: Vec<(u16, Record)>,
-    /// Present when these commands were all there was: after handling them, engine time may move on to this. It was
-    /// sampled before the end was looked for, and the home's safety margin (embedded: none, broker: 500 ms) is
-    /// already taken off, so no command with an earlier append time can still come.
+    /// Present when these commands were all there was a moment ago: after handling them, engine time may move on to this.
+    /// It was sampled before the end was looked for, and the home's safety margin (embedded: none, broker: 500 ms) is
+    /// already taken off, so no command with an earlier append time can still come. Over a broker commands with a later
+    /// time may be under way to this or another shard, so no shard's time may be moved beyond this.
     pub clock_ms: Option<i64>,
     /// Shards that became this node's: `recover` each before anything else. Always empty in the embedded home,
-    /// where [`ShardOwner::shards`] says it all at the start.
+    /// where [`ShardOwner::shards`] says it all at the start. A shard in both lists was given back and given again:
+    /// others may have owned it between.
     pub gained: Vec<u16>,
-    /// Shards that are this node's no more: drop their memory.
+    /// Shards that are this node's no more: drop their memory, before looking at those gained.
     pub lost: Vec<u16>,
 }
 
@@ -301,7 +303,7 @@ pub enum PollError {
 }
 
 /// Why a transaction was not acknowledged. After each of these but `Fenced` and `Invalid` the owner must throw its
-/// memory away and recover every shard before it polls or commits again.
+/// memory away and recover every shard it still owns before it polls or commits again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// A newer owner exists. Nothing was written; stop.
@@ -319,6 +321,10 @@ pub enum CommitError {
     /// A shard has not been recovered since the start or since a commit failed. Nothing was written.
     #[error("shard {0} is not recovered")]
     NotRecovered(u16),
+    /// The shards are being given to others, or given out anew. Nothing was written: poll, and recover what it says is
+    /// gained.
+    #[error("the shards are moving: {0}")]
+    Moved(String),
     /// It is not known whether the transaction was written: recovery finds out, whole or not at all.
     #[error("commit failed, its outcome is unknown until recovered: {0}")]
     Ambiguous(String),
@@ -345,7 +351,7 @@ pub trait EventTail: Send {
     /// Follows the partition no longer; none of its records comes out of a later [`EventTail::next`].
     fn leave(&mut self, topic: Topic, shard: u16);
 
-    /// At most `max` new records, in order within each partition and gapless. Waits for the first one, at most
+    /// At most `max` new records, in order within each partition and none left out. Waits for the first one, at most
     /// `timeout`. An error of one partition names it; the others go on with the next call.
     fn next(&mut self, timeout: Duration, max: usize) -> Result<Vec<Followed>, TailError>;
 }
@@ -376,6 +382,10 @@ pub struct TailError {
 /// Makes a waiting [`ShardOwner::poll`] return; callable from any thread, at any time, cheap.
 pub type Waker = std::sync::Arc<dyn Fn() + Send + Sync>;
 
+/// Whether the owner may still answer for its shards at this moment; callable from any thread, cheap. Once false it means
+/// that another may own them already, whatever this owner still believes (PROTOCOL 23).
+pub type Lease = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// What gateways, tails and tools use. Readers see committed records only.
 pub trait EventLog: Send + Sync {
     /// Number of shards, that is of partitions per topic.
@@ -387,7 +397,8 @@ pub trait EventLog: Send + Sync {
     /// Returns when everything submitted before the call is durable.
     fn sync(&self) -> Result<(), LogError>;
 
-    /// At most `max` committed records from offset `from` on, gapless; empty at the end.
+    /// At most `max` committed records from offset `from` on, in order and none left out; empty at the end. The next read
+    /// goes on one past the last record's offset.
     fn read(
         &self,
         topic: Topic,
@@ -448,6 +459,11 @@ pub trait ShardOwner: Send {
         None
     }
 
+    /// A look at the lease. The default is for a home whose owner cannot be cut off from it.
+    fn lease(&self) -> Lease {
+        std::sync::Arc::new(|| true)
+    }
+
     /// Reads a shard as committed. From here on `poll` hands out its commands from `next_input` on, those handed out
     /// before included. To be called once per shard at the start and again after a failed commit.
     fn recover(&mut self, shard: u16) -> Result<Recovered, RecoverError>;
@@ -455,6 +471,7 @@ pub trait ShardOwner: Send {
     /// Waits at most `timeout` for commands, returns at most `max`. Returns at once when there are some.
     fn poll(&mut self, timeout: Duration, max: usize) -> Result<Polled, PollError>;
 
-    /// Writes the transaction, whole or not at all, and returns when it is durable and visible.
+    /// Writes the transaction, whole or not at all, and returns when it is durable. Reads of this process see it from then
+    /// on, reads of others some milliseconds later.
     fn commit(&mut self, tx: &Transaction) -> Result<(), CommitError>;
 }

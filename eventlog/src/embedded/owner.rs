@@ -9,9 +9,10 @@ use super::{
     Desk, OWNER_MAX, OwnError, READ_ONLY, Shared, State, WAIT_MAX, Waiting, damage_text, lanes_of,
     locked,
 };
+use crate::transaction::{LaneState, check_transaction};
 use crate::{
-    CommitError, POLL_MAX, PollError, Polled, RECORD_MAX_BYTES, Record, RecoverError, Recovered,
-    ShardOwner, Topic, Transaction,
+    CommitError, POLL_MAX, PollError, Polled, Record, RecoverError, Recovered, ShardOwner, Topic,
+    Transaction,
 };
 
 /// The owner of all shards of an embedded log, until a newer one is made.
@@ -115,7 +116,13 @@ impl EmbeddedOwner {
         {
             return Err(CommitError::NotRecovered(shard));
         }
-        check_transaction(tx, &desk)?;
+        check_transaction(tx, self.shared.options.shards, |shard| {
+            let lane = desk.lanes.get(usize::from(shard))?;
+            Some(LaneState {
+                consumed: lane.consumed,
+                next_out: lane.next_out,
+            })
+        })?;
         let now_ms = (self.shared.options.clock)();
         // Commands still in the queue follow the hops in offset, so the hops' time must not be later than theirs.
         let hop_ms = desk
@@ -390,72 +397,5 @@ fn recover_error(shared: &Shared, fault: Fault) -> RecoverError {
         Fault::DiskFull => RecoverError::DiskFull,
         Fault::Damaged(why) => RecoverError::Corrupt(damage_text(&shared.path, &why)),
         other => RecoverError::Unavailable(format!("{other:?}")),
-    }
-}
-
-/// The rules a transaction must keep, checked before anything is written.
-fn check_transaction(tx: &Transaction, desk: &Desk) -> Result<(), CommitError> {
-    let invalid = |why: String| Err(CommitError::Invalid(why));
-    let mut headed = vec![false; desk.lanes.len()];
-    for (shard, header) in &tx.headers {
-        let Some(lane) = desk.lanes.get(usize::from(*shard)) else {
-            return invalid(format!("a header of shard {shard}, which does not exist"));
-        };
-        if std::mem::replace(&mut headed[usize::from(*shard)], true) {
-            return invalid(format!("two headers of shard {shard}"));
-        }
-        if header.next_input < lane.consumed || Some(header.next_input) > lane.next_out {
-            return invalid(format!(
-                "shard {shard} says next input {} with {} consumed and commands handed out up to {:?}",
-                header.next_input, lane.consumed, lane.next_out
-            ));
-        }
-        if header.engine.len() > RECORD_MAX_BYTES {
-            return invalid(format!("a header of {} bytes", header.engine.len()));
-        }
-    }
-    let has_header = |shard: u16| headed.get(usize::from(shard)) == Some(&true);
-    for event in &tx.events {
-        if matches!(event.topic, Topic::RideCommands | Topic::ShardState) {
-            return invalid(format!("an event in {}", event.topic));
-        }
-        if !has_header(event.shard) {
-            return invalid(format!(
-                "an event of shard {} without its header",
-                event.shard
-            ));
-        }
-    }
-    for state in &tx.states {
-        if !has_header(state.shard) {
-            return invalid(format!(
-                "a state of shard {} without its header",
-                state.shard
-            ));
-        }
-    }
-    for command in &tx.commands {
-        if command.topic != Topic::RideCommands {
-            return invalid(format!("a command in {}", command.topic));
-        }
-        if usize::from(command.shard) >= desk.lanes.len() {
-            return invalid(format!("a command to shard {}", command.shard));
-        }
-    }
-    let sizes = tx
-        .events
-        .iter()
-        .chain(&tx.commands)
-        .map(|append| append.key.len() + append.value.len())
-        .chain(
-            tx.states
-                .iter()
-                .map(|state| state.key.len() + state.value.as_ref().map_or(0, |v| v.len())),
-        );
-    match sizes.max() {
-        Some(bytes) if bytes > RECORD_MAX_BYTES => invalid(format!(
-            "a record of {bytes} bytes (bound {RECORD_MAX_BYTES})"
-        )),
-        _ => Ok(()),
     }
 }

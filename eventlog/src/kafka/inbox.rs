@@ -35,11 +35,7 @@ pub(super) enum Inward {
         note: Option<Bytes>,
     },
     /// Everything before `offset` was seen; nothing is there beyond it at this moment.
-    End {
-        topic: Topic,
-        partition: u16,
-        offset: u64,
-    },
+    End { partition: u16, offset: u64 },
     /// The group gave this member these partitions. To be answered with an assignment.
     Assigned(Vec<u16>),
     /// The group takes all partitions back. To be answered with an unassignment.
@@ -158,7 +154,8 @@ impl Inbox {
 
     /// The next thing that came. Waits at most `timeout`, to the millisecond; `None` also when woken.
     pub(super) fn next(&self, timeout: Duration) -> Option<Inward> {
-        let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // Rounded up: a wait of half a millisecond that became none would spin.
+        let ms = i32::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
         loop {
             // SAFETY: the queue lives as long as this; the event is ours until the guard destroys it.
             let event = unsafe { rd::rd_kafka_queue_poll(self.queue, ms) };
@@ -189,8 +186,9 @@ impl Drop for Event {
 
 impl Event {
     fn read(&self, names: &Names) -> Option<Inward> {
-        // SAFETY, for all calls here: the event lives until `self` is dropped, each accessor is called for the type
-        // of event it belongs to, and what it points to is copied before this returns.
+        // Of the calls below and in the functions of each type: the event lives until `self` is dropped, each accessor is
+        // called for the type of event it belongs to, and what it points to is copied before the function returns.
+        // SAFETY: valid for every type of event.
         match unsafe { rd::rd_kafka_event_type(self.0) } {
             rd::RD_KAFKA_EVENT_FETCH => self.record(names),
             rd::RD_KAFKA_EVENT_ERROR => self.error(names),
@@ -263,7 +261,6 @@ impl Event {
         let (topic, partition, offset) = place.unwrap_or_default();
         if code == RDKafkaErrorCode::PartitionEOF {
             return Some(Inward::End {
-                topic: topic?,
                 partition: partition?,
                 offset: offset?,
             });

@@ -26,6 +26,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::KafkaConfig;
 use super::topics;
+use crate::Topic;
 
 /// Longest wait for brokers to start.
 const START_PATIENCE: Duration = Duration::from_secs(90);
@@ -188,6 +189,22 @@ impl Broker {
         let config = self.config(shards);
         topics::create(&config).expect("a fresh prefix has no topics");
         config
+    }
+
+    /// Makes a topic drop its oldest records beyond some `bytes`, in segments of that size.
+    ///
+    /// # Panics
+    /// If the broker refuses.
+    pub fn keep_little(&self, config: &KafkaConfig, topic: Topic, bytes: u32) {
+        topics::alter(
+            config,
+            topic,
+            &[
+                ("retention.bytes", bytes.to_string()),
+                ("internal.segment.bytes", bytes.to_string()),
+            ],
+        )
+        .expect("the topic was made a moment ago");
     }
 
     /// kill -9. Its data stays for [`Broker::start_again`].

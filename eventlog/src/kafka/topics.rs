@@ -240,6 +240,37 @@ pub fn create(config: &KafkaConfig) -> Result<Vec<String>, TopicsError> {
     Ok(made)
 }
 
+/// Sets settings of a topic beside those it must have. For tests.
+#[cfg(feature = "kafka-testing")]
+pub(super) fn alter(
+    config: &KafkaConfig,
+    topic: Topic,
+    settings: &[(&str, String)],
+) -> Result<(), TopicsError> {
+    let admin = admin(config)?;
+    let plans = plan(config);
+    for plan in plans.iter().filter(|plan| plan.topic == topic) {
+        let mut change =
+            rdkafka::admin::AlterConfig::new(ResourceSpecifier::Topic(plan.name.as_str()));
+        // What is not named goes back to the broker's default.
+        for (key, value) in &plan.settings {
+            change = change.set(key, value);
+        }
+        for (key, value) in settings {
+            change = change.set(key, value);
+        }
+        let done = wait(admin.alter_configs(&[change], &options()))
+            .map_err(|why| unreachable(config, &why))?;
+        for result in done {
+            result.map_err(|(_, why)| TopicsError::Refused {
+                name: plan.name.clone(),
+                why: why.to_string(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Looks whether topics and brokers are as they must be.
 pub fn check(config: &KafkaConfig) -> Result<Report, TopicsError> {
     config.check()?;
@@ -295,8 +326,8 @@ pub fn check(config: &KafkaConfig) -> Result<Report, TopicsError> {
         }
     }
     if let Some(Ok(broker)) = described.next() {
-        let number = |key: &str| value(&broker, key)?.parse::<u32>().ok();
-        report.session_timeout_min_ms = number("group.min.session.timeout.ms");
+        report.session_timeout_min_ms =
+            value(&broker, "group.min.session.timeout.ms").and_then(|text| text.parse().ok());
     }
     advise(&mut report, config);
     Ok(report)

@@ -1,0 +1,402 @@
+//! The log as gateways, tails and tools use it, over Kafka.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{Producer, ThreadedProducer};
+
+use super::client::{self, Isolation};
+use super::config::{BadSetting, KafkaConfig};
+use super::names::Names;
+use super::owner::KafkaOwner;
+use super::producing::{self, Deliveries, Outward};
+use super::reader::{LOOK, Reader};
+use super::stored::{Announcement, EVENTS, ShardImage};
+use super::tail::KafkaTail;
+use super::topics::{self, Problem, TopicsError, partitions};
+use crate::{
+    Bounds, EventLog, EventTail, LogError, OwnerRecord, READ_MAX, RECORD_MAX_BYTES, ReadError,
+    Record, Recovered, SubmitError, Topic,
+};
+
+/// After a command could not be delivered, one in this time is let through to see whether it can be again.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Between two questions whether something was committed.
+const COMMIT_LOOK: Duration = Duration::from_millis(20);
+/// Longest wait of one call.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
+
+/// Why the log was not opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KafkaOpenError {
+    /// A setting of ours, no broker, or a broker that refuses.
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    /// The topics are not as they must be. The text names each and what to do.
+    #[error("{}", list(.0))]
+    NotAsTheyMustBe(Vec<Problem>),
+    /// The client library refused its settings.
+    #[error("the Kafka client could not be made: {0}")]
+    Client(String),
+}
+
+impl From<BadSetting> for KafkaOpenError {
+    fn from(why: BadSetting) -> Self {
+        KafkaOpenError::Topics(why.into())
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+pub(super) struct Shared {
+    pub config: KafkaConfig,
+    pub names: Names,
+    pub reader: Reader,
+    submitter: ThreadedProducer<Deliveries>,
+    probed: std::sync::Mutex<Option<Instant>>,
+    /// Made when first used: most processes publish nothing.
+    losable: OnceLock<Option<ThreadedProducer<Deliveries>>>,
+}
+
+/// The log over Kafka. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub struct KafkaLog {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaLog")
+            .field("brokers", &self.shared.config.brokers)
+            .field("prefix", &self.shared.config.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Deliveries of submitted commands since the log was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SubmitCounts {
+    /// Taken by `submit`.
+    pub taken: u64,
+    /// Acknowledged by the brokers.
+    pub delivered: u64,
+    /// Given up after the delivery time-out, or refused. Whoever waits for their outcome is told "unknown, retry".
+    pub failed: u64,
+}
+
+impl KafkaLog {
+    /// Checks the topics and connects. Blocks for as long as the brokers take to answer, at most some seconds.
+    pub fn open(config: KafkaConfig) -> Result<KafkaLog, KafkaOpenError> {
+        let report = topics::check(&config)?;
+        if !report.problems.is_empty() {
+            return Err(KafkaOpenError::NotAsTheyMustBe(report.problems));
+        }
+        for note in &report.notes {
+            tracing::info!(note, "kafka");
+        }
+        let names = Names::new(&config.prefix);
+        let client = |why: KafkaError| KafkaOpenError::Client(why.to_string());
+        let submitter = ThreadedProducer::from_config_and_context(
+            &client::submitter(&config),
+            Deliveries::new(&names),
+        )
+        .map_err(client)?;
+        Ok(KafkaLog {
+            shared: Arc::new(Shared {
+                reader: Reader::new(&config, &names).map_err(client)?,
+                config,
+                names,
+                submitter,
+                probed: std::sync::Mutex::new(None),
+                losable: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// The settings it was opened with.
+    #[must_use]
+    pub fn config(&self) -> &KafkaConfig {
+        &self.shared.config
+    }
+
+    /// Joins the group of nodes. `node` names this one in headers and announcements, `address` is where it answers
+    /// gateways (`host:port`, empty if nowhere). The shards come with `poll`.
+    pub fn own(&self, node: &str, address: &str) -> Result<KafkaOwner, KafkaOpenError> {
+        KafkaOwner::join(&self.shared, node, address)
+            .map_err(|why| KafkaOpenError::Client(why.to_string()))
+    }
+
+    /// What became of submitted commands.
+    #[must_use]
+    pub fn submit_counts(&self) -> SubmitCounts {
+        let tally = self.shared.submitter.context().tally();
+        SubmitCounts {
+            taken: tally.sent,
+            delivered: tally.done - tally.failed,
+            failed: tally.failed,
+        }
+    }
+
+    fn check_partition(&self, topic: Topic, partition: u16) -> Result<(), ReadError> {
+        // Compacted topics are read as what they mean: `snapshot` and `owners`.
+        let is_log = !matches!(topic, Topic::ShardState | Topic::ShardOwners);
+        if is_log && partition < partitions(topic, self.shared.config.shards) {
+            Ok(())
+        } else {
+            Err(ReadError::NoSuchPartition {
+                topic,
+                shard: partition,
+            })
+        }
+    }
+
+    fn events(&self) -> Vec<(Topic, u16)> {
+        EVENTS
+            .into_iter()
+            .flat_map(|topic| (0..self.shared.config.shards).map(move |shard| (topic, shard)))
+            .collect()
+    }
+}
+
+impl EventLog for KafkaLog {
+    fn shards(&self) -> u16 {
+        self.shared.config.shards
+    }
+
+    fn submit(&self, shard: u16, key: Bytes, value: Bytes) -> Result<(), SubmitError> {
+        let config = &self.shared.config;
+        if shard >= config.shards {
+            return Err(SubmitError::NoSuchShard {
+                shard,
+                shards: config.shards,
+            });
+        }
+        let bytes = key.len() + value.len();
+        if bytes > RECORD_MAX_BYTES {
+            return Err(SubmitError::TooLarge {
+                bytes,
+                max: RECORD_MAX_BYTES,
+            });
+        }
+        self.shared.let_through()?;
+        let submitter = &self.shared.submitter;
+        let record = Outward {
+            topic: Topic::RideCommands,
+            partition: shard,
+            key: &key,
+            value: Some(&value),
+            note: None,
+        };
+        producing::send(submitter, &self.shared.names, &record).map_err(|why| {
+            if why.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                SubmitError::Full {
+                    queued: usize::try_from(submitter.in_flight_count()).unwrap_or(0),
+                    max: config.queue_max as usize,
+                }
+            } else {
+                SubmitError::Unavailable(why.to_string())
+            }
+        })
+    }
+
+    /// `Failed` also when a command submitted since the last `sync` could not be delivered.
+    fn sync(&self) -> Result<(), LogError> {
+        let config = &self.shared.config;
+        let patience = Duration::from_millis(u64::from(config.delivery_timeout_ms) + 1_000);
+        let deliveries = self.shared.submitter.context();
+        let in_time = deliveries.wait(patience);
+        match deliveries.tally().failure.take() {
+            Some(why) => Err(LogError::Failed(why.to_string())),
+            None if !in_time => Err(LogError::Failed("no acknowledgement in time".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn read(
+        &self,
+        topic: Topic,
+        shard: u16,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<Record>, ReadError> {
+        self.check_partition(topic, shard)?;
+        let bounds = self.shared.reader.bounds(topic, shard)?;
+        if from < bounds.first {
+            return Err(ReadError::TooOld {
+                first: bounds.first,
+            });
+        }
+        let max = max.min(READ_MAX);
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        let mut records = Vec::new();
+        self.shared.reader.scan(
+            Isolation::Committed,
+            (topic, shard),
+            from,
+            bounds.end,
+            |inward| {
+                records.extend(inward.into_record());
+                if records.len() < max {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            },
+        )?;
+        Ok(records)
+    }
+
+    fn bounds(&self, topic: Topic, shard: u16) -> Result<Bounds, ReadError> {
+        self.check_partition(topic, shard)?;
+        self.shared.reader.bounds(topic, shard)
+    }
+
+    /// Read from `shard-state` up to its stable end: a state in the middle of nothing, as transactions end there whole.
+    fn snapshot(&self, shard: u16) -> Result<Recovered, ReadError> {
+        self.check_partition(Topic::RideCommands, shard)?;
+        let partition = (Topic::ShardState, shard);
+        let end = self.shared.reader.stable_ends(&[partition])?[0];
+        let mut image = ShardImage::default();
+        self.shared.read_image(shard, 0, end, &mut image)?;
+        Ok(image.recovered())
+    }
+
+    /// Kafka keeps no older snapshot than the newest. So once events were trimmed, the base is the snapshot of now, and
+    /// the fold of the events after it proves nothing about those before it.
+    fn base(&self, shard: u16) -> Result<Recovered, ReadError> {
+        self.check_partition(Topic::RideCommands, shard)?;
+        for topic in EVENTS {
+            if self.shared.reader.bounds(topic, shard)?.first > 0 {
+                return self.snapshot(shard);
+            }
+        }
+        Ok(ShardImage::default().recovered())
+    }
+
+    /// The number is the sum of the events' stable ends; it is asked for every 20 ms. Whoever follows events closely
+    /// uses [`EventLog::tail`].
+    fn wait_committed(&self, seen: u64, timeout: Duration) -> u64 {
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
+        let events = self.events();
+        let mut known = seen;
+        loop {
+            // While the brokers do not answer nothing new can be read.
+            if let Ok(ends) = self.shared.reader.stable_ends(&events) {
+                known = ends.iter().sum();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if known != seen || left.is_zero() {
+                return known;
+            }
+            std::thread::park_timeout(left.min(COMMIT_LOOK).max(LOOK));
+        }
+    }
+
+    fn tail(&self) -> Box<dyn EventTail + '_> {
+        Box::new(KafkaTail::new(&self.shared))
+    }
+
+    fn owners(&self) -> Result<Vec<OwnerRecord>, ReadError> {
+        let partition = (Topic::ShardOwners, 0);
+        let reader = &self.shared.reader;
+        let end = reader.stable_ends(&[partition])?[0];
+        let mut owners = std::collections::BTreeMap::new();
+        let mut broken = None;
+        reader.scan(Isolation::Committed, partition, 0, end, |inward| {
+            if let Some(record) = inward.into_record() {
+                match serde_json::from_slice::<Announcement>(&record.value) {
+                    Ok(said) => drop(owners.insert(said.shard, OwnerRecord::from(said))),
+                    Err(why) => broken = Some(format!("offset {}: {why}", record.offset)),
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        match broken {
+            Some(why) => Err(ReadError::Corrupt(format!("shard-owners, {why}"))),
+            None => Ok(owners.into_values().collect()),
+        }
+    }
+
+    fn publish(&self, topic: Topic, shard: u16, key: Bytes, value: Bytes) -> bool {
+        let shared = &self.shared;
+        let losable = shared.losable.get_or_init(|| {
+            ThreadedProducer::from_config_and_context(
+                &client::losable(&shared.config),
+                Deliveries::new(&shared.names),
+            )
+            .ok()
+        });
+        let record = Outward {
+            topic,
+            partition: shard,
+            key: &key,
+            value: Some(&value),
+            note: None,
+        };
+        losable
+            .as_ref()
+            .is_some_and(|producer| producing::send(producer, &shared.names, &record).is_ok())
+    }
+}
+
+impl Shared {
+    /// After a failed delivery commands are refused at once and not after their time-out, but for one now and then.
+    fn let_through(&self) -> Result<(), SubmitError> {
+        let (is_failing, why) = {
+            let tally = self.submitter.context().tally();
+            let why = tally.failure.as_ref().map(ToString::to_string);
+            (tally.is_failing, why)
+        };
+        if !is_failing {
+            return Ok(());
+        }
+        let mut probed = self
+            .probed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if probed.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+            return Err(SubmitError::Unavailable(
+                why.unwrap_or_else(|| "the brokers do not acknowledge".into()),
+            ));
+        }
+        *probed = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Takes the committed records of a shard's states from `from` to `to` into the image.
+    pub(super) fn read_image(
+        &self,
+        shard: u16,
+        from: u64,
+        to: u64,
+        image: &mut ShardImage,
+    ) -> Result<(), ReadError> {
+        let mut broken = None;
+        self.reader.scan(
+            Isolation::Committed,
+            (Topic::ShardState, shard),
+            from,
+            to,
+            |inward| match image.take(inward) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(why) => {
+                    broken = Some(why);
+                    ControlFlow::Break(())
+                }
+            },
+        )?;
+        match broken {
+            Some(why) => Err(ReadError::Corrupt(format!("shard {shard}: {why}"))),
+            None => Ok(()),
+        }
+    }
+}

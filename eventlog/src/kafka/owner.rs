@@ -1,0 +1,692 @@
+//! The one who may commit, over Kafka: a member of the group of nodes.
+//!
+//! Everything happens on the thread that calls [`ShardOwner::poll`] and [`ShardOwner::commit`]: what the group says is
+//! taken in by `poll` only, when no transaction is open, so a revocation always joins the commit before it (PROTOCOL
+//! 24). An assignment is one life: its group metadata, its transactional ids and the memory recovered under it begin
+//! and end together. Between assignments nothing is kept, however few shards moved.
+//!
+//! What holds:
+//! - A shard is read and committed only after [`ShardOwner::recover`] under the assignment that gave it.
+//! - The first transaction after a recovery announces: epoch + 1 and the transactional ids in the header, the address in
+//!   `shard-owners`. Its headers are acknowledged before it writes anything else.
+//! - Every transaction sends an offset for every shard it touches, with the metadata of the assignment; the broker
+//!   checks the generation there.
+//! - After any failure the memory is gone and the producers are new.
+
+mod transaction;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use rdkafka::consumer::{CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+use tracing::{debug, info, warn};
+
+use super::client::{self, Isolation};
+use super::inbox::{Inbox, Inward, membership};
+use super::lease::{NodeLease, now_ns};
+use super::log::Shared;
+use super::producing::{Pair, retire};
+use super::stored::{EVENTS, Note, ShardImage};
+use super::takeover::take_over;
+use crate::{
+    CommitError, Lease, POLL_MAX, PollError, Polled, Record, RecoverError, Recovered, ShardOwner,
+    Topic, Transaction, Waker,
+};
+
+/// How much engine time stays behind the clock (PROTOCOL 15): the brokers' clocks may be this far off ours.
+const CLOCK_MARGIN_MS: i64 = 500;
+/// Between two questions where the commands end. Timers are late by up to this and the margin.
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// A question that the commands have not reached after this long: the shard is behind, so there is no clock.
+const SAMPLE_MAX: Duration = Duration::from_millis(1_500);
+/// Longest wait between two looks at lease and clock.
+const SLICE: Duration = Duration::from_millis(100);
+/// Longest wait of one `poll`.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// A rule taken out, for the tests that show what it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sabotage {
+    /// All rules hold.
+    #[default]
+    Nothing,
+    /// PROTOCOL 28: a takeover does not fence the owner before.
+    NoFence,
+    /// PROTOCOL 28: a takeover does not wait until the past is decided.
+    NoStableWait,
+    /// PROTOCOL 24: memory survives its assignment and is committed under the next one's metadata.
+    FreshGeneration,
+    /// PROTOCOL 23: the lease has no end.
+    EndlessLease,
+    /// PROTOCOL 15: the clock is given out without looking for the end of the commands.
+    ClockWithoutEnd,
+}
+
+/// A moment inside a commit at which a test may stop the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Everything is produced and acknowledged; the group has not been asked yet.
+    BeforeOffsets,
+    /// The group has agreed; only the commit is missing.
+    BeforeCommit,
+}
+
+/// What a test does at a [`Moment`].
+pub type AtMoment = Box<dyn FnMut(Moment) + Send>;
+
+/// What the group gave, and with what proof.
+struct Assignment {
+    shards: Vec<u16>,
+    metadata: ConsumerGroupMetadata,
+    generation: i32,
+    member: String,
+    /// The brokers say it is over; the group has not said so yet.
+    is_over: bool,
+}
+
+/// A shard that was recovered under the present assignment.
+struct Lane {
+    /// What its header says, with this owner's epoch.
+    note: Note,
+    /// The engine's part of it.
+    engine: bytes::Bytes,
+    is_announced: bool,
+    /// First command not yet consumed.
+    consumed: u64,
+    /// First command not yet handed out.
+    next_out: u64,
+    /// Everything before this was seen, by records and by the partition's end.
+    seen_to: u64,
+}
+
+/// "At `clock_ms` the commands ended at `ends`" (PROTOCOL 15).
+struct Sample {
+    clock_ms: i64,
+    asked: Instant,
+    ends: Vec<(u16, u64)>,
+}
+
+/// A node's place in the group, and the shards it owns by it.
+pub struct KafkaOwner {
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    node: String,
+    address: String,
+    woken: Arc<AtomicBool>,
+    assignment: Option<Assignment>,
+    lanes: BTreeMap<u16, Lane>,
+    /// The consumer is not reading what `lanes` says.
+    is_moved: bool,
+    /// Fetched, not handed out.
+    waiting: VecDeque<(u16, Record)>,
+    gained: Vec<u16>,
+    lost: Vec<u16>,
+    producers: Option<Pair>,
+    /// Producers that are being made.
+    making: Option<JoinHandle<KafkaResult<Pair>>>,
+    sample: Option<Sample>,
+    sampled: Option<Instant>,
+    /// The newest clock whose end was reached, and when that was.
+    clock: Option<(i64, Instant)>,
+    lease: NodeLease,
+    /// Sending time of the renewal whose answer is awaited.
+    renewing: Option<u64>,
+    renewed: Instant,
+    epoch: u64,
+    fenced: Option<u64>,
+    sabotage: Sabotage,
+    at_moment: Option<AtMoment>,
+}
+
+impl std::fmt::Debug for KafkaOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaOwner")
+            .field("node", &self.node)
+            .field("shards", &self.shards())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for KafkaOwner {
+    fn drop(&mut self) {
+        self.lease.end();
+        if let Some(pair) = self.producers.take() {
+            retire(pair);
+        }
+        // The consumer leaves the group when the inbox is dropped; a waker only borrows it.
+    }
+}
+
+/// A name no producer of anybody ever had.
+fn fresh_name(shared: &Shared, node: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Relaxed: only the number counts.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    format!(
+        "{}{}.{node}.{}.{now:x}.{count}",
+        shared.config.prefix,
+        shared.config.group,
+        std::process::id()
+    )
+}
+
+/// The wall clock in ms, as the brokers' append times count.
+fn wall_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+impl KafkaOwner {
+    pub(super) fn join(shared: &Arc<Shared>, node: &str, address: &str) -> KafkaResult<KafkaOwner> {
+        let inbox = Inbox::new(&client::member(&shared.config), &shared.names)?;
+        let commands = shared.names.of(Topic::RideCommands);
+        inbox
+            .consumer()
+            .fetch_metadata(Some(commands), Duration::from_secs(5))?;
+        inbox.consumer().subscribe(&[commands])?;
+        Ok(KafkaOwner {
+            shared: Arc::clone(shared),
+            inbox: Arc::new(inbox),
+            node: node.to_owned(),
+            address: address.to_owned(),
+            woken: Arc::default(),
+            assignment: None,
+            lanes: BTreeMap::new(),
+            is_moved: false,
+            waiting: VecDeque::new(),
+            gained: Vec::new(),
+            lost: Vec::new(),
+            producers: None,
+            making: None,
+            sample: None,
+            sampled: None,
+            clock: None,
+            lease: NodeLease::default(),
+            renewing: None,
+            renewed: Instant::now(),
+            epoch: 0,
+            fenced: None,
+            sabotage: Sabotage::Nothing,
+            at_moment: None,
+        })
+    }
+
+    /// Takes a rule out. For tests.
+    pub fn sabotage(&mut self, sabotage: Sabotage) {
+        self.sabotage = sabotage;
+    }
+
+    /// Calls `at` in the middle of every commit. For tests.
+    pub fn at_moment(&mut self, at: AtMoment) {
+        self.at_moment = Some(at);
+    }
+
+    // -- what the group and the brokers say ----------------------------------------------------------------------
+
+    fn take_in(&mut self, inward: Inward) -> Result<(), PollError> {
+        match inward {
+            Inward::Record {
+                partition, offset, ..
+            } => {
+                if let Some(lane) = self.lanes.get_mut(&partition)
+                    && offset >= lane.seen_to
+                    && let Some(record) = inward.into_record()
+                {
+                    lane.seen_to = offset + 1;
+                    self.waiting.push_back((partition, record));
+                }
+            }
+            Inward::End {
+                partition, offset, ..
+            } => {
+                if let Some(lane) = self.lanes.get_mut(&partition) {
+                    lane.seen_to = lane.seen_to.max(offset);
+                }
+            }
+            Inward::Assigned(shards) => self.assigned(shards),
+            Inward::Revoked => self.revoked(),
+            Inward::Committed(result) => self.proved(result),
+            Inward::Failed {
+                code,
+                fatal,
+                why,
+                partition,
+                ..
+            } => return self.heard_of_trouble(code, fatal, partition, &why),
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, shards: Vec<u16>) {
+        // The generation must be the same before and after the metadata is taken, or it would belong to neither.
+        let before = membership(self.inbox.consumer());
+        let metadata = self.inbox.consumer().group_metadata();
+        let after = membership(self.inbox.consumer());
+        // Nothing is read before it is known from where.
+        if let Err(why) = self.inbox.assign([]) {
+            warn!(%why, "an assignment could not be taken");
+        }
+        let (Some((generation, member)), Some(metadata), true) =
+            (before.clone(), metadata, before == after)
+        else {
+            debug!("an assignment was over before it began");
+            return;
+        };
+        info!(?shards, generation, "assigned");
+        if self.sabotage != Sabotage::FreshGeneration {
+            self.forget();
+        }
+        if !shards.is_empty() {
+            self.make_producers();
+        }
+        self.gained.clone_from(&shards);
+        self.assignment = Some(Assignment {
+            shards,
+            metadata,
+            generation,
+            member,
+            is_over: false,
+        });
+        // At once: nobody is answered before the first proof.
+        self.renew_lease(true);
+    }
+
+    fn revoked(&mut self) {
+        self.lease.end();
+        self.renewing = None;
+        if let Some(assignment) = self.assignment.take() {
+            info!(shards = ?assignment.shards, generation = assignment.generation, "revoked");
+            // What was never told as gained need not be told as lost.
+            let told = assignment
+                .shards
+                .iter()
+                .filter(|shard| !self.gained.contains(shard));
+            self.lost.extend(told);
+        }
+        self.gained.clear();
+        if self.sabotage != Sabotage::FreshGeneration {
+            self.forget();
+        }
+        if let Err(why) = self.inbox.consumer().unassign() {
+            warn!(%why, "an assignment could not be given back");
+        }
+    }
+
+    fn heard_of_trouble(
+        &mut self,
+        code: RDKafkaErrorCode,
+        fatal: bool,
+        partition: Option<u16>,
+        why: &str,
+    ) -> Result<(), PollError> {
+        if fatal {
+            warn!(why, "the group's connection ended for good");
+            self.be_fenced();
+            return Err(self.fenced_poll());
+        }
+        if code == RDKafkaErrorCode::AutoOffsetReset
+            && let Some(shard) = partition
+        {
+            // What was to be read next is gone; the recovery that follows says so.
+            warn!(shard, why, "the commands are not where they should be");
+            self.forget();
+            return Err(PollError::NotRecovered(shard));
+        }
+        debug!(%code, why, "kafka");
+        Ok(())
+    }
+
+    fn be_fenced(&mut self) {
+        self.lease.end();
+        self.fenced = Some(self.epoch + 1);
+        self.assignment = None;
+        self.forget();
+    }
+
+    fn fenced_poll(&self) -> PollError {
+        PollError::Fenced {
+            by: self.fenced.unwrap_or_default(),
+        }
+    }
+
+    /// Throws away everything built from the log; what is owned must be recovered again.
+    fn forget(&mut self) {
+        self.lanes.clear();
+        self.waiting.clear();
+        self.is_moved = true;
+        self.sample = None;
+        self.clock = None;
+        if let Some(pair) = self.producers.take() {
+            retire(pair);
+        }
+    }
+
+    fn make_producers(&mut self) {
+        let name = fresh_name(&self.shared, &self.node);
+        let shared = Arc::clone(&self.shared);
+        // Beside the recovery, which takes as long.
+        self.making = Some(std::thread::spawn(move || {
+            Pair::start(&shared.config, &shared.names, &name)
+        }));
+    }
+
+    /// The producers of this assignment, made when first needed.
+    fn producers(&mut self) -> KafkaResult<&mut Pair> {
+        if self.producers.is_none() {
+            if self.making.is_none() {
+                self.make_producers();
+            }
+            let made = self.making.take().map(JoinHandle::join);
+            let pair = made
+                .and_then(Result::ok)
+                .unwrap_or(Err(KafkaError::Canceled))?;
+            self.producers = Some(pair);
+        }
+        self.producers.as_mut().ok_or(KafkaError::Canceled)
+    }
+
+    // -- the lease -----------------------------------------------------------------------------------------------
+
+    fn session(&self) -> Duration {
+        Duration::from_millis(u64::from(self.shared.config.session_timeout_ms))
+    }
+
+    /// Sends a proof of membership. To be called when nothing that the group said is left unread, so that no rebalance
+    /// is known of: the broker takes commits during one, too, and then gives the shards away after `max_poll_ms`.
+    fn renew_lease(&mut self, at_once: bool) {
+        let Some(assignment) = &self.assignment else {
+            return;
+        };
+        let is_due = at_once || self.renewed.elapsed() >= self.session() / 5;
+        if !is_due || assignment.is_over {
+            return;
+        }
+        // An answer that never came is not waited for for ever.
+        self.renewed = Instant::now();
+        let mut list = TopicPartitionList::new();
+        let owners = self.shared.names.of(Topic::ShardOwners);
+        let offset = Offset::Offset(wall_ms().max(0));
+        let sent_ns = now_ns();
+        let sent = list
+            .add_partition_offset(owners, 0, offset)
+            .and_then(|()| self.inbox.consumer().commit(&list, CommitMode::Async));
+        match sent {
+            Ok(()) => self.renewing = Some(sent_ns),
+            Err(why) => debug!(%why, "no proof of membership could be sent"),
+        }
+    }
+
+    /// The answer to a proof. With several under way the oldest sending time counts, which is the careful one.
+    fn proved(&mut self, result: Result<(), RDKafkaErrorCode>) {
+        let (Some(assignment), Some(sent_ns)) = (&mut self.assignment, self.renewing.take()) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                // The client sends what it is now: only if that is still what it was, the proof is for this assignment.
+                let now = membership(self.inbox.consumer());
+                let same = now == Some((assignment.generation, assignment.member.clone()));
+                if same && !assignment.is_over {
+                    let length = if self.sabotage == Sabotage::EndlessLease {
+                        Duration::from_secs(3_600)
+                    } else {
+                        // A quarter less: the time between the check and the answer that was based on it.
+                        self.session() * 3 / 4
+                    };
+                    self.lease.extend(sent_ns, length);
+                }
+            }
+            Err(code) => debug!(%code, "a proof of membership was refused"),
+        }
+    }
+
+    // -- the clock -----------------------------------------------------------------------------------------------
+
+    fn sample_clock(&mut self) {
+        let reached = self.sample.as_ref().is_some_and(|sample| {
+            let seen = |shard: &u16| self.lanes.get(shard).map_or(0, |lane| lane.seen_to);
+            sample.ends.iter().all(|(shard, end)| seen(shard) >= *end)
+        });
+        if reached && let Some(sample) = self.sample.take() {
+            self.clock = Some((sample.clock_ms, sample.asked));
+        }
+        let is_due = self.sampled.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY);
+        if self.sample.is_some() || !is_due || self.lanes.is_empty() {
+            return;
+        }
+        self.sampled = Some(Instant::now());
+        let shards: Vec<u16> = self.lanes.keys().copied().collect();
+        let partitions: Vec<(Topic, u16)> = shards
+            .iter()
+            .map(|shard| (Topic::RideCommands, *shard))
+            .collect();
+        // The clock first: what is appended after it is looked at gets this time or a later one.
+        let clock_ms = wall_ms();
+        let asked = Instant::now();
+        if self.sabotage == Sabotage::ClockWithoutEnd {
+            self.clock = Some((clock_ms, asked));
+            return;
+        }
+        match self.shared.reader.ends(Isolation::Everything, &partitions) {
+            Ok(ends) => {
+                self.sample = Some(Sample {
+                    clock_ms,
+                    asked,
+                    ends: shards.into_iter().zip(ends).collect(),
+                });
+            }
+            Err(why) => debug!(%why, "no ends of the commands"),
+        }
+    }
+
+    /// Engine time, if all commands up to it are handed out with this.
+    fn clock_ms(&self) -> Option<i64> {
+        let (clock_ms, asked) = self.clock?;
+        (self.waiting.is_empty() && asked.elapsed() < SAMPLE_MAX)
+            .then_some(clock_ms - CLOCK_MARGIN_MS)
+    }
+
+    // -- polling -------------------------------------------------------------------------------------------------
+
+    /// The shards of the assignment, if it still is one.
+    fn owned(&self) -> &[u16] {
+        match &self.assignment {
+            Some(assignment) if !assignment.is_over => &assignment.shards,
+            _ => &[],
+        }
+    }
+
+    /// A shard that was told as gained and not recovered since.
+    fn unrecovered(&self) -> Option<u16> {
+        self.owned()
+            .iter()
+            .find(|shard| !self.lanes.contains_key(shard) && !self.gained.contains(shard))
+            .copied()
+    }
+
+    /// Announces and begins to read what was recovered.
+    fn settle(&mut self) -> Result<(), PollError> {
+        if let Some(shard) = self.unrecovered() {
+            return Err(PollError::NotRecovered(shard));
+        }
+        if let Err(why) = self.announce() {
+            warn!(%why, "the announcement failed");
+            if self.fenced.is_some() {
+                return Err(self.fenced_poll());
+            }
+            if let Some(shard) = self.owned().first() {
+                return Err(PollError::NotRecovered(*shard));
+            }
+        }
+        if self.is_moved && self.assignment.is_some() {
+            self.waiting.clear();
+            for lane in self.lanes.values_mut() {
+                lane.seen_to = lane.next_out;
+            }
+            let places = self
+                .lanes
+                .iter()
+                .map(|(shard, lane)| (Topic::RideCommands, *shard, lane.next_out));
+            match self.inbox.assign(places) {
+                Ok(()) => self.is_moved = false,
+                Err(why) => warn!(%why, "the commands cannot be read yet"),
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_out(&mut self, max: usize) -> Vec<(u16, Record)> {
+        let count = max.min(self.waiting.len());
+        let commands: Vec<(u16, Record)> = self.waiting.drain(..count).collect();
+        for (shard, record) in &commands {
+            if let Some(lane) = self.lanes.get_mut(shard) {
+                lane.next_out = record.offset + 1;
+            }
+        }
+        commands
+    }
+}
+
+impl ShardOwner for KafkaOwner {
+    fn shards(&self) -> Vec<u16> {
+        self.owned().to_vec()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn epoch_of(&self, shard: u16) -> u64 {
+        self.lanes.get(&shard).map_or(0, |lane| lane.note.epoch)
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        // Weak: a waker that is kept for ever must not keep the node in the group.
+        let inbox = Arc::downgrade(&self.inbox);
+        let woken = Arc::clone(&self.woken);
+        Some(Arc::new(move || {
+            // Release: pairs with the swap in `poll`, so that what was done before is seen there.
+            woken.store(true, Ordering::Release);
+            if let Some(inbox) = inbox.upgrade() {
+                inbox.wake();
+            }
+        }))
+    }
+
+    fn lease(&self) -> Lease {
+        let lease = self.lease.clone();
+        Arc::new(move || lease.is_valid())
+    }
+
+    fn recover(&mut self, shard: u16) -> Result<Recovered, RecoverError> {
+        if let Some(by) = self.fenced {
+            return Err(RecoverError::Fenced { by });
+        }
+        if shard >= self.shared.config.shards {
+            return Err(RecoverError::NoSuchShard(shard));
+        }
+        if !self.owned().contains(&shard) {
+            return Err(RecoverError::Unavailable(format!(
+                "shard {shard} is not this node's: poll until it is gained"
+            )));
+        }
+        self.gained.retain(|gained| *gained != shard);
+        if self.lanes.contains_key(&shard) {
+            // Again, under the same assignment: its own producers must not be the past that is fenced.
+            self.forget();
+        }
+        let taken = take_over(&self.shared, shard, self.sabotage)?;
+        let ShardImage { note, engine, .. } = &taken.image;
+        let mut note = note.clone().unwrap_or_default();
+        note.epoch += 1;
+        note.node.clone_from(&self.node);
+        self.epoch = self.epoch.max(note.epoch);
+        let lane = Lane {
+            note,
+            engine: engine.clone(),
+            is_announced: false,
+            consumed: taken.next_input,
+            next_out: taken.next_input,
+            seen_to: taken.next_input,
+        };
+        self.lanes.insert(shard, lane);
+        self.is_moved = true;
+        self.sample = None;
+        self.clock = None;
+        Ok(taken.image.recovered())
+    }
+
+    fn poll(&mut self, timeout: Duration, max: usize) -> Result<Polled, PollError> {
+        if self.fenced.is_some() {
+            return Err(self.fenced_poll());
+        }
+        let max = max.clamp(1, POLL_MAX);
+        let deadline = Instant::now() + timeout.min(WAIT_MAX);
+        self.settle()?;
+        loop {
+            let mut is_quiet = false;
+            while self.waiting.len() < max && !is_quiet {
+                match self.inbox.next(Duration::ZERO) {
+                    Some(inward) => self.take_in(inward)?,
+                    None => is_quiet = true,
+                }
+            }
+            if is_quiet {
+                self.renew_lease(false);
+                self.sample_clock();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let has_news =
+                !self.waiting.is_empty() || !self.gained.is_empty() || !self.lost.is_empty();
+            // Acquire: pairs with the waker's store.
+            if has_news || left.is_zero() || self.woken.swap(false, Ordering::Acquire) {
+                let commands = self.hand_out(max);
+                return Ok(Polled {
+                    clock_ms: self.clock_ms(),
+                    commands,
+                    gained: std::mem::take(&mut self.gained),
+                    lost: std::mem::take(&mut self.lost),
+                });
+            }
+            if let Some(inward) = self.inbox.next(left.min(SLICE)) {
+                self.take_in(inward)?;
+            }
+        }
+    }
+
+    fn commit(&mut self, tx: &Transaction) -> Result<(), CommitError> {
+        if let Some(by) = self.fenced {
+            return Err(CommitError::Fenced { by });
+        }
+        if self.sabotage != Sabotage::FreshGeneration {
+            let missing = |shard: &&u16| !self.lanes.contains_key(shard);
+            match self.owned() {
+                [] => return Err(CommitError::Moved("no shard is owned now".into())),
+                owned => {
+                    if let Some(shard) = owned.iter().find(missing) {
+                        return Err(CommitError::NotRecovered(*shard));
+                    }
+                }
+            }
+        }
+        self.check(tx)?;
+        self.announce()?;
+        self.write(tx)
+    }
+}
+
+/// The event topics' places in a note.
+fn place(topic: Topic) -> Option<usize> {
+    EVENTS.iter().position(|event| *event == topic)
+}

@@ -1,0 +1,298 @@
+//! Producers: whose records were taken, and when. One kind for submitted commands, one for transactions.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header as KafkaHeader, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Message, TopicPartitionList};
+
+use super::client;
+use super::config::KafkaConfig;
+use super::inbox::{NOTE, Words};
+use super::names::Names;
+use crate::Topic;
+
+/// What became of what was handed over.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Handed over.
+    pub sent: u64,
+    /// Acknowledged or failed.
+    pub done: u64,
+    /// Failed.
+    pub failed: u64,
+    /// The first failure not yet told to anybody.
+    pub failure: Option<KafkaError>,
+    /// Did the last delivery fail?
+    pub is_failing: bool,
+    /// One past the last offset acknowledged, by partition.
+    ends: BTreeMap<(Topic, u16), u64>,
+}
+
+/// The client library reports deliveries here.
+pub(super) struct Deliveries {
+    names: Names,
+    pub tally: Mutex<Tally>,
+    changed: Condvar,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        Words.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        Words.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let mut tally = self.tally();
+        tally.done += 1;
+        match result {
+            Ok(message) => {
+                tally.is_failing = false;
+                if let Some(topic) = self.names.topic(message.topic())
+                    && let Ok(partition) = u16::try_from(message.partition())
+                    && let Ok(offset) = u64::try_from(message.offset())
+                {
+                    let end = tally.ends.entry((topic, partition)).or_default();
+                    *end = (offset + 1).max(*end);
+                }
+            }
+            Err((why, _)) => {
+                tally.failed += 1;
+                tally.is_failing = true;
+                tally.failure.get_or_insert_with(|| why.clone());
+            }
+        }
+        if tally.done == tally.sent || tally.failure.is_some() {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Deliveries {
+    pub(super) fn new(names: &Names) -> Deliveries {
+        Deliveries {
+            names: names.clone(),
+            tally: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all that was handed over before is done. False if it took too long.
+    pub(super) fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut tally = self.tally();
+        let upto = tally.sent;
+        while tally.done < upto {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            // In slices: a delivery that is not the last one wakes nobody.
+            tally = self
+                .changed
+                .wait_timeout(tally, left.min(Duration::from_millis(20)))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+}
+
+/// A record on its way out.
+pub(super) struct Outward<'a> {
+    pub topic: Topic,
+    pub partition: u16,
+    pub key: &'a [u8],
+    /// `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// What goes into Kafka's header `cabrank`.
+    pub note: Option<&'a [u8]>,
+}
+
+/// Hands a record to a producer and counts it.
+pub(super) fn send(
+    producer: &ThreadedProducer<Deliveries>,
+    names: &Names,
+    record: &Outward<'_>,
+) -> KafkaResult<()> {
+    let mut out: BaseRecord<'_, [u8], [u8], ()> = BaseRecord::to(names.of(record.topic))
+        .partition(i32::from(record.partition))
+        .key(record.key);
+    if let Some(value) = record.value {
+        out = out.payload(value);
+    }
+    if let Some(note) = record.note {
+        let key = NOTE.to_str().unwrap_or_default();
+        out = out.headers(OwnedHeaders::new().insert(KafkaHeader {
+            key,
+            value: Some(note),
+        }));
+    }
+    let deliveries = producer.context();
+    // Counted before: the delivery may be reported before `send` returns.
+    deliveries.tally().sent += 1;
+    producer.send(out).map_err(|(why, _)| {
+        deliveries.tally().sent -= 1;
+        why
+    })
+}
+
+/// A producer of transactions under one transactional id.
+pub(super) struct Transactor {
+    producer: ThreadedProducer<Deliveries>,
+    names: Names,
+    patience: Duration,
+}
+
+impl Transactor {
+    /// Makes it and fences whoever had this id before: what it left open is ended when this returns.
+    pub(super) fn start(config: &KafkaConfig, names: &Names, id: &str) -> KafkaResult<Transactor> {
+        use rdkafka::config::FromClientConfigAndContext;
+        let patience = Duration::from_millis(u64::from(config.transaction_timeout_ms));
+        let producer = ThreadedProducer::from_config_and_context(
+            &client::transactional(config, id),
+            Deliveries::new(names),
+        )?;
+        producer.init_transactions(patience)?;
+        Ok(Transactor {
+            producer,
+            names: names.clone(),
+            patience,
+        })
+    }
+
+    pub(super) fn begin(&self) -> KafkaResult<()> {
+        let deliveries = self.producer.context();
+        *deliveries.tally() = Tally::default();
+        self.producer.begin_transaction()
+    }
+
+    pub(super) fn send(&self, record: &Outward<'_>) -> KafkaResult<()> {
+        send(&self.producer, &self.names, record)
+    }
+
+    /// Waits until everything sent is acknowledged; gives one past the last offset of each partition written to.
+    pub(super) fn acknowledged(&self) -> KafkaResult<BTreeMap<(Topic, u16), u64>> {
+        let deliveries = self.producer.context();
+        let in_time = deliveries.wait(self.patience);
+        let mut tally = deliveries.tally();
+        if let Some(why) = tally.failure.take() {
+            return Err(why);
+        }
+        if !in_time {
+            return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+        }
+        Ok(tally.ends.clone())
+    }
+
+    pub(super) fn send_offsets(
+        &self,
+        offsets: &TopicPartitionList,
+        metadata: &ConsumerGroupMetadata,
+    ) -> KafkaResult<()> {
+        self.producer
+            .send_offsets_to_transaction(offsets, metadata, self.patience)
+    }
+
+    pub(super) fn commit(&self) -> KafkaResult<()> {
+        // A commit that finds deliveries still under way waits a fixed 100 ms for them; the last report is taken out of
+        // the client's books just after it was handed to us.
+        let deadline = Instant::now() + self.patience;
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        self.producer.commit_transaction(self.patience)
+    }
+
+    /// Ends the transaction without effect. If that fails, too, a successor's fence or the broker's time-out does it.
+    pub(super) fn abort(&self) -> KafkaResult<()> {
+        self.producer.abort_transaction(self.patience)
+    }
+}
+
+/// Two producers that take turns, still one transaction at a time: a broker refuses, for 20 ms, a transaction begun by
+/// the producer that has just ended one.
+pub(super) struct Pair {
+    two: [Transactor; 2],
+    turn: usize,
+    pub ids: Vec<String>,
+}
+
+impl Pair {
+    /// `name` must be one that no producer ever had: fencing the past must never hit the living (PROTOCOL 28).
+    pub(super) fn start(config: &KafkaConfig, names: &Names, name: &str) -> KafkaResult<Pair> {
+        let ids = [format!("{name}.0"), format!("{name}.1")];
+        let (first, second) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| Transactor::start(config, names, &ids[0]));
+            let second = Transactor::start(config, names, &ids[1]);
+            let gone = || KafkaError::Canceled;
+            (first.join().unwrap_or_else(|_| Err(gone())), second)
+        });
+        Ok(Pair {
+            two: [first?, second?],
+            turn: 0,
+            ids: ids.to_vec(),
+        })
+    }
+
+    /// The other one, for the next transaction.
+    pub(super) fn next(&mut self) -> &Transactor {
+        self.turn = (self.turn + 1) % self.two.len();
+        self.current()
+    }
+
+    /// The one whose turn it is.
+    pub(super) fn current(&self) -> &Transactor {
+        &self.two[self.turn]
+    }
+}
+
+/// What a failed transaction means for its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// Another node has this node's place in the group (static membership): stop.
+    Replaced,
+    /// The group gave the shards to others, or is about to.
+    Moved,
+    /// The brokers, or what was sent.
+    Trouble,
+}
+
+/// Reads an error of a transaction.
+pub(super) fn meaning(why: &KafkaError) -> Meaning {
+    use RDKafkaErrorCode as E;
+    let code = match why {
+        KafkaError::Transaction(why) => Some(why.code()),
+        other => other.rdkafka_error_code(),
+    };
+    match code {
+        Some(E::FencedInstanceId) => Meaning::Replaced,
+        Some(
+            E::IllegalGeneration
+            | E::UnknownMemberId
+            | E::RebalanceInProgress
+            | E::InvalidSessionTimeout,
+        ) => Meaning::Moved,
+        _ => Meaning::Trouble,
+    }
+}
+
+/// Closes a client elsewhere: it takes up to a tenth of a second, and nobody waits for it.
+pub(super) fn retire<T: Send + 'static>(client: T) {
+    // If no thread can be had, the closure, and the client with it, is dropped here.
+    drop(std::thread::Builder::new().spawn(move || drop(client)));
+}

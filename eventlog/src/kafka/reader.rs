@@ -1,0 +1,248 @@
+//! Reading what the brokers have, whoever wrote it: ends of partitions, ranges of records.
+//!
+//! Offsets are Kafka's: the markers that end transactions take offsets, too, so records come in order and none is left
+//! out, but their offsets have gaps. A range is read to an end that was asked for before; that end is reached by a
+//! record just below it or by the partition's end at or beyond it, never by a position.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{self, Isolation, REQUEST_MS};
+use super::config::KafkaConfig;
+use super::inbox::{Inbox, Inward};
+use super::names::Names;
+use crate::{Bounds, ReadError, Topic};
+
+/// Consumers kept for the next read; more are made and closed when more threads read at once.
+const IDLE_MAX: usize = 4;
+/// Between two looks at something that is about to change.
+pub(super) const LOOK: Duration = Duration::from_millis(5);
+
+fn request() -> Duration {
+    Duration::from_millis(REQUEST_MS.into())
+}
+
+/// Asks and reads. Shared by all of a process that have the log open.
+pub(super) struct Reader {
+    config: KafkaConfig,
+    names: Names,
+    /// For questions only; never assigned anything.
+    stable: Inbox,
+    high: Inbox,
+    idle: Mutex<Vec<Inbox>>,
+    /// Ends that transactions of this process reached. A commit is answered before its markers are everywhere; whoever
+    /// committed and then reads here must find it.
+    floors: Mutex<HashMap<(Topic, u16), u64>>,
+}
+
+pub(super) fn unavailable(why: impl std::fmt::Display) -> ReadError {
+    ReadError::Unavailable(why.to_string())
+}
+
+impl Reader {
+    pub(super) fn new(config: &KafkaConfig, names: &Names) -> Result<Reader, KafkaError> {
+        Ok(Reader {
+            config: config.clone(),
+            names: names.clone(),
+            stable: Inbox::new(&client::reader(config, Isolation::Committed), names)?,
+            high: Inbox::new(&client::reader(config, Isolation::Everything), names)?,
+            idle: Mutex::new(Vec::new()),
+            floors: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Reads of this process wait until the partition is stable up to here.
+    pub(super) fn raise_floor(&self, topic: Topic, partition: u16, end: u64) {
+        let mut floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
+        let floor = floors.entry((topic, partition)).or_default();
+        *floor = end.max(*floor);
+    }
+
+    fn asker(&self, isolation: Isolation) -> &Inbox {
+        let asker = match isolation {
+            Isolation::Committed => &self.stable,
+            Isolation::Everything => &self.high,
+        };
+        // Nobody waits on its queue: what the client says of itself would pile up there.
+        while asker.next(Duration::ZERO).is_some() {}
+        asker
+    }
+
+    /// Where partitions end: the last stable offset, or the high watermark. One request per broker.
+    pub(super) fn ends(
+        &self,
+        isolation: Isolation,
+        partitions: &[(Topic, u16)],
+    ) -> Result<Vec<u64>, ReadError> {
+        let asker = self.asker(isolation);
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            list.add_partition_offset(self.names.of(*topic), i32::from(*partition), Offset::End)
+                .map_err(unavailable)?;
+        }
+        let deadline = Instant::now() + request();
+        loop {
+            let asked = asker
+                .consumer()
+                .offsets_for_times(
+                    list.clone(),
+                    deadline.saturating_duration_since(Instant::now()),
+                )
+                .map_err(unavailable)
+                .and_then(|answer| offsets(&answer));
+            match asked {
+                Ok(ends) => return Ok(ends),
+                Err(why) if Instant::now() >= deadline => return Err(why),
+                // A partition between two leaders, or a topic that was made a moment ago.
+                Err(_) => std::thread::park_timeout(LOOK),
+            }
+        }
+    }
+
+    /// As [`Reader::ends`] of committed records, and at least what this process committed.
+    pub(super) fn stable_ends(&self, partitions: &[(Topic, u16)]) -> Result<Vec<u64>, ReadError> {
+        let deadline = Instant::now() + request();
+        loop {
+            let ends = self.ends(Isolation::Committed, partitions)?;
+            let settled = {
+                let floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
+                partitions
+                    .iter()
+                    .zip(&ends)
+                    .all(|(partition, end)| floors.get(partition).is_none_or(|floor| end >= floor))
+            };
+            if settled || Instant::now() >= deadline {
+                return Ok(ends);
+            }
+            std::thread::park_timeout(LOOK);
+        }
+    }
+
+    /// First offset and stable end of a partition.
+    pub(super) fn bounds(&self, topic: Topic, partition: u16) -> Result<Bounds, ReadError> {
+        let end = self.stable_ends(&[(topic, partition)])?[0];
+        let (first, _) = self
+            .asker(Isolation::Committed)
+            .consumer()
+            .fetch_watermarks(self.names.of(topic), i32::from(partition), request())
+            .map_err(unavailable)?;
+        Ok(Bounds {
+            first: u64::try_from(first).unwrap_or(0),
+            end,
+        })
+    }
+
+    /// Hands the records from `from` on to `each`, until the end `to` is reached or `each` breaks. `to` must be an
+    /// end that [`Reader::ends`] gave for the same isolation.
+    pub(super) fn scan(
+        &self,
+        isolation: Isolation,
+        (topic, partition): (Topic, u16),
+        from: u64,
+        to: u64,
+        mut each: impl FnMut(Inward) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        if from >= to {
+            return Ok(());
+        }
+        let inbox = self.take_inbox(isolation)?;
+        inbox
+            .assign([(topic, partition, from)])
+            .map_err(unavailable)?;
+        let mut heard = Instant::now();
+        loop {
+            if heard.elapsed() > request() {
+                return Err(unavailable(format!(
+                    "nothing came from {topic} of shard {partition} for {REQUEST_MS} ms"
+                )));
+            }
+            let Some(inward) = inbox.next(Duration::from_millis(100)) else {
+                continue;
+            };
+            match inward {
+                Inward::Record { offset, .. } => {
+                    heard = Instant::now();
+                    if offset >= to || each(inward).is_break() || offset + 1 == to {
+                        break;
+                    }
+                }
+                Inward::End { offset, .. } if offset >= to => break,
+                Inward::Failed {
+                    code: RDKafkaErrorCode::AutoOffsetReset,
+                    ..
+                } => {
+                    return Err(ReadError::TooOld {
+                        first: self.bounds(topic, partition)?.first,
+                    });
+                }
+                // The client connects again by itself; if it cannot, nothing comes, which is seen above.
+                Inward::End { .. }
+                | Inward::Failed { .. }
+                | Inward::Assigned(_)
+                | Inward::Revoked
+                | Inward::Committed(_) => {}
+            }
+        }
+        if inbox.consumer().unassign().is_ok() {
+            self.put_back(isolation, inbox);
+        }
+        Ok(())
+    }
+
+    fn take_inbox(&self, isolation: Isolation) -> Result<Inbox, ReadError> {
+        if isolation == Isolation::Committed
+            && let Some(inbox) = self
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop()
+        {
+            return Ok(inbox);
+        }
+        self.fresh_inbox(isolation)
+    }
+
+    /// A consumer of nothing yet, that knows where all partitions are.
+    pub(super) fn fresh_inbox(&self, isolation: Isolation) -> Result<Inbox, ReadError> {
+        let inbox = Inbox::new(&client::reader(&self.config, isolation), &self.names)
+            .map_err(unavailable)?;
+        // An assignment of a topic whose leaders are not known yet waits half a second for them.
+        for topic in Topic::ALL {
+            inbox
+                .consumer()
+                .fetch_metadata(Some(self.names.of(topic)), request())
+                .map_err(unavailable)?;
+        }
+        Ok(inbox)
+    }
+
+    fn put_back(&self, isolation: Isolation, inbox: Inbox) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if isolation == Isolation::Committed && idle.len() < IDLE_MAX {
+            idle.push(inbox);
+        }
+    }
+}
+
+fn offsets(answer: &TopicPartitionList) -> Result<Vec<u64>, ReadError> {
+    answer
+        .elements()
+        .iter()
+        .map(|element| {
+            element.error().map_err(unavailable)?;
+            match element.offset() {
+                Offset::Offset(offset) => u64::try_from(offset).map_err(unavailable),
+                other => Err(unavailable(format!(
+                    "no end of {}: {other:?}",
+                    element.topic()
+                ))),
+            }
+        })
+        .collect()
+}
