@@ -88,13 +88,9 @@ impl Following {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn follow(&self, shard: u16) {
-        self.wanted().insert(shard);
-    }
-
-    /// After the call nothing of the shard is shown any more.
-    pub fn leave(&self, shard: u16) {
-        self.wanted().remove(&shard);
+    /// After the call nothing of the shards that are not wanted is shown any more.
+    pub fn set(&self, shards: BTreeSet<u16>) {
+        *self.wanted() = shards;
     }
 
     pub fn stop(&self) {

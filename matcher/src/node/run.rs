@@ -31,6 +31,8 @@ use crate::route;
 const TICK: Duration = Duration::from_millis(500);
 /// How long to wait before reading a failed log back again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Where engine time comes from a broker, timers are looked at no more often than this.
+const TIMERS_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let (jobs, to_solve) = bounded::<Job>(1);
@@ -88,7 +90,6 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
 /// its rounds would offer rides to drivers who are gone.
 fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()> {
     let shared = Arc::clone(shared);
-    (0..shared.log.shards()).for_each(|shard| shared.foreign.follow(shard));
     std::thread::Builder::new()
         .name("cabrank-others".into())
         .spawn(move || {
@@ -171,6 +172,8 @@ struct Loop {
     refused: BTreeMap<u16, String>,
     /// Nothing was polled yet, so it is not known which shards are ours.
     is_new: bool,
+    /// How far the newest time given by the log was behind the clock.
+    clock_lag_ms: i64,
 }
 
 /// A shard on its way here.
@@ -201,6 +204,7 @@ impl Loop {
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
             is_new: true,
+            clock_lag_ms: 0,
             shared,
             owner,
             host: Host::new([], hops_max),
@@ -267,12 +271,11 @@ impl Loop {
                 self.gain(shard);
             }
         }
-        self.set_ready();
+        self.settle_shards();
     }
 
     fn gain(&mut self, shard: u16) {
         let now = Instant::now();
-        self.shared.foreign.leave(shard);
         self.refused.remove(&shard);
         self.drop_memory(shard);
         self.pending.insert(
@@ -292,8 +295,21 @@ impl Loop {
         self.shared
             .views
             .keep(|entity| route::shard_of(&self.shared.ring, entity) != shard);
-        // Its drivers may still be near rides of ours.
-        self.shared.foreign.follow(shard);
+    }
+
+    /// After shards came or went: whose drivers are to be followed, and is this node whole?
+    fn settle_shards(&self) {
+        if self.waits_in_poll {
+            let is_ours = |shard: &u16| {
+                self.host.shard(ShardId(*shard)).is_some()
+                    || self.pending.contains_key(shard)
+                    || self.refused.contains_key(shard)
+            };
+            // Drivers of shards elsewhere may be near rides of ours.
+            let others = (0..self.shared.log.shards()).filter(|shard| !is_ours(shard));
+            self.shared.foreign.set(others.collect());
+        }
+        self.set_ready();
     }
 
     /// What is shown of the shard stays visible until it is replaced: nobody who asks meanwhile is told that a ride
@@ -321,7 +337,13 @@ impl Loop {
 
     /// Tries to read back what is pending. One shard that cannot be read does not keep the others from working.
     fn recover_pending(&mut self) -> Result<(), Failure> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
         let now = Instant::now();
+        let ours = self.owner.shards();
+        // One that was given and taken again before it was read back.
+        self.pending.retain(|shard, _| ours.contains(shard));
         let due = self.pending.iter().filter(|(_, p)| p.next_try <= now);
         let due: Vec<(u16, Instant)> = due.map(|(shard, p)| (*shard, p.since)).collect();
         if due.is_empty() {
@@ -357,7 +379,7 @@ impl Loop {
                 }
             }
         }
-        self.set_ready();
+        self.settle_shards();
         Ok(())
     }
 
@@ -471,13 +493,10 @@ impl Loop {
         if std::mem::take(&mut self.is_new) {
             self.set_ready();
         }
-        for shard in std::mem::take(&mut polled.lost) {
-            self.lose(shard);
-            self.set_ready();
-        }
-        for shard in std::mem::take(&mut polled.gained) {
-            self.gain(shard);
-            self.set_ready();
+        if !polled.lost.is_empty() || !polled.gained.is_empty() {
+            polled.lost.iter().for_each(|shard| self.lose(*shard));
+            polled.gained.iter().for_each(|shard| self.gain(*shard));
+            self.settle_shards();
         }
         let mut batch = Batch::default();
         let is_caught_up = polled.clock_ms.is_some();
@@ -521,6 +540,7 @@ impl Loop {
         }
         let mut noted = 0;
         if let Some(clock_ms) = polled.clock_ms {
+            self.clock_lag_ms = self.shared.clock.now().since(Time(clock_ms)).max(0);
             self.host.handle_time(&mut batch, Time(clock_ms));
             self.take_round(&mut batch)?;
             self.wake_rides();
@@ -546,9 +566,17 @@ impl Loop {
         if !self.pending.contains_key(&shard) && !self.refused.contains_key(&shard) {
             self.gain(shard);
         }
-        self.set_ready();
+        self.settle_shards();
         // Pending ones are tried again in a while, refused ones never.
         self.shared.bell.wait(RETRY.min(self.pause()));
+    }
+
+    fn least_pause(&self) -> Duration {
+        if self.waits_in_poll {
+            TIMERS_PAUSE
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// How long nothing is due.
@@ -560,12 +588,16 @@ impl Loop {
                 (due.since(now).max(0) as f64 / speed / 1_000.0).clamp(0.0005, 60.0),
             )
         };
-        let now_wall = Instant::now();
         let retry = self.pending.values().map(|pending| pending.next_try);
         let retry = retry
             .min()
-            .map_or(TICK, |at| at.saturating_duration_since(now_wall));
-        let timer = self.host.poll_deadline().map_or(TICK, until).min(retry);
+            .map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
+        let timer = self.host.poll_deadline().map_or(TICK, |due| {
+            // Engine time may be behind the clock by the log's margin: looking more often than it moves is idle work.
+            let due = Time(due.0.saturating_add(self.clock_lag_ms));
+            until(due).max(self.least_pause())
+        });
+        let timer = timer.min(retry);
         let round = if self.dirty.is_empty() || self.round_under_way {
             TICK
         } else {
