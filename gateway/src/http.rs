@@ -19,17 +19,18 @@ use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, Ve
 use cabrank_geo::Point;
 use cabrank_matcher::api::NearbyQuery;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::access::{Endpoint, choose_protocol, rider_for};
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
-use crate::listener::Conn;
+use crate::listener::{Busy, Conn};
 use crate::outcomes::Answer;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
 use crate::rider::RiderSession;
-use crate::socket::{self, Session, command_name, count_command};
+use crate::socket::{self, Codec, Session, command_name, count_command};
 use crate::stream;
 use crate::token::{Caller, LIFE_MAX};
 
@@ -41,6 +42,7 @@ const NEARBY_K_DEFAULT: usize = 10;
 const NEARBY_RADIUS_DEFAULT_M: f64 = 2_000.0;
 
 type Shared = State<Arc<Edge>>;
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// All routes.
 pub fn router(edge: Arc<Edge>) -> Router {
@@ -93,14 +95,31 @@ async fn metrics(State(edge): Shared) -> impl IntoResponse {
     (content_type, crate::recorder().render())
 }
 
-/// Prepares an upgrade: bounds and subprotocol.
-fn prepare(
+/// A socket that may be opened.
+struct Opening {
+    caller: Caller,
+    upgrade: WebSocketUpgrade,
+    codec: Codec,
+    /// When the token is over.
+    expires: Instant,
+    /// Room for it, and its connection's being used.
+    kept: (OwnedSemaphorePermit, Busy),
+}
+
+/// May this socket be opened? Who calls, what is spoken, and is there room?
+fn opening(
     edge: &Edge,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    protocol: Option<&'static str>,
-) -> Result<WebSocketUpgrade, Problem> {
+    endpoint: Endpoint,
+    conn: &Conn,
+    headers: &HeaderMap,
+    upgrade: Upgrade,
+) -> Result<Opening, Problem> {
+    let verified = edge.authorize(endpoint, headers)?;
+    let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
+    let (codec, protocol) = choose_protocol(headers)?;
     let upgrade = upgrade.map_err(|rejection| {
-        Problem::bad_request(format!("this is a WebSocket: {}", rejection.body_text()))
+        let why = rejection.body_text();
+        Problem::bad_request(format!("this is a WebSocket: open it as one ({why})"))
     })?;
     let bytes_max = edge.config.limits.frame_bytes_max;
     let mut upgrade = upgrade
@@ -111,47 +130,49 @@ fn prepare(
     if let Some(protocol) = protocol {
         upgrade.set_selected_protocol(HeaderValue::from_static(protocol));
     }
-    Ok(upgrade)
+    Ok(Opening {
+        caller: verified.caller,
+        upgrade,
+        codec,
+        expires,
+        kept: (edge.admit()?, conn.busy()),
+    })
 }
 
 async fn driver_socket(
     State(edge): Shared,
     ConnectInfo(conn): ConnectInfo<Conn>,
     headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, Problem> {
-    let verified = edge.authorize(Endpoint::DriverSocket, &headers)?;
-    let Caller::Driver(driver) = &verified.caller else {
-        return Err(Problem::forbidden("a driver's token is needed"));
+    let Opening {
+        caller,
+        upgrade,
+        codec,
+        expires,
+        kept,
+    } = opening(&edge, Endpoint::DriverSocket, &conn, &headers, upgrade)?;
+    let Caller::Driver(driver) = caller else {
+        return Err(Problem::forbidden("use a driver's token"));
     };
-    let driver = driver.clone();
-    let (codec, protocol) = choose_protocol(&headers)?;
-    let upgrade = prepare(&edge, upgrade, protocol)?;
-    let permit = edge.admit()?;
-    let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
     Ok(upgrade.on_upgrade(async move |mut ws| {
-        let _kept = (permit, conn.busy());
-        let connected = edge
-            .drivers
-            .connect(&driver, edge.config.limits.session_queue_max);
-        let Ok((slot, link, queue)) = connected else {
+        let _kept = kept;
+        let queue_max = edge.config.limits.session_queue_max;
+        let Ok((slot, link, queue)) = edge.drivers.connect(&driver, queue_max) else {
             refused("people_remembered");
             return socket::turn_away(&mut ws).await;
         };
         let sign_every = Duration::from_millis(edge.config.timing.sign_of_life_ms);
         let person = DriverSession::new(driver, slot, link.clone(), sign_every);
-        socket::run(
-            Session {
-                edge,
-                codec,
-                person,
-                link,
-                queue,
-                expires,
-            },
-            ws,
-        )
-        .await;
+        let session = Session {
+            edge,
+            codec,
+            person,
+            link,
+            queue,
+            expires,
+        };
+        socket::run(session, ws).await;
     }))
 }
 
@@ -159,35 +180,32 @@ async fn rider_socket(
     State(edge): Shared,
     ConnectInfo(conn): ConnectInfo<Conn>,
     headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, Problem> {
-    let verified = edge.authorize(Endpoint::RiderSocket, &headers)?;
-    let Caller::Rider(rider) = &verified.caller else {
-        return Err(Problem::forbidden("a rider's token is needed"));
+    let Opening {
+        caller,
+        upgrade,
+        codec,
+        expires,
+        kept,
+    } = opening(&edge, Endpoint::RiderSocket, &conn, &headers, upgrade)?;
+    let Caller::Rider(rider) = caller else {
+        return Err(Problem::forbidden("use a rider's token"));
     };
-    let rider = rider.clone();
-    let (codec, protocol) = choose_protocol(&headers)?;
-    let upgrade = prepare(&edge, upgrade, protocol)?;
-    let permit = edge.admit()?;
-    let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
     Ok(upgrade.on_upgrade(async move |ws| {
-        let _kept = (permit, conn.busy());
-        let (link, queue) = edge
-            .riders
-            .connect(&rider, edge.config.limits.session_queue_max);
+        let _kept = kept;
+        let queue_max = edge.config.limits.session_queue_max;
+        let (link, queue) = edge.riders.connect(&rider, queue_max);
         let person = RiderSession::new(rider, link.clone(), &edge);
-        socket::run(
-            Session {
-                edge,
-                codec,
-                person,
-                link,
-                queue,
-                expires,
-            },
-            ws,
-        )
-        .await;
+        let session = Session {
+            edge,
+            codec,
+            person,
+            link,
+            queue,
+            expires,
+        };
+        socket::run(session, ws).await;
     }))
 }
 
