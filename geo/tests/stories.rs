@@ -377,7 +377,7 @@ fn a_query_held_up_while_the_whole_town_moves_asks_anew_and_misses_nobody() {
         patch_m: 300.0,
     });
     let west = market_street();
-    let east = west.offset_m(0.0, 1_500.0);
+    let east = west.offset_m(0.0, 700.0);
     let at = |at: Point, time_ms: i64| Placement {
         at,
         time_ms,
@@ -400,7 +400,7 @@ fn a_query_held_up_while_the_whole_town_moves_asks_anew_and_misses_nobody() {
             for &slot in &eastern {
                 index.place(slot, at(west, 2));
             }
-            for time_ms in 2..40 {
+            for time_ms in 2..200 {
                 let place = if time_ms % 2 == 0 { east } else { west };
                 for &slot in &western {
                     assert_eq!(
@@ -419,7 +419,7 @@ fn a_query_held_up_while_the_whole_town_moves_asks_anew_and_misses_nobody() {
         classes: 0,
     };
     let mut out = Vec::new();
-    index.within_radius(west, 3_000.0, &filter, keep, &mut out);
+    index.within_radius(west, 900.0, &filter, keep, &mut out);
     let mut keys: Vec<u64> = out.iter().map(|near| near.key.0).collect();
     keys.sort_unstable();
     assert!(held_up && keys.into_iter().eq(0..260));
