@@ -7,8 +7,10 @@ use super::config::{KafkaConfig, SecurityProtocol};
 /// Longest a request may take before it counts as failed, in ms; also the longest a read waits for a broker.
 pub(super) const REQUEST_MS: u32 = 5_000;
 /// How long a broker holds a fetch that finds nothing, in ms. Records end the wait at once, so it decides only how soon
-/// the end of a partition is noticed and how many empty answers a second an idle node gets.
+/// the end of a partition is noticed and how many empty answers a second an idle client gets.
 const FETCH_WAIT_MS: &str = "100";
+/// The same for a reader of a range: it fetches only while somebody waits for the range's end.
+const RANGE_FETCH_WAIT_MS: &str = "2";
 /// Largest batch the brokers take, in bytes: a record of [`crate::RECORD_MAX_BYTES`] and what goes around it.
 pub(super) const MESSAGE_MAX_BYTES: &str = "2097152";
 /// Records a consumer fetches ahead.
@@ -92,6 +94,13 @@ pub(super) enum Isolation {
     Committed,
     /// All that were written: only to find who wrote what nobody has committed yet.
     Everything,
+}
+
+/// For reading a range, and then nothing.
+pub(super) fn range_reader(config: &KafkaConfig, isolation: Isolation) -> ClientConfig {
+    let mut client = reader(config, isolation);
+    client.set("fetch.wait.max.ms", RANGE_FETCH_WAIT_MS);
+    client
 }
 
 /// For reading without being in a group.

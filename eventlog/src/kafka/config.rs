@@ -5,10 +5,11 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the log over Kafka. [`KafkaConfig::default`] is right for three brokers and eight shards.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaConfig {
     /// Brokers to ask first, `host:port`, separated by commas. The others are learned from them.
@@ -62,7 +63,7 @@ pub struct KafkaConfig {
 }
 
 /// Encryption and identity towards the brokers. Everything but plaintext needs the cargo feature `kafka-tls`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Security {
     /// Which of the four.
@@ -82,7 +83,7 @@ pub struct Security {
 }
 
 /// Kafka's four ways of talking.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecurityProtocol {
     /// No encryption, no identity.

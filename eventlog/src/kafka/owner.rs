@@ -195,7 +195,7 @@ impl KafkaOwner {
             .consumer()
             .fetch_metadata(Some(commands), Duration::from_secs(5))?;
         inbox.consumer().subscribe(&[commands])?;
-        Ok(KafkaOwner {
+        let mut owner = KafkaOwner {
             shared: Arc::clone(shared),
             inbox: Arc::new(inbox),
             node: node.to_owned(),
@@ -219,7 +219,9 @@ impl KafkaOwner {
             fenced: None,
             sabotage: Sabotage::Nothing,
             at_moment: None,
-        })
+        };
+        owner.make_producers();
+        Ok(owner)
     }
 
     /// Takes a rule out. For tests.
@@ -286,9 +288,6 @@ impl KafkaOwner {
         info!(?shards, generation, "assigned");
         if self.sabotage != Sabotage::FreshGeneration {
             self.forget();
-        }
-        if !shards.is_empty() {
-            self.make_producers();
         }
         self.gained.clone_from(&shards);
         self.assignment = Some(Assignment {
@@ -370,12 +369,17 @@ impl KafkaOwner {
         if let Some(pair) = self.producers.take() {
             retire(pair);
         }
+        self.make_producers();
     }
 
+    /// Has the next producers made, beside whatever else is done until they are needed. Those that were made and never
+    /// used are as good as new.
     fn make_producers(&mut self) {
+        if self.making.is_some() {
+            return;
+        }
         let name = fresh_name(&self.shared, &self.node);
         let shared = Arc::clone(&self.shared);
-        // Beside the recovery, which takes as long.
         self.making = Some(std::thread::spawn(move || {
             Pair::start(&shared.config, &shared.names, &name)
         }));
@@ -384,9 +388,7 @@ impl KafkaOwner {
     /// The producers of this assignment, made when first needed.
     fn producers(&mut self) -> KafkaResult<&mut Pair> {
         if self.producers.is_none() {
-            if self.making.is_none() {
-                self.make_producers();
-            }
+            self.make_producers();
             let made = self.making.take().map(JoinHandle::join);
             let pair = made
                 .and_then(Result::ok)

@@ -167,6 +167,10 @@ impl Transactor {
             &client::transactional(config, id),
             Deliveries::new(names),
         )?;
+        // With a broker already connected the coordinator is found at once; without, after a fixed half second or more.
+        producer
+            .client()
+            .fetch_metadata(Some(names.of(Topic::ShardState)), patience)?;
         producer.init_transactions(patience)?;
         Ok(Transactor {
             producer,

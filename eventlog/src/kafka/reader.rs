@@ -205,13 +205,17 @@ impl Reader {
         {
             return Ok(inbox);
         }
-        self.fresh_inbox(isolation)
+        self.fresh_inbox(&client::range_reader(&self.config, isolation))
+    }
+
+    /// A consumer that follows partitions for long.
+    pub(super) fn follower(&self) -> Result<Inbox, ReadError> {
+        self.fresh_inbox(&client::reader(&self.config, Isolation::Committed))
     }
 
     /// A consumer of nothing yet, that knows where all partitions are.
-    pub(super) fn fresh_inbox(&self, isolation: Isolation) -> Result<Inbox, ReadError> {
-        let inbox = Inbox::new(&client::reader(&self.config, isolation), &self.names)
-            .map_err(unavailable)?;
+    fn fresh_inbox(&self, client: &rdkafka::ClientConfig) -> Result<Inbox, ReadError> {
+        let inbox = Inbox::new(client, &self.names).map_err(unavailable)?;
         // An assignment of a topic whose leaders are not known yet waits half a second for them.
         for topic in Topic::ALL {
             inbox

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::client::Isolation;
 use super::inbox::{Inbox, Inward};
 use super::log::Shared;
 use crate::{EventTail, Followed, ReadError, TailError, Topic};
@@ -39,7 +38,7 @@ impl KafkaTail {
     /// The consumer, reading what is followed now; `None` while the brokers cannot be reached.
     fn reading(&mut self) -> Option<&Inbox> {
         if self.inbox.is_none() {
-            self.inbox = self.shared.reader.fresh_inbox(Isolation::Committed).ok();
+            self.inbox = self.shared.reader.follower().ok();
             self.is_moved = true;
         }
         let inbox = self.inbox.as_ref()?;
