@@ -15,7 +15,7 @@
 
 mod transaction;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -57,8 +57,8 @@ pub enum Sabotage {
     Nothing,
     /// PROTOCOL 28: a takeover does not fence the owner before.
     NoFence,
-    /// PROTOCOL 28: a takeover does not wait until the past is decided.
-    NoStableWait,
+    /// PROTOCOL 28: a takeover neither fences nor waits until the past is decided.
+    NoFenceNoWait,
     /// PROTOCOL 24: memory survives its assignment and is committed under the next one's metadata.
     FreshGeneration,
     /// PROTOCOL 23: the lease has no end.
@@ -120,6 +120,8 @@ pub struct KafkaOwner {
     woken: Arc<AtomicBool>,
     assignment: Option<Assignment>,
     lanes: BTreeMap<u16, Lane>,
+    /// Shards whose memory was thrown away here: the caller has to recover them.
+    forgotten: BTreeSet<u16>,
     /// The consumer is not reading what `lanes` says.
     is_moved: bool,
     /// Fetched, not handed out.
@@ -203,6 +205,7 @@ impl KafkaOwner {
             woken: Arc::default(),
             assignment: None,
             lanes: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
             is_moved: false,
             waiting: VecDeque::new(),
             gained: Vec::new(),
@@ -361,7 +364,10 @@ impl KafkaOwner {
 
     /// Throws away everything built from the log; what is owned must be recovered again.
     fn forget(&mut self) {
-        self.lanes.clear();
+        let owned = self.owned().to_vec();
+        let lost = std::mem::take(&mut self.lanes).into_keys();
+        self.forgotten.extend(lost);
+        self.forgotten.retain(|shard| owned.contains(shard));
         self.waiting.clear();
         self.is_moved = true;
         self.sample = None;
@@ -509,27 +515,16 @@ impl KafkaOwner {
         }
     }
 
-    /// A shard that was told as gained and not recovered since.
-    fn unrecovered(&self) -> Option<u16> {
-        self.owned()
-            .iter()
-            .find(|shard| !self.lanes.contains_key(shard) && !self.gained.contains(shard))
-            .copied()
-    }
-
     /// Announces and begins to read what was recovered.
     fn settle(&mut self) -> Result<(), PollError> {
-        if let Some(shard) = self.unrecovered() {
-            return Err(PollError::NotRecovered(shard));
-        }
         if let Err(why) = self.announce() {
             warn!(%why, "the announcement failed");
             if self.fenced.is_some() {
                 return Err(self.fenced_poll());
             }
-            if let Some(shard) = self.owned().first() {
-                return Err(PollError::NotRecovered(*shard));
-            }
+        }
+        if let Some(shard) = self.forgotten.first() {
+            return Err(PollError::NotRecovered(*shard));
         }
         if self.is_moved && self.assignment.is_some() {
             self.waiting.clear();
@@ -604,9 +599,12 @@ impl ShardOwner for KafkaOwner {
             )));
         }
         self.gained.retain(|gained| *gained != shard);
+        // Whatever comes of it, the caller knows.
+        self.forgotten.remove(&shard);
         if self.lanes.contains_key(&shard) {
             // Again, under the same assignment: its own producers must not be the past that is fenced.
             self.forget();
+            self.forgotten.remove(&shard);
         }
         let taken = take_over(&self.shared, shard, self.sabotage)?;
         let ShardImage { note, engine, .. } = &taken.image;
@@ -671,16 +669,14 @@ impl ShardOwner for KafkaOwner {
         if let Some(by) = self.fenced {
             return Err(CommitError::Fenced { by });
         }
-        if self.sabotage != Sabotage::FreshGeneration {
-            let missing = |shard: &&u16| !self.lanes.contains_key(shard);
-            match self.owned() {
-                [] => return Err(CommitError::Moved("no shard is owned now".into())),
-                owned => {
-                    if let Some(shard) = owned.iter().find(missing) {
-                        return Err(CommitError::NotRecovered(*shard));
-                    }
-                }
-            }
+        if self.owned().is_empty() {
+            return Err(CommitError::Moved("no shard is owned now".into()));
+        }
+        let here = |shard: &u16| {
+            self.lanes.contains_key(shard) || *shard >= self.shared.config.shards
+        };
+        if let Some((shard, _)) = tx.headers.iter().find(|(shard, _)| !here(shard)) {
+            return Err(CommitError::NotRecovered(*shard));
         }
         self.check(tx)?;
         self.announce()?;

@@ -57,10 +57,10 @@ pub(super) fn take_over(
         .map_err(failed)?;
     let is_open = |stable: &[u64]| stable.iter().zip(&high).any(|(stable, high)| stable < high);
     if is_open(&stable) {
-        if sabotage != Sabotage::NoFence {
+        if !matches!(sabotage, Sabotage::NoFence | Sabotage::NoFenceNoWait) {
             fence(shared, shard, &image, read_to, high[0])?;
         }
-        if sabotage != Sabotage::NoStableWait {
+        if sabotage != Sabotage::NoFenceNoWait {
             let limit = Duration::from_millis(u64::from(shared.config.transaction_timeout_ms) * 2);
             let deadline = Instant::now() + limit;
             while is_open(
