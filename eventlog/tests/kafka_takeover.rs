@@ -46,7 +46,8 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 fn submit(log: &KafkaLog, shard: u16, text: &str) {
     let value = Bytes::copy_from_slice(text.as_bytes());
-    log.submit(shard, Bytes::from_static(b"ride"), value).unwrap();
+    log.submit(shard, Bytes::from_static(b"ride"), value)
+        .unwrap();
 }
 
 fn events(log: &KafkaLog, shard: u16) -> Vec<String> {
@@ -259,7 +260,11 @@ fn without_fence_and_wait_the_sleeper_does_its_work_a_second_time() {
     }
     let (late, events) = a_sleeper_commits_late(Sabotage::NoFenceNoWait);
     assert!(late.is_ok(), "{late:?}");
-    assert_eq!(events.len(), 2, "the rule is what prevents this: {events:?}");
+    assert_eq!(
+        events.len(),
+        2,
+        "the rule is what prevents this: {events:?}"
+    );
 }
 
 /// The victim of the kill tests: takes one command, writes everything, asks the group, and hangs before the commit.
@@ -325,7 +330,10 @@ fn killed_in_an_open_transaction(sabotage: Sabotage) -> (Duration, Vec<String>) 
     });
     next.work().unwrap();
     let owners = log.owners().unwrap();
-    assert!(owners.iter().all(|owner| owner.node == "next"), "{owners:?}");
+    assert!(
+        owners.iter().all(|owner| owner.node == "next"),
+        "{owners:?}"
+    );
     (taken, events(&log, 0))
 }
 
@@ -338,7 +346,10 @@ fn a_node_killed_in_an_open_transaction_is_fenced_and_not_waited_for() {
     let (taken, events) = killed_in_an_open_transaction(Sabotage::Nothing);
     assert_eq!(events, ["pick up"]);
     println!("taken over {} ms after kill -9", taken.as_millis());
-    assert!(taken < Duration::from_secs(6), "{taken:?} at a session of 2 s");
+    assert!(
+        taken < Duration::from_secs(6),
+        "{taken:?} at a session of 2 s"
+    );
 }
 
 #[test]
@@ -349,7 +360,10 @@ fn without_the_fence_a_takeover_waits_for_the_transactions_time_out() {
     }
     let (taken, events) = killed_in_an_open_transaction(Sabotage::NoFence);
     assert_eq!(events, ["pick up"], "slow, but right");
-    assert!(taken > Duration::from_secs(7), "{taken:?} at a time-out of 10 s");
+    assert!(
+        taken > Duration::from_secs(7),
+        "{taken:?} at a time-out of 10 s"
+    );
 }
 
 /// A node hangs; its shards go to another, who works; the node comes back, is given its shards again, and commits what it
@@ -393,7 +407,10 @@ fn what_was_decided_under_an_older_assignment_is_never_committed() {
         return;
     }
     let (late, events) = old_memory_under_a_new_generation(Sabotage::Nothing);
-    assert!(matches!(late, Err(CommitError::NotRecovered(0))), "{late:?}");
+    assert!(
+        matches!(late, Err(CommitError::NotRecovered(0))),
+        "{late:?}"
+    );
     assert_eq!(events, ["pick up"]);
 }
 
@@ -405,7 +422,11 @@ fn with_the_fresh_generation_old_memory_is_committed() {
     }
     let (late, events) = old_memory_under_a_new_generation(Sabotage::FreshGeneration);
     assert!(late.is_ok(), "{late:?}");
-    assert_eq!(events.len(), 2, "the rule is what prevents this: {events:?}");
+    assert_eq!(
+        events.len(),
+        2,
+        "the rule is what prevents this: {events:?}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! and assignments come as values to the loop that owns the shards, not as callbacks in the middle of something.
 //! Everything unsafe of this crate is in this file and in `lease`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,8 +40,8 @@ pub(super) enum Inward {
     Assigned(Vec<u16>),
     /// The group takes all partitions back. To be answered with an unassignment.
     Revoked,
-    /// The answer to an offset commit.
-    Committed(Result<(), RDKafkaErrorCode>),
+    /// The answer to [`Inbox::commit_offset`], with the mark it was given.
+    Committed(u64, Result<(), RDKafkaErrorCode>),
     /// An error, of one partition or of the connection.
     Failed {
         topic: Option<Topic>,
@@ -146,6 +146,41 @@ impl Inbox {
         self.consumer.assign(&list)
     }
 
+    /// Commits an offset as the member this consumer is now; the answer comes out of [`Inbox::next`] with the mark.
+    pub(super) fn commit_offset(
+        &self,
+        topic: Topic,
+        partition: u16,
+        offset: u64,
+        mark: u64,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let Ok(name) = CString::new(self.names.of(topic)) else {
+            return Err(RDKafkaErrorCode::InvalidTopic);
+        };
+        // `BaseConsumer::commit` has no answer unless it waits for it.
+        // SAFETY: the list is ours from its making to its destruction and is copied by the commit; client and queue live
+        // as long as this; the mark is handed back as the number it is.
+        let code = unsafe {
+            let list = rd::rd_kafka_topic_partition_list_new(1);
+            let element =
+                rd::rd_kafka_topic_partition_list_add(list, name.as_ptr(), i32::from(partition));
+            (*element).offset = i64::try_from(offset).unwrap_or(i64::MAX);
+            let code = rd::rd_kafka_commit_queue(
+                self.consumer.client().native_ptr(),
+                list,
+                self.queue,
+                None,
+                mark as usize as *mut std::ffi::c_void,
+            );
+            rd::rd_kafka_topic_partition_list_destroy(list);
+            code
+        };
+        match RDKafkaErrorCode::from(code) {
+            RDKafkaErrorCode::NoError => Ok(()),
+            code => Err(code),
+        }
+    }
+
     /// Makes the [`Inbox::next`] under way, or else the next one that would wait, return `None`.
     pub(super) fn wake(&self) {
         // SAFETY: the queue lives as long as this.
@@ -195,10 +230,13 @@ impl Event {
             rd::RD_KAFKA_EVENT_REBALANCE => Some(self.rebalance(names)),
             rd::RD_KAFKA_EVENT_OFFSET_COMMIT => {
                 let code = RDKafkaErrorCode::from(self.code());
-                Some(Inward::Committed(match code {
+                // SAFETY: an offset commit's event carries what `commit_offset` put there: a number, not an address.
+                let mark = unsafe { rd::rd_kafka_event_opaque(self.0) } as usize as u64;
+                let result = match code {
                     RDKafkaErrorCode::NoError => Ok(()),
                     code => Err(code),
-                }))
+                };
+                Some(Inward::Committed(mark, result))
             }
             rd::RD_KAFKA_EVENT_LOG => {
                 self.log();

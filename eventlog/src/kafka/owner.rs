@@ -21,9 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::consumer::{CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 use tracing::{debug, info, warn};
 
 use super::client::{self, Isolation};
@@ -85,6 +84,8 @@ struct Assignment {
     metadata: ConsumerGroupMetadata,
     generation: i32,
     member: String,
+    /// When it was taken in, on the lease's clock.
+    since_ns: u64,
     /// The brokers say it is over; the group has not said so yet.
     is_over: bool,
 }
@@ -136,8 +137,6 @@ pub struct KafkaOwner {
     /// The newest clock whose end was reached, and when that was.
     clock: Option<(i64, Instant)>,
     lease: NodeLease,
-    /// Sending time of the renewal whose answer is awaited.
-    renewing: Option<u64>,
     renewed: Instant,
     epoch: u64,
     fenced: Option<u64>,
@@ -216,7 +215,6 @@ impl KafkaOwner {
             sampled: None,
             clock: None,
             lease: NodeLease::default(),
-            renewing: None,
             renewed: Instant::now(),
             epoch: 0,
             fenced: None,
@@ -261,7 +259,7 @@ impl KafkaOwner {
             }
             Inward::Assigned(shards) => self.assigned(shards),
             Inward::Revoked => self.revoked(),
-            Inward::Committed(result) => self.proved(result),
+            Inward::Committed(sent_ns, result) => self.proved(sent_ns, result),
             Inward::Failed {
                 code,
                 fatal,
@@ -298,6 +296,7 @@ impl KafkaOwner {
             metadata,
             generation,
             member,
+            since_ns: now_ns(),
             is_over: false,
         });
         // At once: nobody is answered before the first proof.
@@ -306,7 +305,6 @@ impl KafkaOwner {
 
     fn revoked(&mut self) {
         self.lease.end();
-        self.renewing = None;
         if let Some(assignment) = self.assignment.take() {
             info!(shards = ?assignment.shards, generation = assignment.generation, "revoked");
             // What was never told as gained need not be told as lost.
@@ -420,43 +418,39 @@ impl KafkaOwner {
         if !is_due || assignment.is_over {
             return;
         }
-        // An answer that never came is not waited for for ever.
         self.renewed = Instant::now();
-        let mut list = TopicPartitionList::new();
-        let owners = self.shared.names.of(Topic::ShardOwners);
-        let offset = Offset::Offset(wall_ms().max(0));
-        let sent_ns = now_ns();
-        let sent = list
-            .add_partition_offset(owners, 0, offset)
-            .and_then(|()| self.inbox.consumer().commit(&list, CommitMode::Async));
-        match sent {
-            Ok(()) => self.renewing = Some(sent_ns),
-            Err(why) => debug!(%why, "no proof of membership could be sent"),
+        let offset = u64::try_from(wall_ms()).unwrap_or(0);
+        // The mark is the sending time, so that each answer proves what it was asked for.
+        let sent = self
+            .inbox
+            .commit_offset(Topic::ShardOwners, 0, offset, now_ns());
+        if let Err(code) = sent {
+            debug!(%code, "no proof of membership could be sent");
         }
     }
 
-    /// The answer to a proof. With several under way the oldest sending time counts, which is the careful one.
-    fn proved(&mut self, result: Result<(), RDKafkaErrorCode>) {
-        let (Some(assignment), Some(sent_ns)) = (&mut self.assignment, self.renewing.take()) else {
+    fn proved(&mut self, sent_ns: u64, result: Result<(), RDKafkaErrorCode>) {
+        let Some(assignment) = &self.assignment else {
             return;
         };
-        match result {
-            Ok(()) => {
-                // The client sends what it is now: only if that is still what it was, the proof is for this assignment.
-                let now = membership(self.inbox.consumer());
-                let same = now == Some((assignment.generation, assignment.member.clone()));
-                if same && !assignment.is_over {
-                    let length = if self.sabotage == Sabotage::EndlessLease {
-                        Duration::from_secs(3_600)
-                    } else {
-                        // A quarter less: the time between the check and the answer that was based on it.
-                        self.session() * 3 / 4
-                    };
-                    self.lease.extend(sent_ns, length);
-                }
-            }
-            Err(code) => debug!(%code, "a proof of membership was refused"),
+        if let Err(code) = result {
+            debug!(%code, "a proof of membership was refused");
+            return;
         }
+        // The client sends what it is at that moment: asked under this assignment and still the same member in the same
+        // generation, it was that between, too.
+        let now = membership(self.inbox.consumer());
+        let is_same = now == Some((assignment.generation, assignment.member.clone()));
+        if !is_same || assignment.is_over || sent_ns < assignment.since_ns {
+            return;
+        }
+        let length = if self.sabotage == Sabotage::EndlessLease {
+            Duration::from_secs(3_600)
+        } else {
+            // A quarter less: the time between a look at the lease and the answer that was based on it.
+            self.session() * 3 / 4
+        };
+        self.lease.extend(sent_ns, length);
     }
 
     // -- the clock -----------------------------------------------------------------------------------------------
@@ -672,9 +666,8 @@ impl ShardOwner for KafkaOwner {
         if self.owned().is_empty() {
             return Err(CommitError::Moved("no shard is owned now".into()));
         }
-        let here = |shard: &u16| {
-            self.lanes.contains_key(shard) || *shard >= self.shared.config.shards
-        };
+        let here =
+            |shard: &u16| self.lanes.contains_key(shard) || *shard >= self.shared.config.shards;
         if let Some((shard, _)) = tx.headers.iter().find(|(shard, _)| !here(shard)) {
             return Err(CommitError::NotRecovered(*shard));
         }

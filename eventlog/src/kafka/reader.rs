@@ -186,7 +186,7 @@ impl Reader {
                 | Inward::Failed { .. }
                 | Inward::Assigned(_)
                 | Inward::Revoked
-                | Inward::Committed(_) => {}
+                | Inward::Committed(..) => {}
             }
         }
         if inbox.consumer().unassign().is_ok() {
