@@ -28,5 +28,5 @@ pub mod rpc;
 mod views;
 
 pub use config::NodeConfig;
-pub use node::{Failure, Lease, Node, Parts, Stopped};
+pub use node::{Failure, Node, Parts, Stopped};
 pub use remote::{Remote, RemoteConfig, RemoteParts};

@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cabrank_engine::EngineConfig;
-use cabrank_eventlog::{EventLog, ShardOwner, Waker};
-use cabrank_events::{DriverId, ShardId, Time};
+use cabrank_eventlog::{EventLog, Lease, ShardOwner, Waker};
+use cabrank_events::{DriverId, Time};
 use cabrank_ring::Ring;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -85,9 +85,6 @@ pub(crate) struct Holding {
     pub takeover_ms: u64,
 }
 
-/// May this node answer for the shard at this moment (PROTOCOL 23)? Cheap, callable from any thread.
-pub type Lease = Arc<dyn Fn(ShardId) -> bool + Send + Sync>;
-
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, BTreeMap<u16, Holding>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,17 +134,9 @@ pub struct Parts {
 
 impl Node {
     /// Starts the node; it is ready once it has read its state back. `on_stop` is told when it stops, for whatever reason.
+    /// It answers others about its shards only while the owner's lease holds.
     pub fn start(parts: Parts, on_stop: impl FnOnce(&Stopped) + Send + 'static) -> Node {
-        // Where one process has all shards, nobody else can answer for them.
-        Self::start_leased(parts, Arc::new(|_| true), on_stop)
-    }
-
-    /// Starts a node among others: it answers for a shard only while `lease` says so.
-    pub fn start_leased(
-        parts: Parts,
-        lease: Lease,
-        on_stop: impl FnOnce(&Stopped) + Send + 'static,
-    ) -> Node {
+        let lease = parts.owner.lease();
         let people = Arc::new(People::new(parts.config.drivers_max));
         let shared = Arc::new(Shared {
             log: parts.log,

@@ -3,8 +3,9 @@
 //! A driver is known here from `driver.online` until `driver.forgotten`; pings of others are refused. Bounded by the
 //! index's own bound. Status comes from committed driver events only, ordered by the driver's event number.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cabrank_engine::driver::{Driver, Presence};
 use cabrank_events::{DriverId, SessionId, Time};
@@ -32,7 +33,12 @@ pub(crate) struct People {
     by_id: DashMap<DriverId, Arc<Person>>,
     /// By key: the index speaks in keys, the engine in ids.
     names: RwLock<Names>,
+    /// Pings that came before the news that their driver is online, which travels another way.
+    early: Mutex<HashMap<DriverId, Placement>>,
 }
+
+/// Early pings that are kept; when there are more, all are dropped, and the drivers' next pings do.
+const EARLY_MAX: usize = 10_000;
 
 #[derive(Default)]
 struct Names {
@@ -52,6 +58,7 @@ impl People {
             index: LiveIndex::new(IndexConfig::city(drivers_max)),
             by_id: DashMap::new(),
             names: RwLock::default(),
+            early: Mutex::default(),
         }
     }
 
@@ -101,7 +108,51 @@ impl People {
         }
         self.index
             .set_status(person.slot, status, classes, driver.seq);
+        if session.0 != 0 {
+            self.place_early(&driver.id, now);
+        }
         Ok(())
+    }
+
+    fn early(&self) -> MutexGuard<'_, HashMap<DriverId, Placement>> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ping that came by another way than the news of its driver: kept until they are here, if they are not yet.
+    pub fn ping_from_afar(&self, id: &DriverId, placement: Placement, now: Time) -> Heard {
+        let heard = self.ping(id, placement, now);
+        if heard.pinged != Pinged::NotOnline {
+            return heard;
+        }
+        let mut early = self.early();
+        if early.len() >= EARLY_MAX {
+            early.clear();
+        }
+        let kept = early.entry(id.clone()).or_insert(placement);
+        if placement.is_newer_than(kept) {
+            *kept = placement;
+        }
+        drop(early);
+        // The news may have come in between.
+        let is_online = self
+            .person(id)
+            .is_some_and(|person| person.session.load(Ordering::Relaxed) != 0);
+        if is_online {
+            self.place_early(id, now)
+        } else {
+            heard
+        }
+    }
+
+    fn place_early(&self, id: &DriverId, now: Time) -> Heard {
+        let kept = self.early().remove(id);
+        kept.map_or(
+            Heard {
+                pinged: Pinged::NotOnline,
+                may_serve: false,
+            },
+            |placement| self.ping(id, placement, now),
+        )
     }
 
     fn enter(&self, id: &DriverId, now: Time) -> Result<Arc<Person>, cabrank_geo::IndexFull> {

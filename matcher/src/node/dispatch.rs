@@ -55,6 +55,16 @@ impl Shared {
             .collect()
     }
 
+    /// A ping that did not come with the news of its driver.
+    pub(crate) fn ping_from_afar(&self, driver: &DriverId, placement: Placement) -> Pinged {
+        let now = self.clock.now();
+        let heard = self.people.ping_from_afar(driver, placement, now);
+        if heard.may_serve {
+            self.wake_rides_for(driver);
+        }
+        heard.pinged
+    }
+
     /// The newest position of a driver.
     pub(crate) fn placement(&self, driver: &DriverId) -> Option<Placement> {
         self.people.seen(driver)?.placement

@@ -223,6 +223,10 @@ impl Loop {
     fn run(mut self) -> Stopped {
         self.throw_away();
         loop {
+            if self.waits_in_poll && self.is_stopping() {
+                // What is left in the log is handled by whoever has the shards next.
+                return Ok(());
+            }
             self.recover_pending()?;
             let is_whole = self.pending.is_empty() && self.refused.is_empty();
             if !is_whole && !self.waits_in_poll {

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use cabrank_events::{DriverId, Place, SessionId, ShardId, Time};
-use cabrank_geo::{Point, Resolution};
+use cabrank_events::{DriverId, Place, SessionId, Time};
+use cabrank_geo::{Placement, Point, Resolution};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,7 @@ impl Service {
         let epoch = shared.table().get(&shard).map(|holding| holding.epoch);
         let epoch =
             epoch.ok_or_else(|| Status::failed_precondition("the shard lives elsewhere"))?;
-        if (shared.lease)(ShardId(shard)) {
+        if (shared.lease)() {
             Ok(epoch)
         } else {
             Err(Status::failed_precondition(
@@ -82,9 +82,12 @@ impl Service {
             else {
                 continue;
             };
-            let pinged = self
-                .node
-                .ping(&driver, Place(at), Time(ping.time_ms), ping.seq);
+            let placement = Placement {
+                at,
+                time_ms: ping.time_ms,
+                seq: ping.seq,
+            };
+            let pinged = self.node.shared().ping_from_afar(&driver, placement);
             counts[match pinged {
                 Pinged::Accepted => 0,
                 Pinged::OutOfOrder => 1,
@@ -196,7 +199,7 @@ fn status_of(node: &Node, name: String) -> v1::StatusAnswer {
     let shards = table.into_iter().map(|(shard, holding)| v1::ShardStatus {
         shard: u32::from(shard),
         epoch: holding.epoch,
-        lease: (shared.lease)(ShardId(shard)),
+        lease: (shared.lease)(),
         next_input: holding.next_input,
         input_end: shared
             .log
