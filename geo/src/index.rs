@@ -8,8 +8,8 @@
 //! slots of those near enough. Memory is reserved when the index is made and does not grow with the places visited.
 //!
 //! Elsewhere: one driver's line (`slots`), who may be in a patch (`buckets`), when an old entry may be overwritten
-//! (`readers`), the walk of a query (`search`). Which driver has which slot is under a mutex per group of keys
-//! (`directory`): it is asked when a session begins or ends, not by pings and queries.
+//! (`readers`), the walk of a query (`search`), which driver has which slot (`directory`): asked when a session begins
+//! or ends, not by pings and queries.
 
 use crate::buckets::{About, Buckets, Home, NO_PLACE, SLOTS_MAX, is_overflow};
 use crate::directory::Directory;
@@ -199,20 +199,28 @@ impl LiveIndex {
             backs: Reserved::new(drivers_max as usize, SlotBack::vacant),
             buckets: Buckets::for_drivers(drivers_max),
             readers: Readers::new(),
-            directory: Directory::new(),
+            directory: Directory::new(drivers_max),
         }
     }
 
     /// The driver's slot, a new one if the driver is not known.
     pub fn enter(&self, key: DriverKey) -> Result<Slot, IndexFull> {
-        let drivers_max = self.drivers_max;
+        let occupy = |number| {
+            let at = number as usize;
+            let generation = self.lines[at].occupy(&self.backs[at], key.0, NO_PLACE);
+            Slot { number, generation }
+        };
+        // Nobody knows the slot yet, so it is free to be taken, and no letter lies there.
+        let vacate = |slot: Slot| {
+            if let Ok(taken) = self.lines[slot.number as usize].take(slot.generation, false) {
+                taken.vacate();
+            }
+        };
         self.directory
-            .slot_or_insert(key, drivers_max, |number| {
-                let at = number as usize;
-                let generation = self.lines[at].occupy(&self.backs[at], key.0, NO_PLACE);
-                Slot { number, generation }
+            .slot_or_insert(key, occupy, vacate)
+            .ok_or(IndexFull {
+                drivers_max: self.drivers_max,
             })
-            .ok_or(IndexFull { drivers_max })
     }
 
     /// Records a position unless one as new or newer is known.

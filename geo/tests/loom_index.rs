@@ -242,3 +242,58 @@ fn a_query_during_the_reuse_of_a_slot_sees_no_blend_of_two_drivers() {
         assert_eq!(after[0].key, D8);
     });
 }
+
+#[test]
+fn a_driver_that_enters_twice_at_once_has_one_slot_and_no_number_is_lost() {
+    model(|| {
+        let index = index();
+        let other = spawn({
+            let index = index.clone();
+            move || index.enter(D7).unwrap()
+        });
+        let slot = index.enter(D7).unwrap();
+        assert_eq!(other.join().unwrap(), slot);
+        assert_eq!((index.len(), index.slot_of(D7)), (1, Some(slot)));
+        let second = index.enter(D8).expect("the index has room for two");
+        assert_ne!(second, slot);
+    });
+}
+
+#[test]
+fn a_driver_that_leaves_while_another_enters_is_forgotten_and_the_other_is_known() {
+    model(|| {
+        let index = index();
+        let leaving = index.enter(D7).unwrap();
+        let leaver = spawn({
+            let index = index.clone();
+            move || index.leave(leaving)
+        });
+        let entered = index.enter(D8).unwrap();
+        leaver.join().unwrap();
+        assert_eq!(index.slot_of(D7), None);
+        assert_eq!(index.slot_of(D8), Some(entered));
+        assert_eq!(index.len(), 1);
+        let again = index.enter(D7).expect("the number is free again");
+        assert!(again != leaving && again != entered);
+    });
+}
+
+#[test]
+fn a_driver_that_leaves_while_it_enters_is_there_anew_or_not_at_all() {
+    model(|| {
+        let index = index();
+        let old = index.enter(D7).unwrap();
+        let leaver = spawn({
+            let index = index.clone();
+            move || index.leave(old)
+        });
+        let entered = index.enter(D7).unwrap();
+        leaver.join().unwrap();
+        let known = (entered != old).then_some(entered);
+        assert_eq!(index.slot_of(D7), known);
+        assert_eq!(index.len(), usize::from(known.is_some()));
+        assert_eq!(index.get(entered).is_some(), known.is_some());
+        let second = index.enter(D8).expect("no number is lost");
+        assert_eq!(index.slot_of(D8), Some(second));
+    });
+}

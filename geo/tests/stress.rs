@@ -264,3 +264,44 @@ fn a_status_given_by_many_threads_ends_as_the_latest_event_says() {
     index.within_radius(middle(), 5_000.0, &filter(), |_| true, &mut out);
     assert_eq!(out.len(), 1, "its entry says free too");
 }
+
+#[test]
+fn drivers_that_come_and_go_by_many_threads_are_known_once_and_no_slot_is_lost() {
+    const KEYS: u64 = 24;
+    let index = LiveIndex::new(IndexConfig {
+        drivers_max: KEYS as u32 + 3,
+        patch_m: 200.0,
+    });
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            let index = &index;
+            scope.spawn(move || {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                for _ in 0..60_000 {
+                    let key = DriverKey(rng.random_range(0..KEYS));
+                    // One more number for each thread, for what it makes in vain.
+                    let slot = index.enter(key).expect("there is room for all keys");
+                    if let Some(seen) = index.get(slot) {
+                        assert_eq!(seen.key, key);
+                    }
+                    if rng.random_bool(0.5) {
+                        index.leave(slot);
+                    }
+                    if let Some(seen) = index.slot_of(key).and_then(|slot| index.get(slot)) {
+                        assert_eq!(seen.key, key);
+                    }
+                }
+            });
+        }
+    });
+    let known: Vec<Slot> = (0..KEYS)
+        .filter_map(|key| index.slot_of(DriverKey(key)))
+        .collect();
+    assert_eq!(index.len(), known.len());
+    known.into_iter().for_each(|slot| index.leave(slot));
+    assert!(index.is_empty());
+    let all: std::collections::HashSet<Slot> = (0..KEYS + 3)
+        .map(|key| index.enter(DriverKey(key)).expect("no slot is lost"))
+        .collect();
+    assert_eq!(all.len() as u64, KEYS + 3);
+}
