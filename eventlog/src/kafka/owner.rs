@@ -480,7 +480,11 @@ impl KafkaOwner {
             self.clock = Some((clock_ms, asked));
             return;
         }
-        match self.shared.reader.ends(Isolation::Everything, &partitions) {
+        match self
+            .shared
+            .reader
+            .ends_now(Isolation::Everything, &partitions)
+        {
             Ok(ends) => {
                 self.sample = Some(Sample {
                     clock_ms,
@@ -488,7 +492,13 @@ impl KafkaOwner {
                     ends: shards.into_iter().zip(ends).collect(),
                 });
             }
-            Err(why) => debug!(%why, "no ends of the commands"),
+            // While leaders change: nothing is decided by the clock until then.
+            Err(why) => {
+                debug!(%why, "no ends of the commands");
+                self.shared
+                    .reader
+                    .look_for_leaders(Isolation::Everything, &partitions);
+            }
         }
     }
 

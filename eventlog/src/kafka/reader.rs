@@ -21,6 +21,10 @@ use crate::{Bounds, ReadError, Topic};
 
 /// Consumers kept for the next read; more are made and closed when more threads read at once.
 const IDLE_MAX: usize = 4;
+/// Longest wait for one answer, in ms: a question to a broker that died is asked again, of its successor.
+const ATTEMPT_MS: u64 = 700;
+/// Between a question that failed and the next one.
+const RETRY: Duration = Duration::from_millis(100);
 /// Between two looks at something that is about to change.
 pub(super) const LOOK: Duration = Duration::from_millis(5);
 
@@ -80,29 +84,47 @@ impl Reader {
         isolation: Isolation,
         partitions: &[(Topic, u16)],
     ) -> Result<Vec<u64>, ReadError> {
-        let asker = self.asker(isolation);
+        let deadline = Instant::now() + request();
+        loop {
+            match self.ends_now(isolation, partitions) {
+                Ok(ends) => return Ok(ends),
+                Err(why) if Instant::now() >= deadline => return Err(why),
+                Err(_) => self.look_for_leaders(isolation, partitions),
+            }
+        }
+    }
+
+    /// After a question failed: a partition is between two leaders, or its topic was made a moment ago. The client
+    /// library looks for a partition it does not read only when told to.
+    pub(super) fn look_for_leaders(&self, isolation: Isolation, partitions: &[(Topic, u16)]) {
+        let consumer = self.asker(isolation).consumer();
+        let patience = Duration::from_millis(ATTEMPT_MS);
+        let mut topics: Vec<Topic> = partitions.iter().map(|(topic, _)| *topic).collect();
+        topics.dedup();
+        for topic in topics {
+            // Whether it helped is seen by asking again.
+            let _ = consumer.fetch_metadata(Some(self.names.of(topic)), patience);
+        }
+        std::thread::park_timeout(RETRY);
+    }
+
+    /// As [`Reader::ends`], asked once.
+    pub(super) fn ends_now(
+        &self,
+        isolation: Isolation,
+        partitions: &[(Topic, u16)],
+    ) -> Result<Vec<u64>, ReadError> {
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
             list.add_partition_offset(self.names.of(*topic), i32::from(*partition), Offset::End)
                 .map_err(unavailable)?;
         }
-        let deadline = Instant::now() + request();
-        loop {
-            let asked = asker
-                .consumer()
-                .offsets_for_times(
-                    list.clone(),
-                    deadline.saturating_duration_since(Instant::now()),
-                )
-                .map_err(unavailable)
-                .and_then(|answer| offsets(&answer));
-            match asked {
-                Ok(ends) => return Ok(ends),
-                Err(why) if Instant::now() >= deadline => return Err(why),
-                // A partition between two leaders, or a topic that was made a moment ago.
-                Err(_) => std::thread::park_timeout(LOOK),
-            }
-        }
+        let answer = self
+            .asker(isolation)
+            .consumer()
+            .offsets_for_times(list, Duration::from_millis(ATTEMPT_MS))
+            .map_err(unavailable)?;
+        offsets(&answer)
     }
 
     /// As [`Reader::ends`] of committed records, and at least what this process committed.
@@ -127,15 +149,25 @@ impl Reader {
     /// First offset and stable end of a partition.
     pub(super) fn bounds(&self, topic: Topic, partition: u16) -> Result<Bounds, ReadError> {
         let end = self.stable_ends(&[(topic, partition)])?[0];
-        let (first, _) = self
-            .asker(Isolation::Committed)
-            .consumer()
-            .fetch_watermarks(self.names.of(topic), i32::from(partition), request())
-            .map_err(unavailable)?;
-        Ok(Bounds {
-            first: u64::try_from(first).unwrap_or(0),
-            end,
-        })
+        let deadline = Instant::now() + request();
+        loop {
+            let asked = self
+                .asker(Isolation::Committed)
+                .consumer()
+                .fetch_watermarks(
+                    self.names.of(topic),
+                    i32::from(partition),
+                    Duration::from_millis(ATTEMPT_MS),
+                );
+            match asked {
+                Ok((first, _)) => {
+                    let first = u64::try_from(first).unwrap_or(0);
+                    return Ok(Bounds { first, end });
+                }
+                Err(why) if Instant::now() >= deadline => return Err(unavailable(why)),
+                Err(_) => self.look_for_leaders(Isolation::Committed, &[(topic, partition)]),
+            }
+        }
     }
 
     /// Hands the records from `from` on to `each`, until the end `to` is reached or `each` breaks. `to` must be an
