@@ -50,6 +50,11 @@ pub struct EngineConfig {
     pub outcomes_max: usize,
     /// Open rides of one shard; beyond it requests are refused with 503.
     pub rides_max: usize,
+    /// Riders one driver may be kept apart from; beyond it a block is refused with 409.
+    pub blocks_max: usize,
+    /// Drivers of one shard who are suspended or kept apart from somebody: they are never forgotten. Beyond it
+    /// suspensions and blocks of further drivers are refused with 503.
+    pub marked_drivers_max: usize,
 }
 
 impl Default for EngineConfig {
@@ -77,6 +82,8 @@ impl Default for EngineConfig {
             driver_memory_ms: 600_000,
             outcomes_max: 16,
             rides_max: 100_000,
+            blocks_max: 256,
+            marked_drivers_max: 20_000,
         }
     }
 }
@@ -182,6 +189,12 @@ impl EngineConfig {
             ("engine.keys_max", self.keys_max, 1_000),
             ("engine.outcomes_max", self.outcomes_max, 1_000),
             ("engine.rides_max", self.rides_max, 10_000_000),
+            ("engine.blocks_max", self.blocks_max, 10_000),
+            (
+                "engine.marked_drivers_max",
+                self.marked_drivers_max,
+                10_000_000,
+            ),
         ] {
             demand(
                 (1..=most).contains(&value),

@@ -3,10 +3,17 @@
 //! Lives by id. Every change is an event. `seq` begins at the shard's event number when the driver is first seen, so
 //! that a driver who was forgotten and comes back has larger numbers than before (the index and rides' memories
 //! compare them).
+//!
+//! Suspensions and block lists are marks: a driver who has one is never forgotten, and a suspended one is never
+//! [`Presence::Online`], because a suspension ends the session as if the driver had left.
+
+use std::collections::BTreeSet;
 
 use cabrank_events::command::ClaimRefusal;
 use cabrank_events::event::LeaveReason;
-use cabrank_events::{ClassSet, DriverId, Event, HoldId, SessionId, Time, VehicleClass};
+use cabrank_events::{
+    ClassSet, DriverId, Event, HoldId, Reason, RiderId, SessionId, Time, VehicleClass,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::recent::Recent;
@@ -47,6 +54,12 @@ pub struct Driver {
     pub presence: Presence,
     /// The hold, if any.
     pub held: Option<Held>,
+    /// Kept from work, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Reason>,
+    /// Riders whose rides this driver does not get.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub blocked: BTreeSet<RiderId>,
     /// Outcomes of the newest commands.
     pub recent: Recent,
 }
@@ -58,10 +71,13 @@ impl Driver {
             id,
             seq,
             session: SessionId(0),
+            // There is no session to remember: without a mark the driver is forgotten at once.
             presence: Presence::Offline {
-                keep_until: Time(i64::MAX),
+                keep_until: Time(i64::MIN),
             },
             held: None,
+            suspended: None,
+            blocked: BTreeSet::new(),
             recent: Recent::default(),
         }
     }
@@ -99,6 +115,22 @@ impl Driver {
                     keep_until: e.keep_until,
                 };
             }
+            Event::DriverSuspended(e) => {
+                self.seq = e.driver_seq;
+                self.suspended = Some(e.reason.clone());
+            }
+            Event::DriverReinstated(e) => {
+                self.seq = e.driver_seq;
+                self.suspended = None;
+            }
+            Event::RiderBlocked(e) => {
+                self.seq = e.driver_seq;
+                self.blocked.insert(e.rider.clone());
+            }
+            Event::RiderUnblocked(e) => {
+                self.seq = e.driver_seq;
+                self.blocked.remove(&e.rider);
+            }
             Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
             Event::DriverForgotten(_) => {}
             Event::RideRequested(_)
@@ -112,6 +144,12 @@ impl Driver {
             | Event::OfferDeclined(_)
             | Event::OfferExpired(_)
             | Event::DriverAssigned(_)
+            | Event::SecondHoldGranted(_)
+            | Event::HoldAsked(_)
+            | Event::HoldMoved(_)
+            | Event::HoldKept(_)
+            | Event::ReportWaits(_)
+            | Event::DriverReassigned(_)
             | Event::DriverLost(_)
             | Event::DriverArrived(_)
             | Event::RideStarted(_)
@@ -128,17 +166,36 @@ impl Driver {
         }
     }
 
-    /// Can the driver be held for a ride of `class`? The hard conditions, checked at the claim (PROTOCOL 5).
-    pub fn can_be_held(&self, class: VehicleClass) -> Result<(), ClaimRefusal> {
-        match (&self.presence, self.held) {
-            (Presence::Offline { .. }, _) => Err(ClaimRefusal::Offline),
-            (Presence::Leaving { .. }, _) => Err(ClaimRefusal::Leaving),
-            (Presence::Online { .. }, Some(_)) => Err(ClaimRefusal::Held),
-            (Presence::Online { classes }, None) if !classes.contains(class) => {
+    /// May the driver take a ride of `class` from `holding`, the hold it may have? The hard conditions, checked again
+    /// at each claim and each transfer (PROTOCOL 5, 6). Records of older versions name no rider.
+    pub fn can_be_held(
+        &self,
+        holding: Option<HoldId>,
+        class: VehicleClass,
+        rider: Option<&RiderId>,
+    ) -> Result<(), ClaimRefusal> {
+        if self.suspended.is_some() {
+            return Err(ClaimRefusal::Suspended);
+        }
+        match &self.presence {
+            Presence::Offline { .. } => Err(ClaimRefusal::Offline),
+            Presence::Leaving { .. } => Err(ClaimRefusal::Leaving),
+            Presence::Online { .. } if self.held.map(|held| held.hold) != holding => {
+                Err(ClaimRefusal::Held)
+            }
+            Presence::Online { classes } if !classes.contains(class) => {
                 Err(ClaimRefusal::WrongClass)
             }
-            (Presence::Online { .. }, None) => Ok(()),
+            Presence::Online { .. } if rider.is_some_and(|rider| self.blocked.contains(rider)) => {
+                Err(ClaimRefusal::Blocked)
+            }
+            Presence::Online { .. } => Ok(()),
         }
+    }
+
+    /// Suspended, or kept apart from somebody: not to be forgotten.
+    pub fn is_marked(&self) -> bool {
+        self.suspended.is_some() || !self.blocked.is_empty()
     }
 
     /// The open session, if at work.
@@ -149,8 +206,13 @@ impl Driver {
         }
     }
 
-    /// When the driver is forgotten, if offline.
+    /// When the driver is forgotten, if offline and without a mark.
     pub fn due(&self) -> Option<Time> {
+        self.memory_ends().filter(|_| !self.is_marked())
+    }
+
+    /// Until when an offline driver's last session is remembered.
+    pub fn memory_ends(&self) -> Option<Time> {
         match (&self.presence, self.held) {
             (Presence::Offline { keep_until }, None) => Some(*keep_until),
             (Presence::Offline { .. } | Presence::Online { .. } | Presence::Leaving { .. }, _) => {

@@ -19,6 +19,7 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
+use cabrank_events::event::Move;
 use cabrank_events::{DriverId, RideId, Time};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +80,20 @@ pub struct Pair {
     pub cost_ms: i64,
 }
 
+/// The most moves of one swap; a longer one is not begun.
+pub const SWAP_MOVES_MAX: usize = 8;
+
+/// Rides of one place shard that pass their cars on (PROTOCOL 6): each gets the car that the one before it has; the
+/// first gets a free one, or the car of the last, which closes a circle. Only the last may be a ride that waits.
+///
+/// It begins only if all its rides are as the round saw them, and goes on to the next move only once the ride before
+/// has its new car, so nobody loses a car for a swap that fails at its beginning.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    /// The moves, at most [`SWAP_MOVES_MAX`].
+    pub moves: Vec<Move>,
+}
+
 /// What a round decided.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundResult {
@@ -86,6 +101,9 @@ pub struct RoundResult {
     pub looked: Vec<(RideId, u32)>,
     /// The pairs, in the same order.
     pub pairs: Vec<Pair>,
+    /// Exchanges between rides whose drivers are on the way. The policies here make none.
+    #[serde(default)]
+    pub swaps: Vec<Swap>,
     /// Work done: candidates looked at, each time, and entries taken from the search's queue.
     pub steps: u64,
     /// The budget ended before the best was proven; the pairs are the best found.
@@ -272,6 +290,7 @@ impl Ordered<'_> {
                     })
                 })
                 .collect(),
+            swaps: Vec::new(),
             steps: served.steps,
             exhausted: served.exhausted,
         }

@@ -1,19 +1,20 @@
 //! A ride: from the request to exactly one end.
 //!
 //! Lives in its place shard. Every change is an event; [`Ride::apply`] is the only place that changes anything.
-//! Holds follow PROTOCOL 1 to 4: at most one claim or hold at a time, attempts never reused.
+//! Holds follow PROTOCOL 1 to 6: at most one claim at a time besides the hold a ride has, attempts never reused.
 //! Not here: who is near (`matching`), who is free (`driver`), sending anything (`shard`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cabrank_events::command::CancelledBy;
+use cabrank_events::command::{CancelledBy, ClaimRefusal};
 use cabrank_events::event::{
-    CompletedBecause, DeclinedBecause, EndOfRide, ExpiredBecause, LostBecause, RideRequested,
-    UnfulfilledBecause,
+    CompletedBecause, DeclinedBecause, EndOfRide, ExpiredBecause, LostBecause, Move, RideReport,
+    RideRequested, UnfulfilledBecause,
 };
 use cabrank_events::wire::{RideStage, RideView};
 use cabrank_events::{
-    Attempt, DriverId, Event, HoldId, IdempotencyKey, Place, RideId, RiderId, Time, VehicleClass,
+    Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, Place, RideId, RiderId, Time,
+    VehicleClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,80 @@ pub enum Stage {
     },
 }
 
+/// A second hold that a ride with a driver on the way has asked for (PROTOCOL 6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incoming {
+    /// Whose.
+    pub driver: DriverId,
+    /// This claim's number.
+    pub attempt: Attempt,
+    /// When it is abandoned, unless granted by then.
+    pub until: Time,
+    /// The hold number, once granted.
+    pub granted: Option<u64>,
+    /// Who gets the car this ride has, once it has the second: the rest of the swap.
+    pub then: Vec<Move>,
+}
+
+/// The hold a ride has may become another ride's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outgoing {
+    /// The driver's entity has not answered yet. Ends with the answer, or with the wait for the arrival.
+    Asked { by: HoldId },
+    /// It has: the hold is over.
+    Moved,
+}
+
+/// A report that waits for the answer to a transfer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parked {
+    /// Who said it.
+    pub driver: DriverId,
+    /// What.
+    pub report: RideReport,
+    /// Who waits for the outcome.
+    pub command: Option<CommandId>,
+}
+
+/// What a ride on which a driver is on the way has under way with others (PROTOCOL 6). Nothing most of the time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The second hold.
+    pub incoming: Option<Box<Incoming>>,
+    /// What becomes of the first.
+    pub outgoing: Option<Outgoing>,
+    /// Reports on the first; at most [`PARKED_MAX`].
+    pub parked: Vec<Parked>,
+}
+
+/// Reports that may wait for a transfer; more are refused as `in_transfer`.
+pub const PARKED_MAX: usize = 4;
+
+impl Exchange {
+    /// Is nothing under way?
+    pub fn is_idle(&self) -> bool {
+        self.incoming.is_none() && self.outgoing.is_none() && self.parked.is_empty()
+    }
+
+    /// Is the first hold the ride's no more?
+    pub fn is_moved(&self) -> bool {
+        self.outgoing == Some(Outgoing::Moved)
+    }
+
+    /// May the first hold be another ride's at this moment?
+    pub fn is_asked(&self) -> bool {
+        matches!(self.outgoing, Some(Outgoing::Asked { .. }))
+    }
+
+    /// Is the second hold this one?
+    pub fn has_incoming(&self, attempt: Attempt, driver: &DriverId) -> bool {
+        self.incoming
+            .as_ref()
+            .is_some_and(|i| i.attempt == attempt && i.driver == *driver)
+    }
+}
+
 /// A ride's state: the fold of its events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ride {
@@ -90,6 +165,9 @@ pub struct Ride {
     pub looked: bool,
     /// The newest attempt; 0 before the first.
     pub attempt: Attempt,
+    /// The attempt of the hold it has, if that is not the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<Attempt>,
     /// How often it lost its driver.
     pub redispatches: u32,
     /// Drivers who were asked and did not come: never again.
@@ -99,6 +177,9 @@ pub struct Ride {
     /// Where it stands.
     #[serde(flatten)]
     pub stage: Stage,
+    /// What it exchanges with other rides.
+    #[serde(default, skip_serializing_if = "Exchange::is_idle")]
+    pub exchange: Exchange,
     /// Outcomes of its newest commands.
     pub recent: Recent,
 }
@@ -120,10 +201,12 @@ impl Ride {
             widen_at: event.widen_at,
             looked: false,
             attempt: 0,
+            current: None,
             redispatches: 0,
             asked: BTreeSet::new(),
             avoid: BTreeMap::new(),
             stage: Stage::Waiting,
+            exchange: Exchange::default(),
             recent: Recent::default(),
         }
     }
@@ -150,23 +233,77 @@ impl Ride {
             Event::DriverClaimed(e) => {
                 self.seq = e.ride_seq;
                 self.looked = true;
+                if let Stage::EnRoute { .. } = self.stage {
+                    self.current = Some(self.hold().attempt);
+                    self.exchange.incoming = Some(Box::new(Incoming {
+                        driver: e.driver.clone(),
+                        attempt: e.attempt,
+                        until: e.answer_by,
+                        granted: None,
+                        then: e.then.clone(),
+                    }));
+                } else {
+                    self.current = None;
+                    self.stage = Stage::Claiming {
+                        driver: e.driver.clone(),
+                        until: e.answer_by,
+                    };
+                }
                 self.attempt = e.attempt;
-                self.stage = Stage::Claiming {
-                    driver: e.driver.clone(),
-                    until: e.answer_by,
-                };
             }
             Event::ClaimDenied(e) => {
                 self.seq = e.ride_seq;
-                if self.avoid.len() >= bounds.asked_max {
-                    self.avoid.pop_first();
+                if e.why == ClaimRefusal::Blocked {
+                    // Not a matter of what the index knows: these two are kept apart.
+                    self.asked.insert(e.driver.clone());
+                } else {
+                    if self.avoid.len() >= bounds.asked_max {
+                        self.avoid.pop_first();
+                    }
+                    self.avoid.insert(e.driver.clone(), e.driver_seq);
                 }
-                self.avoid.insert(e.driver.clone(), e.driver_seq);
-                self.stage = Stage::Waiting;
+                self.claim_is_over();
             }
             Event::ClaimAbandoned(e) => {
                 self.seq = e.ride_seq;
-                self.stage = Stage::Waiting;
+                self.claim_is_over();
+            }
+            Event::SecondHoldGranted(e) => {
+                self.seq = e.ride_seq;
+                if let Some(incoming) = &mut self.exchange.incoming {
+                    incoming.granted = Some(e.hold_number);
+                }
+            }
+            Event::HoldAsked(e) => {
+                self.seq = e.ride_seq;
+                self.exchange.outgoing = Some(Outgoing::Asked { by: e.by });
+            }
+            Event::HoldMoved(e) => {
+                self.seq = e.ride_seq;
+                self.exchange.outgoing = Some(Outgoing::Moved);
+            }
+            Event::HoldKept(e) => {
+                self.seq = e.ride_seq;
+                self.exchange.outgoing = None;
+                self.exchange.parked.clear();
+            }
+            Event::ReportWaits(e) => {
+                self.seq = e.ride_seq;
+                self.exchange.parked.push(Parked {
+                    driver: e.driver.clone(),
+                    report: e.report,
+                    command: e.command.clone(),
+                });
+            }
+            Event::DriverReassigned(e) => {
+                self.seq = e.ride_seq;
+                self.current = (e.attempt != self.attempt).then_some(e.attempt);
+                self.exchange = Exchange::default();
+                self.stage = Stage::EnRoute {
+                    driver: e.driver.clone(),
+                    hold_number: e.hold_number,
+                    until: e.arrive_by,
+                };
             }
             Event::OfferMade(e) => {
                 self.seq = e.ride_seq;
@@ -207,7 +344,10 @@ impl Ride {
             }
             Event::DriverLost(e) => {
                 self.seq = e.ride_seq;
-                self.asked.insert(e.driver.clone());
+                if e.why != LostBecause::Moved {
+                    self.asked.insert(e.driver.clone());
+                }
+                self.exchange = Exchange::default();
                 self.deadline = e.deadline;
                 self.redispatches = e.redispatches;
                 self.stage = Stage::Waiting;
@@ -255,6 +395,10 @@ impl Ride {
             | Event::DriverReleased(_)
             | Event::DriverLeaving(_)
             | Event::DriverOffline(_)
+            | Event::DriverSuspended(_)
+            | Event::DriverReinstated(_)
+            | Event::RiderBlocked(_)
+            | Event::RiderUnblocked(_)
             | Event::DriverForgotten(_)
             | Event::RiderBusy(_)
             | Event::RideConfirmed(_)
@@ -263,6 +407,15 @@ impl Ride {
             | Event::KeyCancelled(_)
             | Event::RiderFree(_)
             | Event::RiderForgotten(_) => unreachable!("events are applied to their own entity"),
+        }
+    }
+
+    /// The claim that was open is not any more: the second one of a ride that has a driver, else the only one.
+    fn claim_is_over(&mut self) {
+        if let Stage::EnRoute { .. } = self.stage {
+            self.exchange.incoming = None;
+        } else {
+            self.stage = Stage::Waiting;
         }
     }
 
@@ -275,6 +428,7 @@ impl Ride {
     ) {
         self.asked.clear();
         self.avoid.clear();
+        self.exchange = Exchange::default();
         self.stage = Stage::Ended {
             end,
             by,
@@ -295,17 +449,29 @@ impl Ride {
         }
     }
 
-    /// The name of its newest claim or hold.
+    /// The name of the hold it has, or else of its newest claim.
     pub fn hold(&self) -> HoldId {
         HoldId {
             ride: self.id,
-            attempt: self.attempt,
+            attempt: self.current.unwrap_or(self.attempt),
         }
     }
 
-    /// Does it hold `driver` under `hold`, or ask for it?
+    /// Does it hold `driver` under `hold`, or ask for it? A second hold does not count until it is the only one.
     pub fn holds(&self, hold: HoldId, driver: &DriverId) -> bool {
-        self.hold() == hold && self.driver() == Some(driver)
+        self.hold() == hold && self.driver() == Some(driver) && !self.exchange.is_moved()
+    }
+
+    /// Has it any use for `hold`?
+    pub fn wants(&self, hold: HoldId, driver: &DriverId) -> bool {
+        let second = hold.ride == self.id && self.exchange.has_incoming(hold.attempt, driver);
+        second || self.holds(hold, driver)
+    }
+
+    /// Does a report that the rider is in the car wait for the answer to a transfer?
+    pub fn is_start_parked(&self) -> bool {
+        let parked = &self.exchange.parked;
+        parked.iter().any(|p| p.report == RideReport::Started)
     }
 
     fn hold_number(&self) -> Option<u64> {
@@ -340,9 +506,11 @@ impl Ride {
             Stage::Claiming { until, .. } | Stage::Offered { until, .. } => {
                 self.deadline.min(*until)
             }
-            Stage::EnRoute { until, .. }
-            | Stage::Arrived { until, .. }
-            | Stage::Started { until, .. } => *until,
+            Stage::EnRoute { until, .. } => match &self.exchange.incoming {
+                Some(incoming) if incoming.granted.is_none() => incoming.until.min(*until),
+                Some(_) | None => *until,
+            },
+            Stage::Arrived { until, .. } | Stage::Started { until, .. } => *until,
             Stage::Ended { keep_until, .. } => *keep_until,
         }
     }
@@ -369,7 +537,7 @@ impl Ride {
             class: self.class,
             requested_at: self.issued_at,
             driver: held.cloned(),
-            attempt: held.map(|_| self.attempt),
+            attempt: held.map(|_| self.hold().attempt),
             cancelled_by,
         }
     }

@@ -121,6 +121,12 @@ impl Rider {
             | Event::OfferDeclined(_)
             | Event::OfferExpired(_)
             | Event::DriverAssigned(_)
+            | Event::SecondHoldGranted(_)
+            | Event::HoldAsked(_)
+            | Event::HoldMoved(_)
+            | Event::HoldKept(_)
+            | Event::ReportWaits(_)
+            | Event::DriverReassigned(_)
             | Event::DriverLost(_)
             | Event::DriverArrived(_)
             | Event::RideStarted(_)
@@ -132,6 +138,10 @@ impl Rider {
             | Event::DriverReleased(_)
             | Event::DriverLeaving(_)
             | Event::DriverOffline(_)
+            | Event::DriverSuspended(_)
+            | Event::DriverReinstated(_)
+            | Event::RiderBlocked(_)
+            | Event::RiderUnblocked(_)
             | Event::DriverForgotten(_) => unreachable!("events are applied to their own entity"),
         }
     }

@@ -58,4 +58,30 @@ pub enum Sabotage {
     AnyClass,
     /// A retry while the wish is pending is answered at once.
     AnswerPending,
+    /// A suspended driver is held.
+    SuspendedGrants,
+    /// A suspended driver goes online.
+    SuspendedOnline,
+    /// The block list is not looked at.
+    IgnoreBlocks,
+    /// A suspended driver is forgotten like any other.
+    ForgetMarks,
+    /// A transfer moves the driver whatever hold it names as the old one.
+    TransferAnyHold,
+    /// A leaving driver is moved to another ride.
+    LeavingMoves,
+    /// A ride with two holds keeps both.
+    KeepBoth,
+    /// The hold a refused transfer leaves behind is not given back.
+    KeepStrayHold,
+    /// Arrival and start do not wait for the answer to a transfer.
+    ReportInTransfer,
+    /// Reports that waited are never answered.
+    ForgetParked,
+    /// A car whose rider is in it already is not brought back.
+    NeverBringBack,
+    /// The transfer that brings a car back uses the old attempt again.
+    ReuseCounterAttempt,
+    /// The second hold is kept by a ride that has ended.
+    KeepIncoming,
 }

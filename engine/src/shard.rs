@@ -7,6 +7,7 @@
 //! Not here: which messages hop and which go through the log (`host`), choosing drivers (`matching`).
 
 mod driver_side;
+mod exchange;
 mod ride_side;
 mod rider_side;
 
@@ -91,6 +92,7 @@ pub struct Shard {
     due_of: BTreeMap<EntityId, Time>,
     waiting: BTreeSet<(Time, RideId)>,
     open_rides: usize,
+    marked_drivers: usize,
     effects: Effects,
     sabotage: Option<Sabotage>,
 }
@@ -121,6 +123,7 @@ impl Shard {
             due_of: BTreeMap::new(),
             waiting: BTreeSet::new(),
             open_rides: 0,
+            marked_drivers: 0,
             effects: Effects::default(),
             sabotage: None,
         }
@@ -163,6 +166,7 @@ impl Shard {
             shard.reindex(&entity);
         }
         shard.open_rides = shard.rides.values().filter(|ride| !ride.is_ended()).count();
+        shard.marked_drivers = shard.drivers.values().filter(|d| d.is_marked()).count();
         shard
     }
 
@@ -322,11 +326,17 @@ impl Shard {
             | Command::GiveBack { .. }
             | Command::ClaimGranted { .. }
             | Command::ClaimRefused { .. }
+            | Command::TransferAnswered { .. }
             | Command::DriverLeft { .. } => self.handle_for_ride(id, &record.command),
             Command::GoOnline { .. }
             | Command::GoOffline { .. }
             | Command::DriverSilent { .. }
             | Command::ClaimDriver { .. }
+            | Command::TransferHold { .. }
+            | Command::SuspendDriver { .. }
+            | Command::ReinstateDriver { .. }
+            | Command::BlockRider { .. }
+            | Command::UnblockRider { .. }
             | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
         }
         self.reindex(&entity);
@@ -409,6 +419,13 @@ impl Shard {
         self.effects.messages.push(Message { to, record });
     }
 
+    fn due_of_driver(&self, driver: &Driver) -> Option<Time> {
+        match self.broken(Sabotage::ForgetMarks) {
+            true => driver.memory_ends(),
+            false => driver.due(),
+        }
+    }
+
     /// Brings timers and the queue of waiting rides up to date with an entity's state.
     fn reindex(&mut self, entity: &EntityId) {
         let due = match entity {
@@ -416,7 +433,7 @@ impl Shard {
                 Stage::Claiming { .. } if self.broken(Sabotage::NoClaimTimer) => ride.deadline,
                 _ => ride.due(self.config.radius_max_m),
             }),
-            EntityId::Driver(id) => self.drivers.get(id).and_then(Driver::due),
+            EntityId::Driver(id) => self.drivers.get(id).and_then(|d| self.due_of_driver(d)),
             EntityId::Rider(id) => self.riders.get(id).and_then(Rider::due),
         };
         let before = match due {

@@ -4,4 +4,6 @@ mod drivers;
 mod holds;
 mod language;
 mod life;
+mod marks;
 mod riders;
+mod swaps;

@@ -386,6 +386,26 @@ mod tests {
         ));
     }
 
+    /// Stored before block lists and swaps: without a rider, without `from` and `then`.
+    #[test]
+    fn records_of_the_days_before_transfers_still_read() {
+        let claim = br#"{"v":1,"issued_at":5,"from":2,"type":"claim_driver",
+            "data":{"driver":"d7","hold":{"ride":"3-5-1042","attempt":1},"class":"economy"}}"#;
+        let claim = CommandRecord::from_json(claim).unwrap().command;
+        assert!(matches!(
+            claim,
+            crate::Command::ClaimDriver { rider: None, .. }
+        ));
+        let claimed = br#"{"specversion":"1.0","id":"3-4","type":"cabrank.ride.driver_claimed.v1",
+            "time":"2008-05-23T00:00:01.250Z","data":{"ride":"3-5-1042","ride_seq":2,"driver":"d7",
+            "attempt":1,"answer_by":9}}"#;
+        let claimed = EventRecord::from_json(claimed).unwrap().event;
+        assert!(matches!(
+            claimed,
+            Event::DriverClaimed(e) if e.from.is_none() && e.then.is_empty()
+        ));
+    }
+
     #[test]
     fn a_command_of_an_unknown_type_or_far_version_is_named() {
         let unknown = br#"{"v":1,"issued_at":5,"type":"fly","data":{}}"#;

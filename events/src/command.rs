@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{EndOfRide, LeaveReason};
 use crate::ids::{
-    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId, SessionId,
-    ShardId, Time, VehicleClass,
+    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
+    SessionId, ShardId, Time, VehicleClass,
 };
 
 /// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
@@ -120,6 +120,22 @@ pub enum ClaimRefusal {
     Suspended,
     /// The driver's car is not of the class asked for.
     WrongClass,
+    /// The driver is kept apart from this rider.
+    Blocked,
+}
+
+/// What a driver's entity says to a transfer (PROTOCOL 6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum TransferAnswer {
+    /// The new hold stands, the old one is over.
+    Moved { hold_number: u64 },
+    /// The new hold was not given; `stands` says whether the old one is as it was.
+    Refused {
+        why: ClaimRefusal,
+        driver_seq: u64,
+        stands: bool,
+    },
 }
 
 /// What a rider's shard tells the place shard of a ride to open.
@@ -213,6 +229,13 @@ pub enum Command {
         why: ClaimRefusal,
         driver_seq: u64,
     },
+    /// The driver's shard answers a transfer of `from` to `hold`; both rides live in this place shard.
+    TransferAnswered {
+        driver: DriverId,
+        from: HoldId,
+        hold: HoldId,
+        answer: TransferAnswer,
+    },
     /// A held driver went offline; the ride alone releases (PROTOCOL 21).
     DriverLeft {
         hold: HoldId,
@@ -242,7 +265,27 @@ pub enum Command {
         driver: DriverId,
         hold: HoldId,
         class: VehicleClass,
+        /// Who rides, for the driver's block list; older records lack it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rider: Option<RiderId>,
     },
+    /// A ride asks for the car that another ride of its place shard holds: only while the driver is held by `from`.
+    TransferHold {
+        driver: DriverId,
+        from: HoldId,
+        /// The new hold.
+        hold: HoldId,
+        class: VehicleClass,
+        rider: RiderId,
+    },
+    /// A person at the desk keeps the driver from work until further notice (external).
+    SuspendDriver { driver: DriverId, reason: Reason },
+    /// A person at the desk lets the driver work again (external).
+    ReinstateDriver { driver: DriverId },
+    /// The driver gets no ride of this rider any more (external).
+    BlockRider { driver: DriverId, rider: RiderId },
+    /// The driver may get rides of this rider again (external).
+    UnblockRider { driver: DriverId, rider: RiderId },
     /// A ride gives a hold back, or takes back a claim whose answer it no longer wants.
     ReleaseDriver { driver: DriverId, hold: HoldId },
 }
@@ -268,11 +311,17 @@ impl Command {
             | GiveBack { hold, .. }
             | ClaimGranted { hold, .. }
             | ClaimRefused { hold, .. }
+            | TransferAnswered { hold, .. }
             | DriverLeft { hold, .. } => EntityId::Ride(hold.ride),
             GoOnline { driver, .. }
             | GoOffline { driver, .. }
             | DriverSilent { driver, .. }
             | ClaimDriver { driver, .. }
+            | TransferHold { driver, .. }
+            | SuspendDriver { driver, .. }
+            | ReinstateDriver { driver }
+            | BlockRider { driver, .. }
+            | UnblockRider { driver, .. }
             | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
         }
     }
@@ -292,7 +341,11 @@ impl Command {
             | CompleteRide { .. }
             | GiveBack { .. }
             | GoOnline { .. }
-            | GoOffline { .. } => true,
+            | GoOffline { .. }
+            | SuspendDriver { .. }
+            | ReinstateDriver { .. }
+            | BlockRider { .. }
+            | UnblockRider { .. } => true,
             RideOpened { .. }
             | OpenRefused { .. }
             | RideClosed { .. }
@@ -302,6 +355,8 @@ impl Command {
             | DriverLeft { .. }
             | DriverSilent { .. }
             | ClaimDriver { .. }
+            | TransferHold { .. }
+            | TransferAnswered { .. }
             | ReleaseDriver { .. } => false,
         }
     }
@@ -355,4 +410,12 @@ pub enum RefusedBecause {
     OldSession,
     /// No such driver is online.
     NotOnline,
+    /// The driver is suspended.
+    Suspended,
+    /// The driver is kept apart from as many riders as allowed; unblock one first.
+    TooManyBlocks,
+    /// The shard keeps suspensions and block lists of as many drivers as allowed.
+    TooManyMarked,
+    /// The car is being exchanged with another ride, and as many reports wait for that as allowed; repeat it.
+    InTransfer,
 }

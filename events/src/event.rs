@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{CancelledBy, ClaimRefusal, EntityId, Outcome, RefusedBecause};
 use crate::ids::{
-    Attempt, ClassSet, CommandId, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId,
-    ShardId, Time, VehicleClass,
+    Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
+    SessionId, ShardId, Time, VehicleClass,
 };
 
 /// One event with its place in its shard's history.
@@ -48,6 +48,8 @@ pub enum LeaveReason {
     Offline,
     /// No sign of life for too long.
     Silent,
+    /// A person at the desk suspended the driver.
+    Suspended,
 }
 
 /// Why an offer came back without an answer.
@@ -80,6 +82,31 @@ pub enum LostBecause {
     Left,
     /// The driver did not arrive within the arrival limit.
     NeverArrived,
+    /// The car went to another ride, and the one that was to come instead did not.
+    Moved,
+}
+
+/// What a driver says of a ride that it has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RideReport {
+    /// At the pickup.
+    Arrived,
+    /// The rider is in the car.
+    Started,
+    /// The rider is out of the car.
+    Completed,
+}
+
+/// One step of a swap: a ride is to get this driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Move {
+    /// Which ride.
+    pub ride: RideId,
+    /// The number of the ride's newest event this is valid for.
+    pub version: u32,
+    /// Its new driver.
+    pub driver: DriverId,
 }
 
 /// Why a ride found no driver.
@@ -242,7 +269,8 @@ events! {
         /// When it grows again.
         widen_at: Time,
     }
-    /// A round chose a driver; the driver's entity is asked to hold.
+    /// A round chose a driver; the driver's entity is asked to hold. A ride with a driver on the way keeps that one
+    /// until the answer.
     ride "ride.driver_claimed" DriverClaimed {
         /// The driver.
         driver: DriverId,
@@ -250,6 +278,68 @@ events! {
         attempt: Attempt,
         /// When an unanswered claim is abandoned.
         answer_by: Time,
+        /// The hold of another ride that is to move here; absent for a free car.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<HoldId>,
+        /// Who gets the car this ride has now, and so on: the rest of the swap.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        then: Vec<Move>,
+    }
+    /// The claim of a ride that has a driver on the way was granted: it holds two until the swap goes on or settles.
+    ride "ride.second_hold_granted" SecondHoldGranted {
+        /// The second driver.
+        driver: DriverId,
+        /// The second hold's attempt.
+        attempt: Attempt,
+        /// The second driver's hold number.
+        hold_number: u64,
+    }
+    /// Another ride asks for this ride's car; until the answer, arrival and start wait.
+    ride "ride.hold_asked" HoldAsked {
+        /// The driver.
+        driver: DriverId,
+        /// The attempt of the hold that may move.
+        attempt: Attempt,
+        /// The hold it is to become.
+        by: HoldId,
+    }
+    /// The car went to the other ride.
+    ride "ride.hold_moved" HoldMoved {
+        /// The driver.
+        driver: DriverId,
+        /// The attempt of the hold that is over.
+        attempt: Attempt,
+    }
+    /// The car did not go to the other ride: the hold is as it was.
+    ride "ride.hold_kept" HoldKept {
+        /// The driver.
+        driver: DriverId,
+        /// The hold's attempt.
+        attempt: Attempt,
+    }
+    /// The driver reported something while the hold may move; its outcome comes with the answer.
+    ride "ride.report_waits" ReportWaits {
+        /// The driver.
+        driver: DriverId,
+        /// The attempt of the hold that may move.
+        attempt: Attempt,
+        /// What was reported.
+        report: RideReport,
+        /// The command that waits for its outcome.
+        command: Option<CommandId>,
+    }
+    /// Another driver comes instead of the one on the way.
+    ride "ride.driver_reassigned" DriverReassigned {
+        /// The new driver.
+        driver: DriverId,
+        /// The new hold's attempt.
+        attempt: Attempt,
+        /// The new driver's hold number.
+        hold_number: u64,
+        /// The driver who was on the way before.
+        before: DriverId,
+        /// When a driver who has not arrived counts as lost.
+        arrive_by: Time,
     }
     /// The driver's entity said no.
     ride "ride.claim_refused" ClaimDenied {
@@ -417,6 +507,23 @@ events! {
         why: LeaveReason,
         /// Until when the session's number is remembered.
         keep_until: Time,
+    }
+    /// The driver may not work until reinstated. A session that is open ends with it, as if the driver had left.
+    driver "driver.suspended" DriverSuspended {
+        /// Why, in the words of who did it.
+        reason: Reason,
+    }
+    /// The driver may work again, from the next `online`.
+    driver "driver.reinstated" DriverReinstated {}
+    /// The driver gets no ride of this rider any more; one that is held goes on.
+    driver "driver.rider_blocked" RiderBlocked {
+        /// The rider.
+        rider: RiderId,
+    }
+    /// The driver may get rides of this rider again.
+    driver "driver.rider_unblocked" RiderUnblocked {
+        /// The rider.
+        rider: RiderId,
     }
     /// The driver's state is dropped after long absence.
     driver "driver.forgotten" DriverForgotten {}

@@ -137,6 +137,58 @@ text_id!(
     CommandId, "command id", COMMAND_ID_BYTES_MAX, "/"
 );
 
+/// Longest reason a person may give, in bytes.
+pub const REASON_BYTES_MAX: usize = 200;
+
+/// Why a person at the operator's desk did something, in their own words: kept, shown, never interpreted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Reason(Arc<str>);
+
+impl Reason {
+    /// Checks and keeps `text`: 1 to [`REASON_BYTES_MAX`] bytes without control characters.
+    pub fn new(text: &str) -> Result<Self, BadId> {
+        let (what, max) = ("reason", REASON_BYTES_MAX);
+        match text.len() {
+            0 => Err(BadId::Empty { what, max }),
+            bytes if bytes > max => Err(BadId::TooLong { what, bytes, max }),
+            _ if text.chars().any(char::is_control) => Err(BadId::Malformed {
+                what,
+                found: text.chars().take(ID_BYTES_MAX).collect(),
+                expected: "one line of text without control characters",
+            }),
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    /// The text as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Reason {
+    type Error = BadId;
+    fn try_from(text: String) -> Result<Self, BadId> {
+        Self::new(&text)
+    }
+}
+
+impl From<Reason> for String {
+    fn from(reason: Reason) -> String {
+        reason.0.as_ref().into()
+    }
+}
+
+impl JsonSchema for Reason {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Reason".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": 1, "maxLength": REASON_BYTES_MAX })
+    }
+}
+
 /// Milliseconds since the Unix epoch on the domain clock (which a replay may set to the past).
 #[derive(
     Clone,

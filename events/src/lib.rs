@@ -19,6 +19,6 @@ pub use codec::DecodeError;
 pub use command::{Command, CommandRecord};
 pub use event::{Event, EventRecord};
 pub use ids::{
-    Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, RideId, RiderId,
-    SessionId, ShardId, Time, VehicleClass,
+    Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId,
+    RiderId, SessionId, ShardId, Time, VehicleClass,
 };

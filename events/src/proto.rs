@@ -139,7 +139,11 @@ names!(
     NotAccepted = NotAccepted,
     AlreadyAccepted = AlreadyAccepted,
     OldSession = OldSession,
-    NotOnline = NotOnline
+    NotOnline = NotOnline,
+    Suspended = Suspended,
+    TooManyBlocks = TooManyBlocks,
+    TooManyMarked = TooManyMarked,
+    InTransfer = InTransfer
 );
 names!(
     ping_why_out,

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
 use cabrank_events::event::*;
 use cabrank_events::{
-    ClassSet, CommandId, DriverId, Event, EventRecord, IdempotencyKey, Place, RideId, RiderId,
-    SessionId, ShardId, Time, VehicleClass,
+    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, Place, Reason,
+    RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
@@ -45,6 +45,13 @@ fn examples() -> Vec<Event> {
     let (attempt, hold_number, driver_seq, rider_seq) = (1, 42, 43, 7);
     let (ride, later) = (ride(), AT.plus_ms(15_000));
     let command = CommandId::new("rider/ann/k1").unwrap();
+    let other_hold = HoldId {
+        ride: RideId {
+            offset: 977,
+            ..ride
+        },
+        attempt: 1,
+    };
     vec![
         RideRequested {
             ride,
@@ -74,6 +81,61 @@ fn examples() -> Vec<Event> {
             driver: driver(),
             attempt,
             answer_by: later,
+            from: Some(other_hold),
+            then: vec![Move {
+                ride: other_hold.ride,
+                version: 9,
+                driver: DriverId::new("d9").unwrap(),
+            }],
+        }
+        .into(),
+        SecondHoldGranted {
+            ride,
+            ride_seq: 9,
+            driver: driver(),
+            attempt,
+            hold_number,
+        }
+        .into(),
+        HoldAsked {
+            ride,
+            ride_seq: 9,
+            driver: driver(),
+            attempt,
+            by: other_hold,
+        }
+        .into(),
+        HoldMoved {
+            ride,
+            ride_seq: 10,
+            driver: driver(),
+            attempt,
+        }
+        .into(),
+        HoldKept {
+            ride,
+            ride_seq: 10,
+            driver: driver(),
+            attempt,
+        }
+        .into(),
+        ReportWaits {
+            ride,
+            ride_seq: 10,
+            driver: driver(),
+            attempt,
+            report: RideReport::Started,
+            command: Some(CommandId::new("driver/d7/m5").unwrap()),
+        }
+        .into(),
+        DriverReassigned {
+            ride,
+            ride_seq: 11,
+            driver: driver(),
+            attempt: 2,
+            hold_number,
+            before: DriverId::new("d9").unwrap(),
+            arrive_by: later,
         }
         .into(),
         ClaimDenied {
@@ -220,6 +282,29 @@ fn examples() -> Vec<Event> {
             session: SessionId(1_211_500_800_000),
             why: LeaveReason::Silent,
             keep_until: later,
+        }
+        .into(),
+        DriverSuspended {
+            driver: driver(),
+            driver_seq,
+            reason: Reason::new("complaint 4711: dangerous driving").unwrap(),
+        }
+        .into(),
+        DriverReinstated {
+            driver: driver(),
+            driver_seq,
+        }
+        .into(),
+        RiderBlocked {
+            driver: driver(),
+            driver_seq,
+            rider: rider(),
+        }
+        .into(),
+        RiderUnblocked {
+            driver: driver(),
+            driver_seq,
+            rider: rider(),
         }
         .into(),
         DriverForgotten {
@@ -390,10 +475,11 @@ fn a_schema_refuses_what_is_not_its_event() {
             cut["data"].as_object_mut().unwrap().remove(key);
             missed += usize::from(validator.is_valid(&cut));
         }
-        // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride.
+        // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride, the swap a
+        // claim belongs to, the command of a report without one.
         let optional = match *name {
-            "ride.cancelled" => 1,
-            "command.outcome" => 2,
+            "ride.cancelled" | "ride.report_waits" => 1,
+            "command.outcome" | "ride.driver_claimed" => 2,
             _ => 0,
         };
         assert_eq!(missed, optional, "{name}");

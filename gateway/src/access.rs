@@ -30,6 +30,8 @@ pub enum Endpoint {
     Nearby,
     /// `GET /v1/events`
     Events,
+    /// `POST /v1/drivers/{id}/suspend`, `.../reinstate`, `.../blocks`, `DELETE /v1/drivers/{id}/blocks/{rider}`
+    MarkDriver,
 }
 
 impl Endpoint {
@@ -44,7 +46,7 @@ impl Endpoint {
             }
             Self::ReadRide => matches!(role, Driver | Rider | Service | Ops),
             Self::Nearby => matches!(role, Rider | Service | Ops),
-            Self::Events => matches!(role, Service | Ops),
+            Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What all sockets and calls of a gateway share.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use cabrank_events::{Command, CommandId, CommandRecord, RiderId, Time};
@@ -37,6 +39,9 @@ pub struct Edge {
     /// Sockets and streams close now.
     pub closing: CancellationToken,
     started: Instant,
+    /// Tells this gateway's calls from those of others and of its earlier lives.
+    life: u64,
+    calls: AtomicU64,
 }
 
 /// Why a command was not handed in. It has not been and will not be executed.
@@ -77,6 +82,8 @@ impl Edge {
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             started: Instant::now(),
+            life: RandomState::new().build_hasher().finish(),
+            calls: AtomicU64::new(0),
             config,
             dispatch,
         });
@@ -93,6 +100,13 @@ impl Edge {
     /// Milliseconds of the wall clock since the gateway began; monotonic.
     pub fn wall_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// A name for a call that no other call has.
+    pub fn new_call(&self) -> String {
+        // Relaxed: only uniqueness matters.
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}/{call}", self.life)
     }
 
     /// Hands a command in; the waiter resolves when its outcome is committed.

@@ -12,7 +12,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, VehicleClass};
@@ -26,6 +26,7 @@ use crate::access::{Endpoint, choose_protocol, rider_for};
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
 use crate::listener::{Busy, Conn};
+use crate::marks;
 use crate::outcomes::Answer;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
@@ -41,7 +42,7 @@ const NEARBY_K_DEFAULT: usize = 10;
 /// Metres when `radius` is not given.
 const NEARBY_RADIUS_DEFAULT_M: f64 = 2_000.0;
 
-type Shared = State<Arc<Edge>>;
+pub type Shared = State<Arc<Edge>>;
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// All routes.
@@ -53,6 +54,13 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/rides/{ride}", get(read_ride))
         .route("/v1/rides/{ride}/cancel", post(cancel_ride))
         .route("/v1/cancel", post(cancel_by_key))
+        .route("/v1/drivers/{driver}/suspend", post(marks::suspend))
+        .route("/v1/drivers/{driver}/reinstate", post(marks::reinstate))
+        .route("/v1/drivers/{driver}/blocks", post(marks::block))
+        .route(
+            "/v1/drivers/{driver}/blocks/{rider}",
+            delete(marks::unblock),
+        )
         .route("/v1/nearby", get(nearby))
         .route("/v1/events", get(stream::events))
         .route("/healthz", get(async || "alive\n"))
@@ -210,7 +218,7 @@ async fn rider_socket(
 }
 
 /// Reads a JSON body; the error names what is wrong with it.
-fn body<T: serde::de::DeserializeOwned>(
+pub fn body<T: serde::de::DeserializeOwned>(
     edge: &Edge,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<T, Problem> {
@@ -223,12 +231,12 @@ fn body<T: serde::de::DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(Problem::bad_body)
 }
 
-fn command_id(text: String) -> Result<CommandId, Problem> {
+pub fn command_id(text: String) -> Result<CommandId, Problem> {
     CommandId::new(&text).map_err(|error| Problem::bad_request(error.to_string()))
 }
 
 /// Hands a command in and waits for its outcome.
-async fn ask(
+pub async fn ask(
     edge: &Edge,
     id: CommandId,
     issued_at: Time,
@@ -356,15 +364,15 @@ async fn read_ride(
     Ok(json(StatusCode::OK, &*ride))
 }
 
-/// What a cancel by HTTP answers.
+/// What a call that changes something answers: done now, or done before.
 #[derive(Serialize)]
-struct Cancelled {
+struct Changed {
     result: WireResult,
     #[serde(skip_serializing_if = "Option::is_none")]
     ride: Option<RideId>,
 }
 
-fn cancelled(answer: Answer) -> Result<Response, Problem> {
+pub fn changed(answer: Answer) -> Result<Response, Problem> {
     let result = match answer.outcome {
         Outcome::Done => WireResult::Done,
         Outcome::AlreadyDone => WireResult::AlreadyDone,
@@ -372,7 +380,7 @@ fn cancelled(answer: Answer) -> Result<Response, Problem> {
     };
     Ok(json(
         StatusCode::OK,
-        &Cancelled {
+        &Changed {
             result,
             ride: answer.ride,
         },
@@ -409,7 +417,7 @@ async fn cancel_ride(
         }
     };
     let command = Command::CancelRide { ride, by, rider };
-    cancelled(ask(&edge, command_id(id)?, edge.dispatch.now(), command).await?)
+    changed(ask(&edge, command_id(id)?, edge.dispatch.now(), command).await?)
 }
 
 #[derive(Deserialize)]
@@ -428,7 +436,7 @@ async fn cancel_by_key(
     let ByKey { key } = body(&edge, bytes)?;
     let id = command_id(format!("rider/{rider}/k/{key}"))?;
     let command = Command::CancelByKey { rider, key };
-    cancelled(ask(&edge, id, edge.dispatch.now(), command).await?)
+    changed(ask(&edge, id, edge.dispatch.now(), command).await?)
 }
 
 fn class(name: &str) -> Result<VehicleClass, Problem> {

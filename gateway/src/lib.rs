@@ -18,6 +18,7 @@ mod driver;
 mod edge;
 mod http;
 mod listener;
+mod marks;
 mod news;
 mod outcomes;
 mod people;

@@ -101,6 +101,8 @@ impl Edge {
                 }
             }
             Event::DriverAssigned(e) => changed(&e.driver),
+            // Who was on the way before hears of it by the release of the hold.
+            Event::DriverReassigned(e) => changed(&e.driver),
             Event::DriverArrived(e) => changed(&e.driver),
             Event::RideStarted(e) => changed(&e.driver),
             // The rider hears of these by the ride's view; no driver's phone is concerned.
@@ -111,12 +113,21 @@ impl Edge {
             | Event::ClaimDenied(_)
             | Event::ClaimAbandoned(_)
             | Event::OfferReceived(_)
+            | Event::SecondHoldGranted(_)
+            | Event::HoldAsked(_)
+            | Event::HoldMoved(_)
+            | Event::HoldKept(_)
+            | Event::ReportWaits(_)
             | Event::RideUnfulfilled(_) => {}
             // States of people: what follows for a phone comes with the ride's events and the outcomes.
             Event::DriverOnline(_)
             | Event::DriverHeld(_)
             | Event::DriverLeaving(_)
             | Event::DriverOffline(_)
+            | Event::DriverSuspended(_)
+            | Event::DriverReinstated(_)
+            | Event::RiderBlocked(_)
+            | Event::RiderUnblocked(_)
             | Event::DriverForgotten(_)
             | Event::RiderBusy(_)
             | Event::RideConfirmed(_)

@@ -196,11 +196,35 @@ impl From<RefusedBecause> for Problem {
                 "The driver is not online",
                 "go online first",
             ),
+            Suspended => (
+                409,
+                "suspended",
+                "The driver is suspended",
+                "the operator must reinstate the driver first",
+            ),
+            TooManyBlocks => (
+                409,
+                "too_many_blocks",
+                "The driver's block list is full",
+                "unblock a rider first: DELETE /v1/drivers/{id}/blocks/{rider}",
+            ),
+            TooManyMarked => (
+                503,
+                "too_many_marked",
+                "Too many suspensions and block lists here",
+                "reinstate or unblock others, or raise engine.marked_drivers_max",
+            ),
+            InTransfer => (
+                409,
+                "in_transfer",
+                "The car is being exchanged with another ride",
+                "repeat the report: many wait for the same answer",
+            ),
         };
         let problem = Self::new(status, name, title, detail);
         match why {
             TooManyKeys => problem.retry_after(60),
-            ShardFull => problem.retry_after(5),
+            ShardFull | TooManyMarked => problem.retry_after(5),
             _ => problem,
         }
     }

@@ -130,6 +130,10 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::GiveBack { .. } => "give_back",
         Command::GoOnline { .. } => "go_online",
         Command::GoOffline { .. } => "go_offline",
+        Command::SuspendDriver { .. } => "suspend_driver",
+        Command::ReinstateDriver { .. } => "reinstate_driver",
+        Command::BlockRider { .. } => "block_rider",
+        Command::UnblockRider { .. } => "unblock_rider",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }
         | Command::RideClosed { .. }
@@ -139,6 +143,8 @@ pub fn command_name(command: &Command) -> &'static str {
         | Command::DriverLeft { .. }
         | Command::DriverSilent { .. }
         | Command::ClaimDriver { .. }
+        | Command::TransferHold { .. }
+        | Command::TransferAnswered { .. }
         | Command::ReleaseDriver { .. } => "internal",
     }
 }

@@ -92,6 +92,8 @@ impl People {
     pub fn committed(&self, driver: &Driver, now: Time) -> Result<(), cabrank_geo::IndexFull> {
         let person = match self.person(&driver.id) {
             Some(person) => person,
+            // Suspensions and block lists are remembered for longer than anybody looks for the car.
+            None if matches!(driver.presence, Presence::Offline { .. }) => return Ok(()),
             None => self.enter(&driver.id, now)?,
         };
         let (status, classes, session) = match (&driver.presence, driver.held) {

@@ -1,11 +1,13 @@
 //! What commands do to drivers. Nothing else grants or ends a hold.
 
-use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause};
+use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause, TransferAnswer};
 use cabrank_events::event::{
-    DriverForgotten, DriverHeld, DriverLeaving, DriverOffline, DriverOnline, DriverReleased,
-    LeaveReason,
+    DriverForgotten, DriverHeld, DriverLeaving, DriverOffline, DriverOnline, DriverReinstated,
+    DriverReleased, DriverSuspended, LeaveReason, RiderBlocked, RiderUnblocked,
 };
-use cabrank_events::{ClassSet, Command, CommandId, DriverId, HoldId, SessionId, VehicleClass};
+use cabrank_events::{
+    ClassSet, Command, CommandId, DriverId, Event, HoldId, Reason, RiderId, SessionId, VehicleClass,
+};
 
 use super::Shard;
 use crate::driver::{Driver, Presence};
@@ -38,12 +40,27 @@ impl Shard {
             Command::DriverSilent { driver, session } => {
                 self.leave(driver, *session, LeaveReason::Silent)
             }
+            Command::SuspendDriver { driver, reason } => self.suspend(driver, reason),
+            Command::ReinstateDriver { driver } => self.reinstate(driver),
+            Command::BlockRider { driver, rider } => self.block(driver, rider),
+            Command::UnblockRider { driver, rider } => self.unblock(driver, rider),
             Command::ClaimDriver {
                 driver,
                 hold,
                 class,
+                rider,
             } => {
-                self.claim(driver, *hold, *class);
+                self.claim(driver, *hold, *class, rider.as_ref());
+                return;
+            }
+            Command::TransferHold {
+                driver,
+                from,
+                hold,
+                class,
+                rider,
+            } => {
+                self.transfer(driver, *from, *hold, *class, rider);
                 return;
             }
             Command::ReleaseDriver { driver, hold } => {
@@ -64,6 +81,11 @@ impl Shard {
 
     fn go_online(&mut self, driver: &DriverId, session: SessionId, classes: ClassSet) -> Outcome {
         let known = self.drivers.get(driver);
+        if known.is_some_and(|d| d.suspended.is_some()) && !self.broken(Sabotage::SuspendedOnline) {
+            return Outcome::Refused {
+                why: RefusedBecause::Suspended,
+            };
+        }
         let newest = known.map_or(SessionId(0), |d| d.session);
         match known.map(|d| &d.presence) {
             Some(Presence::Online { classes: open }) if session == newest => {
@@ -140,7 +162,108 @@ impl Shard {
         });
     }
 
-    fn claim(&mut self, driver: &DriverId, hold: HoldId, class: VehicleClass) {
+    // -- what the desk says ----------------------------------------------------------------------------------
+
+    /// A suspension is a mark, and ends an open session as if the driver had left: before the pickup the ride looks
+    /// for another driver, after it the driver is gone at the end (PROTOCOL 21).
+    fn suspend(&mut self, driver: &DriverId, reason: &Reason) -> Outcome {
+        let known = self.drivers.get(driver);
+        if known.is_some_and(|d| d.suspended.is_some()) {
+            return Outcome::AlreadyDone;
+        }
+        if let Some(why) = self.no_room_for_mark(driver) {
+            return Outcome::Refused { why };
+        }
+        let open = known.map_or(SessionId(0), |d| d.session);
+        let driver_seq = self.driver_seq(driver);
+        self.mark(DriverSuspended {
+            driver: driver.clone(),
+            driver_seq,
+            reason: reason.clone(),
+        });
+        self.leave(driver, open, LeaveReason::Suspended);
+        Outcome::Done
+    }
+
+    fn reinstate(&mut self, driver: &DriverId) -> Outcome {
+        let known = self.drivers.get(driver);
+        if known.is_none_or(|d| d.suspended.is_none()) {
+            return Outcome::AlreadyDone;
+        }
+        let driver_seq = self.driver_seq(driver);
+        self.mark(DriverReinstated {
+            driver: driver.clone(),
+            driver_seq,
+        });
+        Outcome::Done
+    }
+
+    /// Counts from the next claim on: a ride of this rider that holds the driver goes on.
+    fn block(&mut self, driver: &DriverId, rider: &RiderId) -> Outcome {
+        let known = self.drivers.get(driver);
+        if known.is_some_and(|d| d.blocked.contains(rider)) {
+            return Outcome::AlreadyDone;
+        }
+        if known.is_some_and(|d| d.blocked.len() >= self.config.blocks_max) {
+            let why = RefusedBecause::TooManyBlocks;
+            return Outcome::Refused { why };
+        }
+        if let Some(why) = self.no_room_for_mark(driver) {
+            return Outcome::Refused { why };
+        }
+        let driver_seq = self.driver_seq(driver);
+        self.mark(RiderBlocked {
+            driver: driver.clone(),
+            driver_seq,
+            rider: rider.clone(),
+        });
+        Outcome::Done
+    }
+
+    fn unblock(&mut self, driver: &DriverId, rider: &RiderId) -> Outcome {
+        let known = self.drivers.get(driver);
+        if known.is_none_or(|d| !d.blocked.contains(rider)) {
+            return Outcome::AlreadyDone;
+        }
+        let driver_seq = self.driver_seq(driver);
+        self.mark(RiderUnblocked {
+            driver: driver.clone(),
+            driver_seq,
+            rider: rider.clone(),
+        });
+        Outcome::Done
+    }
+
+    fn is_marked(&self, driver: &DriverId) -> bool {
+        self.drivers.get(driver).is_some_and(Driver::is_marked)
+    }
+
+    fn no_room_for_mark(&self, driver: &DriverId) -> Option<RefusedBecause> {
+        let is_full = self.marked_drivers >= self.config.marked_drivers_max;
+        (is_full && !self.is_marked(driver)).then_some(RefusedBecause::TooManyMarked)
+    }
+
+    /// Publishes a change of a driver's marks, and counts the drivers who have any.
+    fn mark(&mut self, event: impl Into<Event>) {
+        let event = event.into();
+        let EntityId::Driver(driver) = event.entity() else {
+            unreachable!("only drivers have marks")
+        };
+        let before = usize::from(self.is_marked(&driver));
+        self.emit(event);
+        self.marked_drivers += usize::from(self.is_marked(&driver));
+        self.marked_drivers -= before;
+    }
+
+    // -- what rides say --------------------------------------------------------------------------------------
+
+    fn claim(
+        &mut self,
+        driver: &DriverId,
+        hold: HoldId,
+        class: VehicleClass,
+        rider: Option<&RiderId>,
+    ) {
         let known = self.drivers.get(driver);
         if known
             .and_then(|d| d.held)
@@ -148,7 +271,10 @@ impl Shard {
         {
             return; // granted before; the ride heard of it
         }
-        let verdict = match known.map_or(Err(ClaimRefusal::Offline), |d| d.can_be_held(class)) {
+        let asked = |d: &Driver| d.can_be_held(None, class, rider);
+        let verdict = match known.map_or(Err(ClaimRefusal::Offline), asked) {
+            Err(ClaimRefusal::Suspended) if self.broken(Sabotage::SuspendedGrants) => Ok(()),
+            Err(ClaimRefusal::Blocked) if self.broken(Sabotage::IgnoreBlocks) => Ok(()),
             Err(ClaimRefusal::Held) if self.broken(Sabotage::GrantTwice) => Ok(()),
             Err(ClaimRefusal::WrongClass) if self.broken(Sabotage::AnyClass) => Ok(()),
             verdict => verdict,
@@ -190,6 +316,66 @@ impl Shard {
         }
     }
 
+    /// The driver goes from one ride to another: the old hold is over and the new one stands, or nothing changes.
+    fn transfer(
+        &mut self,
+        driver: &DriverId,
+        from: HoldId,
+        hold: HoldId,
+        class: VehicleClass,
+        rider: &RiderId,
+    ) {
+        let known = self.drivers.get(driver);
+        let held = known.and_then(|d| d.held);
+        if held.is_some_and(|held| held.hold == hold) {
+            return; // moved before; the rides heard of it
+        }
+        let asked = |d: &Driver| d.can_be_held(Some(from), class, Some(rider));
+        let verdict = match (known.map_or(Err(ClaimRefusal::Offline), asked), held) {
+            (Err(ClaimRefusal::Held), Some(held)) if self.broken(Sabotage::TransferAnyHold) => {
+                Ok(held)
+            }
+            (Err(ClaimRefusal::Leaving), Some(held)) if self.broken(Sabotage::LeavingMoves) => {
+                Ok(held)
+            }
+            (Ok(()), Some(held)) => Ok(held),
+            (Ok(()), None) => Err(ClaimRefusal::Offline),
+            (Err(why), _) => Err(why),
+        };
+        let answer = match verdict {
+            Ok(old) => {
+                let driver_seq = self.driver_seq(driver);
+                self.emit(DriverReleased {
+                    driver: driver.clone(),
+                    driver_seq,
+                    ride: old.hold.ride,
+                    attempt: old.hold.attempt,
+                    hold_number: old.number,
+                });
+                let hold_number = self.driver_seq(driver);
+                self.emit(DriverHeld {
+                    driver: driver.clone(),
+                    driver_seq: hold_number,
+                    ride: hold.ride,
+                    attempt: hold.attempt,
+                    hold_number,
+                });
+                TransferAnswer::Moved { hold_number }
+            }
+            Err(why) => TransferAnswer::Refused {
+                why,
+                driver_seq: known.map_or(self.counters.seq, |d| d.seq),
+                stands: held.is_some_and(|held| held.hold == from),
+            },
+        };
+        self.send(Command::TransferAnswered {
+            driver: driver.clone(),
+            from,
+            hold,
+            answer,
+        });
+    }
+
     fn release(&mut self, driver: &DriverId, hold: HoldId) {
         let Some(known) = self.drivers.get(driver) else {
             return;
@@ -216,7 +402,12 @@ impl Shard {
     }
 
     pub(super) fn driver_timer(&mut self, id: &DriverId) {
-        if self.drivers.get(id).and_then(Driver::due).is_none() {
+        if self
+            .drivers
+            .get(id)
+            .and_then(|d| self.due_of_driver(d))
+            .is_none()
+        {
             return;
         }
         let driver_seq = self.driver_seq(id);

@@ -2,9 +2,9 @@
 
 use cabrank_events::command::{CancelledBy, EntityId, OpenRide, Outcome, RefusedBecause};
 use cabrank_events::event::{
-    ClaimAbandoned, ClaimDenied, CompletedBecause, DeclinedBecause, DriverArrived, DriverAssigned,
-    DriverClaimed, DriverLost, EndOfRide, ExpiredBecause, LostBecause, OfferDeclined, OfferExpired,
-    OfferMade, OfferReceived, RideCancelled, RideCompleted, RideRequested, RideStarted,
+    ClaimAbandoned, CompletedBecause, DeclinedBecause, DriverArrived, DriverAssigned, DriverLost,
+    EndOfRide, ExpiredBecause, LostBecause, Move, OfferDeclined, OfferExpired, OfferMade,
+    OfferReceived, RideCancelled, RideCompleted, RideReport, RideRequested, RideStarted,
     RideUnfulfilled, SearchWidened, SearchedInVain, UnfulfilledBecause,
 };
 use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId, Time};
@@ -19,7 +19,7 @@ type Answer = Result<Outcome, RefusedBecause>;
 
 /// What a driver may report of a hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Report {
+pub(super) enum Report {
     Received,
     Accepted,
     Declined,
@@ -27,6 +27,16 @@ enum Report {
     Started,
     Completed,
     GivenBack,
+}
+
+impl From<RideReport> for Report {
+    fn from(report: RideReport) -> Report {
+        match report {
+            RideReport::Arrived => Report::Arrived,
+            RideReport::Started => Report::Started,
+            RideReport::Completed => Report::Completed,
+        }
+    }
 }
 
 impl Shard {
@@ -61,19 +71,13 @@ impl Shard {
                 driver,
                 why,
                 driver_seq,
-            } => {
-                if self.is_claiming(*hold, driver) {
-                    self.emit(ClaimDenied {
-                        ride,
-                        ride_seq: self.ride_seq(ride),
-                        driver: driver.clone(),
-                        attempt: hold.attempt,
-                        why: *why,
-                        driver_seq: *driver_seq,
-                    });
-                }
-                return;
-            }
+            } => return self.denied(*hold, driver, *why, *driver_seq),
+            Command::TransferAnswered {
+                driver,
+                from,
+                hold,
+                answer,
+            } => return self.transfer_answered(driver, *from, *hold, answer),
             Command::DriverLeft {
                 hold,
                 driver,
@@ -93,9 +97,24 @@ impl Shard {
             Command::ReceiveOffer { hold, driver } => self.report(Report::Received, *hold, driver),
             Command::AcceptOffer { hold, driver } => self.report(Report::Accepted, *hold, driver),
             Command::DeclineOffer { hold, driver } => self.report(Report::Declined, *hold, driver),
-            Command::Arrive { hold, driver } => self.report(Report::Arrived, *hold, driver),
-            Command::StartRide { hold, driver } => self.report(Report::Started, *hold, driver),
-            Command::CompleteRide { hold, driver } => self.report(Report::Completed, *hold, driver),
+            Command::Arrive { hold, driver } => {
+                match self.report_or_park(id, RideReport::Arrived, *hold, driver) {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
+            Command::StartRide { hold, driver } => {
+                match self.report_or_park(id, RideReport::Started, *hold, driver) {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
+            Command::CompleteRide { hold, driver } => {
+                match self.report_or_park(id, RideReport::Completed, *hold, driver) {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
             Command::GiveBack { hold, driver } => self.report(Report::GivenBack, *hold, driver),
             other => unreachable!("{other:?} is not for a ride"),
         };
@@ -103,12 +122,27 @@ impl Shard {
         self.answer(id, &asked, outcome, Some(ride));
     }
 
-    fn ride_seq(&self, ride: RideId) -> u32 {
+    /// `None`: the report waits for the answer to a transfer, and so does its outcome.
+    fn report_or_park(
+        &mut self,
+        id: Option<&CommandId>,
+        report: RideReport,
+        hold: HoldId,
+        driver: &DriverId,
+    ) -> Option<Answer> {
+        match self.park(id, report, hold, driver) {
+            None => Some(self.report(report.into(), hold, driver)),
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(Err(why)),
+        }
+    }
+
+    pub(super) fn ride_seq(&self, ride: RideId) -> u32 {
         let skip = u32::from(self.broken(Sabotage::SkipSequence));
         self.rides.get(&ride).map_or(0, |known| known.seq) + 1 + skip
     }
 
-    fn is_claiming(&self, hold: HoldId, driver: &DriverId) -> bool {
+    pub(super) fn is_claiming(&self, hold: HoldId, driver: &DriverId) -> bool {
         self.rides.get(&hold.ride).is_some_and(|ride| {
             ride.holds(hold, driver) && matches!(ride.stage, Stage::Claiming { .. })
         })
@@ -163,7 +197,10 @@ impl Shard {
             self.looked_at(*ride, *version);
         }
         for pair in &result.pairs {
-            self.claim_for(pair);
+            self.claim_pair(pair);
+        }
+        for swap in &result.swaps {
+            self.begin_swap(swap);
         }
         for (ride, version) in &result.looked {
             let in_vain = self
@@ -199,45 +236,34 @@ impl Shard {
         }
     }
 
-    fn claim_for(&mut self, pair: &Pair) {
+    fn claim_pair(&mut self, pair: &Pair) {
         let Some(known) = self.as_seen(pair.ride, pair.version) else {
             return;
         };
         if known.asked.contains(&pair.driver) && !self.broken(Sabotage::AskAgain) {
             return;
         }
-        let attempt = match known.attempt {
-            0 => 1,
-            last if self.broken(Sabotage::ReuseAttempt) => last,
-            last => last + 1,
+        let claim = Move {
+            ride: pair.ride,
+            version: pair.version,
+            driver: pair.driver.clone(),
         };
-        let (ride, class, driver) = (pair.ride, known.class, pair.driver.clone());
-        self.emit(DriverClaimed {
-            ride,
-            ride_seq: self.ride_seq(ride),
-            driver: driver.clone(),
-            attempt,
-            answer_by: self.time.plus_ms(self.config.claim_answer_ms),
-        });
-        self.send(Command::ClaimDriver {
-            driver,
-            hold: HoldId { ride, attempt },
-            class,
-        });
-        self.reindex(&EntityId::Ride(ride));
+        self.claim_for(&claim, None, &[]);
     }
 
     // -- answers of the driver's shard -----------------------------------------------------------------------
 
     fn claim_granted(&mut self, hold: HoldId, driver: &DriverId, hold_number: u64) {
         let ride = hold.ride;
-        let wanted = self.is_claiming(hold, driver)
-            || self.broken(Sabotage::BelieveAnyGrant)
-                && self
-                    .rides
-                    .get(&ride)
-                    .is_some_and(|r| matches!(r.stage, Stage::Claiming { .. }));
-        if wanted {
+        if self.gained(hold, driver, hold_number) {
+            return;
+        }
+        if self.broken(Sabotage::BelieveAnyGrant)
+            && self
+                .rides
+                .get(&ride)
+                .is_some_and(|r| matches!(r.stage, Stage::Claiming { .. }))
+        {
             self.emit(OfferMade {
                 ride,
                 ride_seq: self.ride_seq(ride),
@@ -248,24 +274,22 @@ impl Shard {
             });
             return;
         }
-        let stands = self.rides.get(&ride).is_some_and(|r| r.holds(hold, driver));
-        if !stands && !self.broken(Sabotage::KeepUnwantedGrant) {
-            // Nobody wants it any more: else the driver is held for ever (PROTOCOL 3).
-            self.send(Command::ReleaseDriver {
-                driver: driver.clone(),
-                hold,
-            });
-        }
+        self.give_back_unwanted(hold, driver);
     }
 
     fn driver_left(&mut self, hold: HoldId, driver: &DriverId) {
         let ride = hold.ride;
-        let stage = self
-            .rides
-            .get(&ride)
-            .filter(|r| r.holds(hold, driver))
-            .map(|r| &r.stage);
-        match stage {
+        let known = self.rides.get(&ride);
+        if known.is_some_and(|r| r.exchange.has_incoming(hold.attempt, driver)) {
+            self.abandon_incoming(ride);
+            self.settle(ride);
+            return;
+        }
+        let held = known.filter(|r| r.holds(hold, driver));
+        if held.is_some_and(|r| r.exchange.is_asked()) {
+            return; // the answer to the transfer says so, too, and then it is known who is in the car
+        }
+        match held.map(|r| &r.stage) {
             None | Some(Stage::Waiting | Stage::Ended { .. }) => {
                 self.send(Command::ReleaseDriver {
                     driver: driver.clone(),
@@ -308,14 +332,14 @@ impl Shard {
         }
     }
 
-    fn report(&mut self, report: Report, hold: HoldId, driver: &DriverId) -> Answer {
+    pub(super) fn report(&mut self, report: Report, hold: HoldId, driver: &DriverId) -> Answer {
         let ride = hold.ride;
         let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;
         if let Stage::Ended {
             end, driver: last, ..
         } = &known.stage
         {
-            let theirs = last.as_ref() == Some(driver) && known.attempt == hold.attempt;
+            let theirs = last.as_ref() == Some(driver) && known.hold() == hold;
             let completed = *end == EndOfRide::Completed;
             if self.broken(Sabotage::AssignAfterCancel) && report == Report::Accepted {
                 self.assign(ride, driver, hold, 0);
@@ -415,7 +439,16 @@ impl Shard {
         driver: &DriverId,
         arrived: bool,
     ) -> Answer {
-        let attempt = self.rides[&ride].attempt;
+        let known = &self.rides[&ride];
+        let attempt = known.hold().attempt;
+        match report {
+            Report::Received | Report::Accepted => return Ok(Outcome::AlreadyDone),
+            Report::GivenBack if known.is_start_parked() => {
+                return Err(RefusedBecause::AlreadyStarted);
+            }
+            Report::Arrived | Report::Started => self.abandon_incoming(ride),
+            Report::Declined | Report::Completed | Report::GivenBack => {}
+        }
         match report {
             Report::Received | Report::Accepted => return Ok(Outcome::AlreadyDone),
             Report::Arrived if arrived => return Ok(Outcome::AlreadyDone),
@@ -447,10 +480,20 @@ impl Shard {
         let Some(known) = self.rides.get(&ride) else {
             return;
         };
-        let hold = known.hold();
-        if let Some(driver) = known.driver().cloned()
-            && !self.broken(Sabotage::DropRelease)
-        {
+        let first = known
+            .driver()
+            .filter(|_| !known.exchange.is_moved() && !self.broken(Sabotage::DropRelease))
+            .map(|driver| (driver.clone(), known.hold()));
+        let second = known
+            .exchange
+            .incoming
+            .as_ref()
+            .filter(|_| !self.broken(Sabotage::KeepIncoming))
+            .map(|incoming| {
+                let attempt = incoming.attempt;
+                (incoming.driver.clone(), HoldId { ride, attempt })
+            });
+        for (driver, hold) in first.into_iter().chain(second) {
             self.send(Command::ReleaseDriver { driver, hold });
         }
     }
@@ -470,13 +513,14 @@ impl Shard {
     }
 
     /// The ride goes back to waiting, or ends when it has lost or asked too many.
-    fn part(&mut self, ride: RideId, parting: Parting) {
+    pub(super) fn part(&mut self, ride: RideId, parting: Parting) {
         let known = &self.rides[&ride];
         let Some(driver) = known.driver().cloned() else {
             return;
         };
-        let (attempt, ride_seq) = (known.attempt, self.ride_seq(ride));
+        let (attempt, ride_seq) = (known.hold().attempt, self.ride_seq(ride));
         let (deadline, redispatches) = (known.deadline, known.redispatches + 1);
+        let parked = known.exchange.parked.clone();
         self.let_go(ride);
         match parting {
             Parting::Declined(why) => {
@@ -508,6 +552,7 @@ impl Shard {
                     redispatches,
                 };
                 self.emit(lost);
+                self.turn_away(ride, parked, RefusedBecause::Lapsed);
                 if redispatches > self.config.redispatch_max {
                     self.finish(
                         ride,
@@ -526,10 +571,12 @@ impl Shard {
     }
 
     /// The ride comes to its end; its driver and its rider are free.
-    fn finish(&mut self, ride: RideId, ending: Ending) {
+    pub(super) fn finish(&mut self, ride: RideId, ending: Ending) {
         let known = &self.rides[&ride];
         let ride_seq = self.ride_seq(ride);
-        let (attempt, driver) = (known.attempt, known.driver().cloned());
+        let driver = known.driver().filter(|_| !known.exchange.is_moved());
+        let (attempt, driver) = (known.hold().attempt, driver.cloned());
+        let parked = known.exchange.parked.clone();
         let (rider, key) = (known.rider.clone(), known.key.clone());
         let keep_until = self.time.plus_ms(self.config.ended_ride_memory_ms);
         self.let_go(ride);
@@ -566,6 +613,7 @@ impl Shard {
                 EndOfRide::Unfulfilled
             }
         };
+        self.turn_away(ride, parked, RefusedBecause::Ended);
         if !self.broken(Sabotage::ForgetToFreeRider) {
             self.send(Command::RideClosed {
                 rider,
@@ -601,7 +649,13 @@ impl Shard {
             Stage::Offered { received: true, .. } => {
                 self.part(id, Parting::Expired(ExpiredBecause::NoAnswer));
             }
-            Stage::EnRoute { .. } => self.part(id, Parting::Lost(LostBecause::NeverArrived)),
+            Stage::EnRoute { until, .. } if until <= now => {
+                self.part(id, Parting::Lost(LostBecause::NeverArrived));
+            }
+            Stage::EnRoute { .. } => {
+                self.abandon_incoming(id);
+                self.settle(id);
+            }
             Stage::Arrived { .. } => self.finish(id, Ending::Cancelled(CancelledBy::NoShow)),
             Stage::Started { .. } => {
                 self.finish(id, Ending::Completed(CompletedBecause::LongestRide));

@@ -66,6 +66,7 @@ impl World {
         let mut freeing: BTreeSet<(&DriverId, HoldId)> = BTreeSet::new();
         let mut closing: BTreeSet<RideId> = BTreeSet::new();
         let mut opening: BTreeSet<RideId> = BTreeSet::new();
+        let mut moving: BTreeSet<HoldId> = BTreeSet::new();
         for record in self.unread() {
             // Messages between two shards are never reordered (PROTOCOL 1): an opening nobody has read yet cannot be
             // old news.
@@ -79,6 +80,19 @@ impl World {
                 Command::ClaimGranted { hold, driver, .. }
                 | Command::ReleaseDriver { hold, driver } => {
                     freeing.insert((driver, *hold));
+                }
+                Command::TransferHold {
+                    driver, from, hold, ..
+                } => {
+                    freeing.insert((driver, *from));
+                    moving.insert(*hold);
+                }
+                Command::TransferAnswered {
+                    driver, from, hold, ..
+                } => {
+                    freeing.insert((driver, *from));
+                    freeing.insert((driver, *hold));
+                    moving.insert(*hold);
                 }
                 Command::RideClosed { ride, .. } => {
                     closing.insert(*ride);
@@ -100,9 +114,31 @@ impl World {
                 .model
                 .rides
                 .get(&hold.ride)
-                .is_some_and(|r| r.lives_by(hold, driver));
+                .is_some_and(|r| r.lives_by(hold, driver) || r.has_second(hold, driver));
             if !stands && !freeing.contains(&(driver, hold)) {
                 return Err(format!("{driver} is held for ever by {hold}"));
+            }
+        }
+        for (id, facts) in &self.model.rides {
+            if facts.end.is_some() {
+                continue;
+            }
+            if let Some(to) = facts.out
+                && !moving.contains(&to)
+            {
+                return Err(format!("{id} waits for ever for the answer about {to}"));
+            }
+            let Some(driver) = facts.driver.as_ref().filter(|_| facts.out.is_none()) else {
+                continue;
+            };
+            let hold = HoldId {
+                ride: *id,
+                attempt: facts.held_by,
+            };
+            let held = self.model.drivers.get(driver).and_then(|d| d.held);
+            let has = held.is_some_and(|(of, _)| of == hold);
+            if facts.lives_by(hold, driver) && !has {
+                return Err(format!("{id} counts on {driver}, who is held by {held:?}"));
             }
         }
         for (rider, ride) in &self.model.active {
@@ -188,7 +224,7 @@ impl World {
                 && shard.waiting_count() == 0
                 && shard
                     .drivers()
-                    .all(|d| d.open_session().is_some() && d.held.is_none());
+                    .all(|d| (d.open_session().is_some() || d.is_marked()) && d.held.is_none());
             if !idle {
                 return Err(format!("shard {} still remembers somebody", shard.id()));
             }

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cabrank_events::command::{Outcome, RefusedBecause};
-use cabrank_events::event::{CommandOutcome, EndOfRide};
+use cabrank_events::command::{ClaimRefusal, Outcome, RefusedBecause};
+use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause};
 use cabrank_events::{
     ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, RideId,
     RiderId, SessionId, ShardId, Time, VehicleClass,
@@ -38,7 +38,19 @@ pub struct RideFacts {
     pub issued_at: Time,
     pub at: At,
     pub driver: Option<DriverId>,
+    /// The newest attempt, and the one it holds or claims its driver by.
     pub attempt: u32,
+    pub held_by: u32,
+    /// A second driver, the attempt, the claim's end, the hold number once granted.
+    pub incoming: Option<(DriverId, u32, Time, Option<u64>)>,
+    /// The hold that its driver may go to.
+    pub out: Option<HoldId>,
+    /// Its driver has gone there.
+    pub moved: bool,
+    /// Has something been reported since its driver may go?
+    pub reported: bool,
+    /// Was its car asked back?
+    pub asked_back: bool,
     pub asked: BTreeSet<DriverId>,
     pub until: Time,
     pub deadline: Time,
@@ -55,7 +67,21 @@ impl RideFacts {
             self.at,
             At::Offered | At::Shown | At::EnRoute | At::Arrived | At::Started
         );
-        held && self.attempt == hold.attempt && self.driver.as_ref() == Some(driver)
+        let same = self.held_by == hold.attempt && self.driver.as_ref() == Some(driver);
+        held && same && !self.moved
+    }
+
+    /// Is `hold` of `driver` its second one, granted or asked for?
+    pub fn has_second(&self, hold: HoldId, driver: &DriverId) -> bool {
+        self.incoming
+            .as_ref()
+            .is_some_and(|(second, attempt, ..)| second == driver && *attempt == hold.attempt)
+    }
+
+    /// Nothing is exchanged any more.
+    fn settle(&mut self) {
+        (self.incoming, self.out, self.moved) = (None, None, false);
+        (self.reported, self.asked_back) = (false, false);
     }
 
     /// When something has to happen by itself.
@@ -64,7 +90,11 @@ impl RideFacts {
             At::Waiting if self.radius_m < radius_max_m => Some(self.deadline.min(self.widen_at)),
             At::Waiting => Some(self.deadline),
             At::Claiming | At::Offered | At::Shown => Some(self.deadline.min(self.until)),
-            At::EnRoute | At::Arrived | At::Started => Some(self.until),
+            At::EnRoute => match &self.incoming {
+                Some((_, _, until, None)) => Some(self.until.min(*until)),
+                Some((_, _, _, Some(_))) | None => Some(self.until),
+            },
+            At::Arrived | At::Started => Some(self.until),
             At::Ended => None,
         }
     }
@@ -79,6 +109,11 @@ pub struct DriverFacts {
     pub online: Option<ClassSet>,
     pub leaving: bool,
     pub held: Option<(HoldId, u64)>,
+    /// Released to be held by this, and nothing else may happen between.
+    pub moving: Option<HoldId>,
+    pub suspended: bool,
+    pub blocked: BTreeSet<RiderId>,
+    pub shard: ShardId,
 }
 
 /// What became of a wish.
@@ -95,6 +130,8 @@ pub struct Model {
     /// Do messages arrive once and in order?
     clean: bool,
     shards: BTreeMap<ShardId, (u64, Time)>,
+    /// The shard whose event is being taken.
+    taking: ShardId,
     pub rides: BTreeMap<RideId, RideFacts>,
     pub drivers: BTreeMap<DriverId, DriverFacts>,
     /// Active rides of the riders who have one.
@@ -104,6 +141,8 @@ pub struct Model {
     holds: BTreeMap<(DriverId, u64), HoldId>,
     last_seq: BTreeMap<DriverId, u64>,
     unknown: BTreeSet<RideId>,
+    /// Commands whose outcome waits for the answer to a transfer.
+    pub parked: BTreeSet<CommandId>,
 }
 
 macro_rules! demand {
@@ -120,6 +159,7 @@ impl Model {
             config,
             clean,
             shards: BTreeMap::new(),
+            taking: ShardId(0),
             rides: BTreeMap::new(),
             drivers: BTreeMap::new(),
             active: BTreeMap::new(),
@@ -128,6 +168,7 @@ impl Model {
             holds: BTreeMap::new(),
             last_seq: BTreeMap::new(),
             unknown: BTreeSet::new(),
+            parked: BTreeSet::new(),
         }
     }
 
@@ -150,6 +191,7 @@ impl Model {
         );
         (*seq, *time) = (record.seq, record.time);
         let now = record.time;
+        self.taking = record.shard;
         match &record.event {
             Event::RideRequested(e) => {
                 demand!(!self.rides.contains_key(&e.ride), "{} opened twice", e.ride);
@@ -178,6 +220,12 @@ impl Model {
                     at: At::Waiting,
                     driver: None,
                     attempt: 0,
+                    held_by: 0,
+                    incoming: None,
+                    out: None,
+                    moved: false,
+                    reported: false,
+                    asked_back: false,
                     asked: BTreeSet::new(),
                     until: now,
                     deadline: e.deadline,
@@ -204,7 +252,28 @@ impl Model {
             }
             Event::DriverClaimed(e) => {
                 let patience = self.config.request_patience_ms;
-                let ride = self.step(e.ride, e.ride_seq, &[At::Waiting], At::Claiming)?;
+                if let Some(from) = e.from {
+                    let lender = self.rides.get(&from.ride);
+                    let goes = lender.is_some_and(|r| r.out.is_some());
+                    let has_both =
+                        lender.is_some_and(|r| matches!(r.incoming, Some((.., Some(_)))));
+                    let closes = e.then.last().is_some_and(|last| last.ride == from.ride);
+                    let comes_back = self
+                        .rides
+                        .get(&e.ride)
+                        .is_some_and(|r| r.moved && r.reported);
+                    demand!(
+                        goes && (has_both || closes) || comes_back,
+                        "{} loses its car before it has another",
+                        from.ride
+                    );
+                }
+                let second = self.rides.get(&e.ride).is_some_and(|r| r.at == At::EnRoute);
+                let (before, after) = match second {
+                    true => (At::EnRoute, At::EnRoute),
+                    false => (At::Waiting, At::Claiming),
+                };
+                let ride = self.step(e.ride, e.ride_seq, &[before], after)?;
                 demand!(
                     e.attempt == ride.attempt + 1,
                     "attempt {} after {}",
@@ -220,8 +289,92 @@ impl Model {
                     ride.looked || ride.issued_at.plus_ms(patience) >= now,
                     "a ride too old at its first look is dispatched"
                 );
-                (ride.looked, ride.attempt, ride.until) = (true, e.attempt, e.answer_by);
-                ride.driver = Some(e.driver.clone());
+                (ride.looked, ride.attempt) = (true, e.attempt);
+                if second {
+                    demand!(ride.incoming.is_none(), "{} asks for a third car", e.ride);
+                    ride.incoming = Some((e.driver.clone(), e.attempt, e.answer_by, None));
+                    ride.asked_back |= ride.moved && ride.reported && e.from.is_some();
+                } else {
+                    (ride.held_by, ride.until) = (e.attempt, e.answer_by);
+                    ride.driver = Some(e.driver.clone());
+                }
+            }
+            Event::SecondHoldGranted(e) => {
+                let granted = self.holds.get(&(e.driver.clone(), e.hold_number)).copied();
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                let hold = HoldId {
+                    ride: e.ride,
+                    attempt: e.attempt,
+                };
+                demand!(
+                    ride.has_second(hold, &e.driver) && granted == Some(hold),
+                    "{hold} is no second hold"
+                );
+                if let Some((.., number)) = &mut ride.incoming {
+                    *number = Some(e.hold_number);
+                }
+            }
+            Event::HoldAsked(e) => {
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                ride.names(&e.driver, e.attempt)?;
+                demand!(
+                    ride.out.is_none() && !ride.moved,
+                    "{} gives its car away twice",
+                    e.ride
+                );
+                ride.out = Some(e.by);
+            }
+            Event::HoldMoved(e) => {
+                let clean = self.clean;
+                let held = self.drivers.get(&e.driver).and_then(|d| d.held);
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                ride.names(&e.driver, e.attempt)?;
+                let hold = HoldId {
+                    ride: e.ride,
+                    attempt: e.attempt,
+                };
+                demand!(ride.out.is_some(), "the car of {hold} was never asked for");
+                // A doubled claim may have held the driver by the old name again; its grant is released.
+                let stands = clean && held.is_some_and(|(of, _)| of == hold);
+                demand!(!stands, "{hold} stands and is said to have moved");
+                (ride.out, ride.moved) = (None, true);
+            }
+            Event::HoldKept(e) => {
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                ride.names(&e.driver, e.attempt)?;
+                demand!(
+                    ride.out.is_some(),
+                    "the car of {} was never asked for",
+                    e.ride
+                );
+                (ride.out, ride.reported) = (None, false);
+            }
+            Event::ReportWaits(e) => {
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                ride.names(&e.driver, e.attempt)?;
+                let waits = ride.out.is_some() || ride.moved && ride.reported;
+                demand!(waits, "a report on {} waits for nothing", e.ride);
+                ride.reported = true;
+                self.parked.extend(e.command.clone());
+            }
+            Event::DriverReassigned(e) => {
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                demand!(ride.out.is_none(), "{} may still lose its car", e.ride);
+                demand!(
+                    ride.driver.as_ref() == Some(&e.before),
+                    "{} was not there",
+                    e.before
+                );
+                let second = ride.incoming.as_ref();
+                let same = second.is_some_and(|(driver, attempt, _, number)| {
+                    *driver == e.driver && *attempt == e.attempt && *number == Some(e.hold_number)
+                });
+                demand!(same, "{} is not the second driver of {}", e.driver, e.ride);
+                let stays = !ride.reported || e.driver == e.before;
+                demand!(stays, "the rider of {} is taken out of the car", e.ride);
+                (ride.driver, ride.held_by) = (Some(e.driver.clone()), e.attempt);
+                ride.until = e.arrive_by;
+                ride.settle();
             }
             Event::ClaimDenied(e) => {
                 let held = self.drivers.get(&e.driver).and_then(|d| d.held);
@@ -231,12 +384,13 @@ impl Model {
                     "a claim of {} overtook its release",
                     e.ride
                 );
-                let ride = self.step(e.ride, e.ride_seq, &[At::Claiming], At::Waiting)?;
-                ride.names(&e.driver, e.attempt)?;
+                let ride = self.claim_over(e.ride, e.ride_seq, &e.driver, e.attempt)?;
+                if e.why == ClaimRefusal::Blocked {
+                    ride.asked.insert(e.driver.clone());
+                }
             }
             Event::ClaimAbandoned(e) => {
-                let ride = self.step(e.ride, e.ride_seq, &[At::Claiming], At::Waiting)?;
-                ride.names(&e.driver, e.attempt)?;
+                self.claim_over(e.ride, e.ride_seq, &e.driver, e.attempt)?;
             }
             Event::OfferMade(e) => {
                 let granted = self.holds.get(&(e.driver.clone(), e.hold_number)).copied();
@@ -279,6 +433,7 @@ impl Model {
                 ride.until = e.arrive_by;
             }
             Event::DriverLost(e) => {
+                let max = self.config.redispatch_max;
                 let ride =
                     self.step(e.ride, e.ride_seq, &[At::EnRoute, At::Arrived], At::Waiting)?;
                 ride.names(&e.driver, e.attempt)?;
@@ -288,17 +443,27 @@ impl Model {
                     e.ride
                 );
                 ride.deadline = e.deadline;
-                ride.asked.insert(e.driver.clone());
+                if e.why == LostBecause::Moved {
+                    demand!(ride.moved, "the car of {} never moved", e.ride);
+                    let tried = !ride.reported || ride.asked_back;
+                    demand!(tried, "the rider of {} is in a car that left", e.ride);
+                    demand!(e.redispatches <= max, "a swap costs {} its end", e.ride);
+                } else {
+                    ride.asked.insert(e.driver.clone());
+                }
+                ride.settle();
             }
             Event::DriverArrived(e) => {
                 let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::Arrived)?;
                 ride.names(&e.driver, e.attempt)?;
+                ride.is_settled()?;
                 ride.until = e.start_by;
             }
             Event::RideStarted(e) => {
                 let ride =
                     self.step(e.ride, e.ride_seq, &[At::EnRoute, At::Arrived], At::Started)?;
                 ride.names(&e.driver, e.attempt)?;
+                ride.is_settled()?;
                 ride.until = e.complete_by;
             }
             Event::RideCompleted(e) => {
@@ -315,7 +480,9 @@ impl Model {
                     At::EnRoute,
                     At::Arrived,
                 ];
-                self.step(e.ride, e.ride_seq, &before, At::Ended)?.end = Some(EndOfRide::Cancelled);
+                let ride = self.step(e.ride, e.ride_seq, &before, At::Ended)?;
+                ride.end = Some(EndOfRide::Cancelled);
+                ride.settle();
             }
             Event::RideUnfulfilled(e) => {
                 let before = [At::Waiting, At::Claiming, At::Offered, At::Shown];
@@ -333,16 +500,10 @@ impl Model {
                         e.driver
                     );
                 }
-                let held = known.and_then(|d| d.held);
-                self.driver_step(&e.driver, e.driver_seq)?;
-                let facts = DriverFacts {
-                    seq: e.driver_seq,
-                    session: e.session,
-                    online: Some(e.classes),
-                    leaving: false,
-                    held,
-                };
-                self.drivers.insert(e.driver.clone(), facts);
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                demand!(!driver.suspended, "{} is online and suspended", e.driver);
+                driver.session = e.session;
+                (driver.online, driver.leaving) = (Some(e.classes), false);
             }
             Event::DriverHeld(e) => {
                 let hold = HoldId {
@@ -350,7 +511,24 @@ impl Model {
                     attempt: e.attempt,
                 };
                 let class = self.rides.get(&e.ride).map(|ride| ride.class);
+                let rider = self.rides.get(&e.ride).map(|ride| ride.rider.clone());
+                let moving = self
+                    .drivers
+                    .get_mut(&e.driver)
+                    .and_then(|d| d.moving.take());
+                demand!(
+                    moving.is_none_or(|to| to == hold),
+                    "{} goes to {hold} and not to {moving:?}",
+                    e.driver
+                );
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                let apart = rider.is_some_and(|rider| driver.blocked.contains(&rider));
+                demand!(!apart, "{} is held by {hold} of a blocked rider", e.driver);
+                demand!(
+                    !driver.suspended,
+                    "{} is suspended and held by {hold}",
+                    e.driver
+                );
                 demand!(
                     driver.held.is_none(),
                     "{} is held by {:?} and by {hold}",
@@ -386,11 +564,40 @@ impl Model {
                     e.driver
                 );
                 driver.held = None;
-                let lives = self
-                    .rides
-                    .get(&e.ride)
-                    .is_some_and(|r| r.lives_by(hold, &e.driver));
-                demand!(!lives, "{} is released while {hold} stands", e.driver);
+                let ride = self.rides.get(&e.ride);
+                if let Some(ride) = ride.filter(|r| r.lives_by(hold, &e.driver)) {
+                    demand!(
+                        ride.out.is_some(),
+                        "{} is released while {hold} stands",
+                        e.driver
+                    );
+                    let to = ride.out;
+                    self.driver_known(&e.driver)?.moving = to;
+                }
+            }
+            Event::DriverSuspended(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                demand!(!driver.suspended, "{} is suspended twice", e.driver);
+                driver.suspended = true;
+                self.marks_fit(&e.driver)?;
+            }
+            Event::DriverReinstated(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                demand!(driver.suspended, "{} was not suspended", e.driver);
+                driver.suspended = false;
+            }
+            Event::RiderBlocked(e) => {
+                let most = self.config.blocks_max;
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                let new = driver.blocked.insert(e.rider.clone());
+                demand!(new, "{} is blocked twice", e.rider);
+                demand!(driver.blocked.len() <= most, "{} blocks too many", e.driver);
+                self.marks_fit(&e.driver)?;
+            }
+            Event::RiderUnblocked(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                let known = driver.blocked.remove(&e.rider);
+                demand!(known, "{} was not blocked", e.rider);
             }
             Event::DriverLeaving(e) => {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
@@ -420,6 +627,8 @@ impl Model {
             Event::DriverForgotten(e) => {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
                 demand!(driver.online.is_none(), "{} is forgotten at work", e.driver);
+                let marked = driver.suspended || !driver.blocked.is_empty();
+                demand!(!marked, "{} is forgotten although marked", e.driver);
                 self.drivers.remove(&e.driver);
             }
             Event::RiderBusy(e) => {
@@ -497,6 +706,7 @@ impl Model {
                 self.wishes.retain(|(rider, _), _| *rider != e.rider);
             }
             Event::CommandOutcome(e) => {
+                self.parked.remove(&e.command);
                 let unknown = Outcome::Refused {
                     why: RefusedBecause::UnknownRide,
                 };
@@ -538,6 +748,36 @@ impl Model {
         Ok(())
     }
 
+    fn claim_over(
+        &mut self,
+        id: RideId,
+        seq: u32,
+        driver: &DriverId,
+        attempt: u32,
+    ) -> Result<&mut RideFacts, String> {
+        let hold = HoldId { ride: id, attempt };
+        let known = self.rides.get(&id);
+        if known.is_some_and(|ride| ride.has_second(hold, driver)) {
+            let ride = self.step(id, seq, &[At::EnRoute], At::EnRoute)?;
+            ride.incoming = None;
+            return Ok(ride);
+        }
+        let ride = self.step(id, seq, &[At::Claiming], At::Waiting)?;
+        ride.names(driver, attempt)?;
+        Ok(ride)
+    }
+
+    /// No shard keeps the marks of more drivers than allowed.
+    fn marks_fit(&self, last: &DriverId) -> Result<(), String> {
+        let shard = self.drivers.get(last).map(|d| d.shard);
+        let marked = |d: &&DriverFacts| d.suspended || !d.blocked.is_empty();
+        let there = self.drivers.values().filter(|d| Some(d.shard) == shard);
+        let count = there.filter(marked).count();
+        let most = self.config.marked_drivers_max;
+        demand!(count <= most, "{count} drivers of a shard are marked");
+        Ok(())
+    }
+
     fn settle(&mut self, rider: &RiderId, key: &IdempotencyKey) -> Result<(), String> {
         let wish = (rider.clone(), key.clone());
         demand!(
@@ -575,6 +815,7 @@ impl Model {
     }
 
     fn driver_step(&mut self, id: &DriverId, seq: u64) -> Result<&mut DriverFacts, String> {
+        let shard = self.taking;
         let last = self.last_seq.insert(id.clone(), seq).unwrap_or(0);
         demand!(seq > last, "event {seq} of {id} after {last}");
         let driver = self.drivers.entry(id.clone()).or_insert(DriverFacts {
@@ -583,7 +824,16 @@ impl Model {
             online: None,
             leaving: false,
             held: None,
+            moving: None,
+            suspended: false,
+            blocked: BTreeSet::new(),
+            shard,
         });
+        demand!(
+            driver.moving.is_none(),
+            "{id} is on the way to {:?}",
+            driver.moving
+        );
         demand!(
             seq == driver.seq + 1,
             "event {seq} of {id} after {}",
@@ -591,6 +841,11 @@ impl Model {
         );
         driver.seq = seq;
         Ok(driver)
+    }
+
+    fn driver_known(&mut self, id: &DriverId) -> Result<&mut DriverFacts, String> {
+        let known = self.drivers.get_mut(id);
+        known.ok_or_else(|| format!("nobody knows {id}"))
     }
 
     /// Is a request of this wish waiting for its place shard?
@@ -601,13 +856,19 @@ impl Model {
 
 impl RideFacts {
     fn names(&self, driver: &DriverId, attempt: u32) -> Result<(), String> {
-        let same = self.driver.as_ref() == Some(driver) && self.attempt == attempt;
+        let same = self.driver.as_ref() == Some(driver) && self.held_by == attempt;
         demand!(
             same,
             "{driver}#{attempt} instead of {:?}#{}",
             self.driver,
-            self.attempt
+            self.held_by
         );
+        Ok(())
+    }
+
+    fn is_settled(&self) -> Result<(), String> {
+        let settled = self.incoming.is_none() && self.out.is_none() && !self.moved;
+        demand!(settled, "a report counts although the car may be another's");
         Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 use cabrank_events::command::CancelledBy;
 use cabrank_events::{
-    ClassSet, Command, CommandId, CommandRecord, Event, HoldId, IdempotencyKey, RideId, SessionId,
-    ShardId, Time, VehicleClass,
+    Attempt, ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey,
+    Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 use rand::Rng;
 
@@ -30,9 +30,26 @@ impl World {
 
     /// Somebody wants something by themselves.
     pub(super) fn wish(&mut self) {
-        let rider = self.riders[self.rng.random_range(0..self.riders.len())].clone();
-        let driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
-        match self.rng.random_range(0..20) {
+        let mut rider = self.riders[self.rng.random_range(0..self.riders.len())].clone();
+        let mut driver = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+        let what = self.rng.random_range(0..22);
+        if self.busy && self.chance(0.7) {
+            let idle = |r: &&RiderId| !self.model.active.contains_key(r);
+            let away = |d: &&DriverId| self.model.drivers.get(d).is_none_or(|d| d.online.is_none());
+            match what {
+                0..6 => rider = self.riders.iter().find(idle).cloned().unwrap_or(rider),
+                11..17 => driver = self.drivers.iter().find(away).cloned().unwrap_or(driver),
+                // Who goes home does it in the middle of something.
+                17 => return,
+                18 => {
+                    let held =
+                        |d: &&DriverId| self.model.drivers.get(d).is_some_and(|d| d.held.is_some());
+                    driver = self.drivers.iter().find(held).cloned().unwrap_or(driver);
+                }
+                _ => {}
+            }
+        }
+        match what {
             0..6 => {
                 let key = IdempotencyKey::new(&format!("k{}", self.number)).expect("a good key");
                 let age = if self.chance(0.15) {
@@ -88,7 +105,9 @@ impl World {
                 };
                 let session = SessionId(self.sessions - old);
                 let mut classes = vec![VehicleClass::Economy];
-                if self.chance(0.5) {
+                if self.busy && self.chance(0.8) {
+                    classes.push(VehicleClass::Xl);
+                } else if !self.busy && self.chance(0.5) {
                     classes[0] = self.class();
                 }
                 let classes = ClassSet::of(&classes).expect("one class");
@@ -120,6 +139,27 @@ impl World {
                         ..record
                     });
                 }
+            }
+            19..21 => {
+                let known = self.model.drivers.get(&driver);
+                let suspended = known.is_some_and(|d| d.suspended);
+                let blocked = known.and_then(|d| d.blocked.first()).cloned();
+                let rider = match blocked {
+                    Some(blocked) if self.chance(0.5) => blocked,
+                    Some(_) | None => rider,
+                };
+                let known = self.model.drivers.get(&driver);
+                let blocks = known.is_some_and(|d| d.blocked.contains(&rider));
+                let command = match (self.rng.random_range(0..8), suspended, blocks) {
+                    (0..6, true, _) | (0..3, false, _) => Command::ReinstateDriver { driver },
+                    (3..5, false, _) => {
+                        let reason = Reason::new("a complaint").expect("a good reason");
+                        Command::SuspendDriver { driver, reason }
+                    }
+                    (_, _, true) => Command::UnblockRider { driver, rider },
+                    (_, _, false) => Command::BlockRider { driver, rider },
+                };
+                self.say(500, command);
             }
             _ => {
                 let rides: Vec<RideId> = self.model.rides.keys().copied().collect();
@@ -178,7 +218,7 @@ impl World {
                         },
                     );
                 }
-                if self.chance(0.75) {
+                if self.busy || self.chance(0.75) {
                     self.say(
                         9_000,
                         Command::AcceptOffer {
@@ -187,37 +227,25 @@ impl World {
                         },
                     );
                 }
-                if self.chance(0.2) {
+                if !self.busy && self.chance(0.2) {
                     self.say(16_000, Command::DeclineOffer { hold, driver });
                 }
             }
-            Event::DriverAssigned(e) => {
+            Event::DriverAssigned(e) => self.drives(e.ride, e.attempt, &e.driver),
+            Event::DriverReassigned(e) => self.drives(e.ride, e.attempt, &e.driver),
+            // Just when the car may become another ride's, the driver says that the rider is there.
+            Event::HoldAsked(e) if self.chance(0.5) => {
                 let hold = HoldId {
                     ride: e.ride,
                     attempt: e.attempt,
                 };
                 let driver = e.driver.clone();
-                if self.chance(0.7) {
-                    self.say(
-                        8_000,
-                        Command::Arrive {
-                            hold,
-                            driver: driver.clone(),
-                        },
-                    );
-                }
-                if self.chance(0.7) {
-                    self.say(
-                        15_000,
-                        Command::StartRide {
-                            hold,
-                            driver: driver.clone(),
-                        },
-                    );
-                }
-                if self.chance(0.2) {
-                    self.say(30_000, Command::GiveBack { hold, driver });
-                }
+                let command = match self.rng.random_range(0..4) {
+                    0 => Command::CompleteRide { hold, driver },
+                    1 => Command::Arrive { hold, driver },
+                    _ => Command::StartRide { hold, driver },
+                };
+                self.say(300, command);
             }
             Event::RideStarted(e) if self.chance(0.8) => {
                 let hold = HoldId {
@@ -259,7 +287,43 @@ impl World {
                 let driver = driver.unwrap_or_else(|| self.drivers[0].clone());
                 self.say(3_000, Command::AcceptOffer { hold, driver });
             }
+            // And falls out with the rider.
+            Event::ReportWaits(e) if self.chance(0.3) => {
+                let rider = self.model.rides.get(&e.ride).map(|r| r.rider.clone());
+                let driver = e.driver.clone();
+                if let Some(rider) = rider {
+                    self.say(300, Command::BlockRider { driver, rider });
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// A driver on the way to a pickup.
+    fn drives(&mut self, ride: RideId, attempt: Attempt, driver: &DriverId) {
+        let hold = HoldId { ride, attempt };
+        let driver = driver.clone();
+        let slow = if self.busy { 4 } else { 1 };
+        if self.chance(0.7) {
+            self.say(
+                8_000 * slow,
+                Command::Arrive {
+                    hold,
+                    driver: driver.clone(),
+                },
+            );
+        }
+        if self.chance(0.7) {
+            self.say(
+                15_000 * slow,
+                Command::StartRide {
+                    hold,
+                    driver: driver.clone(),
+                },
+            );
+        }
+        if self.chance(0.2) {
+            self.say(30_000, Command::GiveBack { hold, driver });
         }
     }
 }

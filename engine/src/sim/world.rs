@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use cabrank_events::command::{EntityId, Outcome, RefusedBecause};
+use cabrank_events::event::Move;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, Place, RideId, RiderId,
     ShardId, Time,
@@ -18,8 +19,8 @@ use super::checks::fold;
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
-use crate::matching::{Pair, RoundResult};
-use crate::ride::Bounds;
+use crate::matching::{Pair, RoundResult, Swap};
+use crate::ride::{Bounds, Ride, Stage};
 use crate::shard::{Counters, EntityState, Shard};
 
 const START: Time = Time(1_000_000_000);
@@ -60,6 +61,8 @@ pub struct World {
     pub(super) rng: SmallRng,
     pub(super) fault: Fault,
     pub(super) clean: bool,
+    /// Many rides under way in one place, so that cars are exchanged.
+    pub(super) busy: bool,
     pub(super) config: Arc<EngineConfig>,
     pub(super) ring: Arc<Ring>,
     pub(super) places: Vec<Place>,
@@ -122,17 +125,18 @@ impl World {
         let (ring, places) = maps()[usize::from(shards) - 1].clone();
         let hosts = rng.random_range(1..=3_usize);
         let tight = rng.random_bool(0.3);
+        let busy = rng.random_bool(0.5);
         let config = Arc::new(EngineConfig {
             request_patience_ms: 20_000,
             ride_deadline_ms: rng.random_range(20_000..90_000),
             claim_answer_ms: rng.random_range(1_000..5_000),
             offer_receipt_ms: 5_000,
             offer_answer_ms: 10_000,
-            arrival_ms: 40_000,
+            arrival_ms: if busy { 80_000 } else { 40_000 },
             no_show_ms: 30_000,
             longest_ride_ms: 60_000,
             redispatch_patience_ms: 20_000,
-            redispatch_max: rng.random_range(0..4),
+            redispatch_max: rng.random_range(0..4) + if busy { 2 } else { 0 },
             radius_step_m: 2_000,
             asked_max: if tight { 2 } else { 128 },
             key_memory_ms: 60_000,
@@ -140,7 +144,9 @@ impl World {
             ended_ride_memory_ms: 40_000,
             driver_memory_ms: 40_000,
             outcomes_max: if tight { 2 } else { 64 },
-            rides_max: if tight { FULL } else { 1_000 },
+            rides_max: if tight && !busy { FULL } else { 1_000 },
+            blocks_max: if tight { 1 } else { 8 },
+            marked_drivers_max: if tight { 1 } else { 100 },
             ..EngineConfig::default()
         });
         config.check().expect("the simulation's settings are sound");
@@ -151,13 +157,15 @@ impl World {
             states: BTreeMap::new(),
             parsed: BTreeMap::new(),
         });
+        let many = if busy { 3 } else { 0 };
         let mut world = World {
             fault,
             clean,
+            busy,
             saved: saved.collect(),
-            places,
+            places: if busy { places[..1].to_vec() } else { places },
             hops_max: (0..hosts)
-                .map(|_| [0, 1, 1, 2, 100][rng.random_range(0..5)])
+                .map(|_| [0, 1, 1, 2, 100][rng.random_range(0..if busy { 2 } else { 5 })])
                 .collect(),
             home: (0..shards).map(|_| rng.random_range(0..hosts)).collect(),
             log: (0..shards)
@@ -171,8 +179,8 @@ impl World {
             late: Vec::new(),
             agenda: BTreeMap::new(),
             rounds: Vec::new(),
-            drivers: (0..rng.random_range(2..6)).map(driver_id).collect(),
-            riders: (0..rng.random_range(2..6)).map(rider_id).collect(),
+            drivers: (0..rng.random_range(2..6) + many).map(driver_id).collect(),
+            riders: (0..rng.random_range(2..6) + many).map(rider_id).collect(),
             sessions: 0,
             wishes: Vec::new(),
             issued: BTreeMap::new(),
@@ -307,7 +315,9 @@ impl World {
             return self.append(record);
         }
         // A place that was full for the first copy of an opening may have room for the second.
-        let once = matches!(record.command, Command::OpenRide(_)) && self.config.rides_max == FULL;
+        // A driver's entity may refuse the first copy of a transfer and grant the second.
+        let once = matches!(record.command, Command::TransferHold { .. })
+            || matches!(record.command, Command::OpenRide(_)) && self.config.rides_max == FULL;
         if self.chance(0.1) && !once {
             let copy = record.clone();
             let after = self.rng.random_range(0..8_000);
@@ -366,7 +376,7 @@ impl World {
             _ => self.rng.random_range(0..25_000),
         };
         self.now = self.now.plus_ms(jump);
-        if self.chance(0.5) {
+        if self.chance(if self.busy { 0.8 } else { 0.5 }) {
             self.wish();
         }
         self.deliver();
@@ -436,7 +446,10 @@ impl World {
 
     /// A round is solved on what it sees now; its result may be handed in much later.
     fn snapshot(&mut self) {
-        let shard = self.rng.random_range(0..self.home.len());
+        let shard = match self.busy {
+            true => 0,
+            false => self.rng.random_range(0..self.home.len()),
+        };
         let id = ShardId(shard as u16);
         let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
             return;
@@ -449,10 +462,14 @@ impl World {
                 let serves = d.online.is_some_and(|classes| classes.contains(ride.class));
                 serves && !d.leaving && d.held.is_none()
             };
-            if self.rng.random_bool(0.7)
-                && let Some((free, _)) = self.model.drivers.iter().find(|(_, d)| free(d))
-            {
-                driver = free.clone();
+            let count = self.model.drivers.values().filter(|d| free(d)).count();
+            if count > 0 && self.rng.random_bool(if self.busy { 0.95 } else { 0.7 }) {
+                let nth = match self.busy {
+                    true => self.rng.random_range(0..count),
+                    false => 0,
+                };
+                let mut all = self.model.drivers.iter().filter(|(_, d)| free(d));
+                driver = all.nth(nth).map_or(driver, |(id, _)| id.clone());
             }
             let known = self.model.drivers.get(&driver).map_or(0, |d| d.seq);
             // Sometimes the round is careless: the engine and the driver's entity must stand it.
@@ -466,7 +483,43 @@ impl World {
                 });
             }
         }
-        if !result.looked.is_empty() && self.rounds.len() < 8 {
+        let (mut on_the_way, waiting): (Vec<&Ride>, Vec<&Ride>) = owner
+            .rides()
+            .filter(|ride| matches!(ride.stage, Stage::EnRoute { .. } | Stage::Waiting))
+            .partition(|ride| matches!(ride.stage, Stage::EnRoute { .. }));
+        if !on_the_way.is_empty() && self.rng.random_bool(0.6) {
+            let first = self.rng.random_range(0..on_the_way.len());
+            on_the_way.rotate_left(first);
+            on_the_way.truncate([1, 2, 2, 2, 3][self.rng.random_range(0..5)]);
+            // A chain begins at any car, free or not; a circle at the car of its last ride.
+            let any = self.drivers[self.rng.random_range(0..self.drivers.len())].clone();
+            let free = |d: &DriverFacts| d.online.is_some() && !d.leaving && d.held.is_none();
+            let free = self.model.drivers.iter().find(|(_, d)| free(d));
+            let any = free.map_or(any, |(id, _)| id.clone());
+            let closes = on_the_way.len() > 1 && self.rng.random_bool(0.5);
+            let mut car = match on_the_way.last().and_then(|last| last.driver()) {
+                Some(car) if closes => car.clone(),
+                _ => any,
+            };
+            let last = waiting
+                .first()
+                .filter(|_| !closes && self.rng.random_bool(0.3));
+            let mut swap = Swap::default();
+            for ride in on_the_way.into_iter().chain(last.copied()) {
+                let stale = u32::from(self.rng.random_bool(0.05));
+                let passes_on = ride.driver().cloned();
+                swap.moves.push(Move {
+                    ride: ride.id,
+                    version: ride.seq - stale,
+                    driver: car,
+                });
+                car = passes_on.unwrap_or_else(|| self.drivers[0].clone());
+            }
+            result.swaps.push(swap);
+        }
+        let empty = result.looked.is_empty() && result.swaps.is_empty();
+        // Old rounds are mostly void; a busy city does not wait for them.
+        if !empty && self.rounds.len() < if self.busy { 2 } else { 8 } {
             self.rounds.push((id, result));
         }
     }
@@ -534,11 +587,25 @@ impl World {
             let resolved_later = matches!(record.command, Command::RequestRide { .. })
                 && wish == Some(WishFacts::Pending)
                 && !events.iter().any(is_reused);
-            *self.outcomes.owed.entry(id.clone()).or_insert(0) += i32::from(!resolved_later);
-            if !matches!(
+            // So does what waits for the answer to a transfer; if a timer has just answered it, there are two.
+            let waits = self.model.parked.contains(id);
+            let answers = events
+                .iter()
+                .filter(|e| matches!(&e.event, Event::CommandOutcome(o) if o.command == *id))
+                .count();
+            let put_aside = events.iter().any(
+                |e| matches!(&e.event, Event::ReportWaits(w) if w.command.as_ref() == Some(id)),
+            );
+            let new = match waits {
+                true => answers.saturating_sub(1) as i32,
+                false => i32::from(!resolved_later),
+            };
+            *self.outcomes.owed.entry(id.clone()).or_insert(0) += new;
+            let is_rider = matches!(
                 record.command,
                 Command::RequestRide { .. } | Command::CancelByKey { .. }
-            ) {
+            );
+            if !is_rider && !waits && !put_aside {
                 direct = Some(id.clone());
             }
         }

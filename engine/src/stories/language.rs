@@ -11,16 +11,17 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use cabrank_events::command::{CancelledBy, EntityId, Outcome};
+use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
-    IdempotencyKey, Place, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
+    IdempotencyKey, Place, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
 
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
-use crate::matching::{Pair, RoundResult};
+use crate::matching::{Pair, RoundResult, Swap};
 use crate::sabotage::Sabotage;
 use crate::shard::{EntityState, Shard};
 
@@ -220,11 +221,15 @@ impl World {
         self.rides.get(name).map_or(unknown, |(ride, _)| *ride)
     }
 
-    /// `R1` is the ride's newest attempt, `R1#2` a certain one.
+    /// `R1` is the hold the ride has, or its newest claim; `R1#2` a certain one.
     fn hold(&self, word: &str) -> HoldId {
         let (name, attempt) = word.split_once('#').unwrap_or((word, ""));
         let ride = self.ride(name);
-        let newest = || self.shard(RIDES).ride(ride).map(|known| known.attempt);
+        let newest = || {
+            self.shard(RIDES)
+                .ride(ride)
+                .map(|known| known.hold().attempt)
+        };
         let attempt = attempt.parse().ok().or_else(newest).unwrap_or(1);
         HoldId { ride, attempt }
     }
@@ -252,6 +257,24 @@ impl World {
             ["read-newest", whose] => self.read_last(shard_named(whose)),
             ["round", ref pairs @ ..] => self.round(pairs),
             ["stale-round", ref pairs @ ..] => self.stale_round(pairs),
+            ["swap", ref moves @ ..] => self.swap(moves),
+            ["suspend", driver, ..] => {
+                let driver = self.driver(driver);
+                let reason = Reason::new(after("for").unwrap_or("complaint")).expect("a reason");
+                self.say(words, Command::SuspendDriver { driver, reason });
+            }
+            ["reinstate", driver, ..] => {
+                let driver = self.driver(driver);
+                self.say(words, Command::ReinstateDriver { driver });
+            }
+            ["block", rider, ..] => {
+                let (rider, driver) = (self.rider(rider), self.driver(by));
+                self.say(words, Command::BlockRider { driver, rider });
+            }
+            ["unblock", rider, ..] => {
+                let (rider, driver) = (self.rider(rider), self.driver(by));
+                self.say(words, Command::UnblockRider { driver, rider });
+            }
             ["request", name, ..] => self.request(name, words),
             ["cancel-key", key, ..] => {
                 let key = IdempotencyKey::new(key).expect("a good key");
@@ -459,6 +482,32 @@ impl World {
         self.commit(batch);
     }
 
+    /// `R1>d8 R2>d7`: R1 gets d8, R2 then gets d7.
+    fn swap(&mut self, moves: &[&str]) {
+        let moves = moves.iter().map(|part| {
+            let (name, driver) = part.split_once('>').expect("a ride and its new driver");
+            let ride = self.ride(name);
+            let version = self.shard(RIDES).ride(ride).map_or(0, |known| known.seq);
+            let driver = self.driver(driver);
+            Move {
+                ride,
+                version,
+                driver,
+            }
+        });
+        let result = RoundResult {
+            swaps: vec![Swap {
+                moves: moves.collect(),
+            }],
+            ..RoundResult::default()
+        };
+        let mut batch = Batch::default();
+        for host in &mut self.hosts {
+            host.handle_round(&mut batch, RIDES, &result);
+        }
+        self.commit(batch);
+    }
+
     fn happened(&mut self) -> String {
         let events = std::mem::take(&mut self.happened);
         let said: Vec<String> = events
@@ -488,8 +537,31 @@ impl World {
             Event::SearchedInVain(e) => format!("{} in vain", r(&e.ride)),
             Event::SearchWidened(e) => format!("{} within {}m", r(&e.ride), e.radius_m),
             Event::DriverClaimed(e) => {
-                format!("{}#{} claims {}", r(&e.ride), e.attempt, d(&e.driver))
+                let from = e.from.map_or_else(String::new, |from| {
+                    format!(" from {}#{}", r(&from.ride), from.attempt)
+                });
+                format!("{}#{} claims {}{from}", r(&e.ride), e.attempt, d(&e.driver))
             }
+            Event::SecondHoldGranted(e) => {
+                format!("{}#{} has {} too", r(&e.ride), e.attempt, d(&e.driver))
+            }
+            Event::HoldAsked(e) => {
+                format!("{}#{} may lose {}", r(&e.ride), e.attempt, d(&e.driver))
+            }
+            Event::HoldMoved(e) => {
+                format!("{}#{} lost {}", r(&e.ride), e.attempt, d(&e.driver))
+            }
+            Event::HoldKept(e) => {
+                format!("{}#{} keeps {}", r(&e.ride), e.attempt, d(&e.driver))
+            }
+            Event::ReportWaits(e) => format!("{} waits", word(&e.report)),
+            Event::DriverReassigned(e) => format!(
+                "{}#{} goes from {} to {}",
+                r(&e.ride),
+                e.attempt,
+                d(&e.before),
+                d(&e.driver)
+            ),
             Event::ClaimDenied(e) => format!(
                 "{}#{} denied {}: {}",
                 r(&e.ride),
@@ -547,6 +619,12 @@ impl World {
             ),
             Event::DriverLeaving(e) => format!("{} leaving: {}", d(&e.driver), word(&e.why)),
             Event::DriverOffline(e) => format!("{} offline: {}", d(&e.driver), word(&e.why)),
+            Event::DriverSuspended(e) => {
+                format!("{} suspended: {}", d(&e.driver), e.reason.as_str())
+            }
+            Event::DriverReinstated(e) => format!("{} reinstated", d(&e.driver)),
+            Event::RiderBlocked(e) => format!("{} without {}", d(&e.driver), p(&e.rider)),
+            Event::RiderUnblocked(e) => format!("{} with {}", d(&e.driver), p(&e.rider)),
             Event::DriverForgotten(e) => format!("{} forgotten", d(&e.driver)),
             Event::RiderBusy(e) => format!("{} busy with {}", p(&e.rider), r(&e.ride)),
             Event::RideConfirmed(e) => format!("{} knows of {}", p(&e.rider), r(&e.ride)),

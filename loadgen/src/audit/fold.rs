@@ -4,7 +4,7 @@
 //! After that the folds are compared with each other across shards, and with `shard-state` (`state`).
 //! A log whose oldest events were dropped by retention begins in the middle: then the first step of an entity is believed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Audit, AuditReport, Findings, Name, Names, Step, What, state};
 
@@ -56,6 +56,13 @@ pub(super) struct Ride {
     pub stage: Stage,
     pub claim: Option<Hold>,
     pub hold: Option<Hold>,
+    /// A second hold, asked for or granted, of a ride with a driver on the way.
+    pub incoming: Option<Hold>,
+    /// The hold (ride, attempt) its driver may go to.
+    pub asked_by: Option<(Name, u64)>,
+    /// Its driver went there, and no other has come yet.
+    pub is_moved: bool,
+    pub rider: Option<Name>,
     pub attempts: u64,
     pub last_at: String,
 }
@@ -71,6 +78,9 @@ pub(super) struct Driver {
     pub session: u64,
     pub is_leaving: bool,
     pub is_forgotten: bool,
+    pub is_suspended: bool,
+    /// Riders kept apart from.
+    pub blocked: BTreeSet<Name>,
     /// Ride, attempt, number.
     pub hold: Option<(Name, u64, u64)>,
     pub holds: Option<u64>,
@@ -94,6 +104,8 @@ pub(super) struct Folds {
     holds: HashMap<(Name, u64), Hold>,
     /// The same as the rides' events say.
     held_for: Vec<(Name, u64, Hold, u16, String)>,
+    /// Rides that held a driver who is kept apart from some riders, and from whom.
+    kept_apart: Vec<(Name, Name, BTreeSet<Name>, u16, String)>,
     /// Rides that must exist, and why.
     promised: Vec<(Name, &'static str)>,
     /// Rides riders were freed of, and the end they were told.
@@ -298,6 +310,10 @@ impl Folds {
             stage: Stage::Somewhere,
             claim: None,
             hold: None,
+            incoming: None,
+            asked_by: None,
+            is_moved: false,
+            rider: None,
             attempts: 0,
             last_at: String::new(),
         });
@@ -327,7 +343,11 @@ impl Folds {
             here.bad(findings, 5, format!("{} is impossible: {why}", here.name()));
         }
         ride.last_at = here.at();
-        if let (What::OfferMade | What::Assigned, Some(driver)) = (step.what, step.driver) {
+        let has_number = matches!(
+            step.what,
+            What::OfferMade | What::Assigned | What::SecondHeld | What::Reassigned
+        );
+        if let (true, Some(driver)) = (has_number, step.driver) {
             let hold = (id, step.attempt);
             self.held_for
                 .push((driver, step.number, hold, here.shard, here.at()));
@@ -349,6 +369,8 @@ impl Folds {
             session: 0,
             is_leaving: false,
             is_forgotten: false,
+            is_suspended: false,
+            blocked: BTreeSet::new(),
             hold: None,
             holds: (!here.truncated).then_some(0),
             last_at: String::new(),
@@ -363,6 +385,11 @@ impl Folds {
         driver.is_forgotten = false;
         driver.step(here, findings);
         driver.last_at = here.at();
+        if let (What::Held, Some(ride), false) = (step.what, step.ride, driver.blocked.is_empty()) {
+            let blocked = driver.blocked.clone();
+            self.kept_apart
+                .push((id, ride, blocked, here.shard, here.at()));
+        }
         if let (What::Held, Some(ride)) = (step.what, step.ride) {
             let hold = (ride, step.attempt);
             if let Some(other) = self.holds.insert((id, step.number), hold)
@@ -450,6 +477,7 @@ impl Ride {
         match step.what {
             What::Requested => {
                 self.stage = Waiting;
+                self.rider = step.rider;
                 if self.seq == 1 {
                     Ok(())
                 } else {
@@ -457,6 +485,68 @@ impl Ride {
                 }
             }
             What::Searched => from(&[Waiting]),
+            What::Claimed if before == EnRoute => {
+                let reused = step.attempt <= self.attempts;
+                let doubled = self.incoming.is_some();
+                self.attempts = self.attempts.max(step.attempt);
+                self.incoming = hold;
+                match (reused, doubled) {
+                    (true, _) => Err(format!("attempt {} was used before", step.attempt)),
+                    (_, true) => Err("another claim is open".to_owned()),
+                    _ => Ok(()),
+                }
+            }
+            What::SecondHeld => {
+                from(&[EnRoute])?;
+                let fits = open || self.incoming == hold;
+                if fits {
+                    Ok(())
+                } else {
+                    Err("there is no such claim".to_owned())
+                }
+            }
+            What::HoldAsked => {
+                let doubled = self.asked_by.is_some();
+                self.asked_by = step.by;
+                from(&[EnRoute]).and_then(|()| this_hold())?;
+                if doubled {
+                    Err("another ride has asked already".to_owned())
+                } else {
+                    Ok(())
+                }
+            }
+            What::HoldMoved | What::HoldKept => {
+                let asked = self.asked_by.take().is_some();
+                if step.what == What::HoldMoved {
+                    (self.hold, self.is_moved) = (None, true);
+                }
+                from(&[EnRoute]).and_then(|()| this_hold())?;
+                if asked || open {
+                    Ok(())
+                } else {
+                    Err("no other ride had asked".to_owned())
+                }
+            }
+            What::ReportWaits => {
+                let waits = self.asked_by.is_some() || self.is_moved || open;
+                from(&[EnRoute])?;
+                if waits {
+                    Ok(())
+                } else {
+                    Err("there is nothing to wait for".to_owned())
+                }
+            }
+            What::Reassigned => {
+                let second = self.incoming.take();
+                let asked = self.asked_by.take().is_some();
+                (self.hold, self.is_moved) = (hold, false);
+                from(&[EnRoute])?;
+                match (open || second == hold, asked) {
+                    (false, _) => Err("it names another hold than the second one".to_owned()),
+                    (_, true) => Err("its old car may yet be another ride's".to_owned()),
+                    _ => Ok(()),
+                }
+            }
             What::Claimed => {
                 let reused = step.attempt <= self.attempts;
                 let doubled = self.claim.is_some();
@@ -468,6 +558,10 @@ impl Ride {
                     (_, true) => Err("another claim is open".to_owned()),
                     _ => Ok(()),
                 }
+            }
+            What::ClaimOver if self.incoming.is_some() && self.incoming == hold => {
+                self.incoming = None;
+                Ok(())
             }
             What::ClaimOver => {
                 self.claim = None;
@@ -500,25 +594,38 @@ impl Ride {
                 from(&[Offered]).and_then(|()| this_hold())
             }
             What::Lost => {
+                let moved = self.is_moved;
                 (self.stage, self.hold) = (Waiting, None);
-                from(&[EnRoute, Arrived]).and_then(|()| this_hold())
+                self.exchange_is_over();
+                from(&[EnRoute, Arrived])?;
+                if moved { Ok(()) } else { this_hold() }
             }
-            What::Arrived => {
-                self.stage = Arrived;
+            What::Arrived | What::Started => {
+                let settled = self.asked_by.is_none() && self.incoming.is_none();
+                self.exchange_is_over();
                 self.hold = hold;
-                from(&[EnRoute]).and_then(|()| this_hold())
-            }
-            What::Started => {
-                self.stage = Started;
-                self.hold = hold;
-                from(&[EnRoute, Arrived]).and_then(|()| this_hold())
+                if step.what == What::Arrived {
+                    self.stage = Arrived;
+                    from(&[EnRoute])?;
+                } else {
+                    self.stage = Started;
+                    from(&[EnRoute, Arrived])?;
+                }
+                this_hold()?;
+                if settled || open {
+                    Ok(())
+                } else {
+                    Err("its car may yet be another ride's".to_owned())
+                }
             }
             What::Completed => {
+                self.exchange_is_over();
                 (self.stage, self.hold) = (Stage::Completed, None);
                 from(&[EnRoute, Arrived, Started]).and_then(|()| this_hold())
             }
             What::Cancelled => {
                 (self.stage, self.hold, self.claim) = (Stage::Cancelled, None, None);
+                self.exchange_is_over();
                 from(&[Waiting, Offered, EnRoute, Arrived])?;
                 let holder = held.or(claim).map(|(driver, _)| driver);
                 let fits = open || step.driver.is_none() || step.driver == holder;
@@ -537,11 +644,30 @@ impl Ride {
     }
 }
 
+impl Ride {
+    fn exchange_is_over(&mut self) {
+        (self.incoming, self.asked_by, self.is_moved) = (None, None, false);
+    }
+}
+
 impl Driver {
     fn step(&mut self, here: &Here<'_>, findings: &mut Findings) {
         let step = here.step;
         match step.what {
+            What::Suspended => self.is_suspended = true,
+            What::Reinstated => self.is_suspended = false,
+            What::Blocked => {
+                self.blocked.extend(step.rider);
+            }
+            What::Unblocked => {
+                if let Some(rider) = step.rider {
+                    self.blocked.remove(&rider);
+                }
+            }
             What::Online => {
+                if self.is_suspended {
+                    here.bad(findings, 5, "online while suspended".to_owned());
+                }
                 self.is_online = true;
                 self.is_leaving = false;
                 self.session = step.number;
@@ -555,6 +681,10 @@ impl Driver {
                 self.is_leaving = false;
             }
             What::DriverForgotten => {
+                if self.is_suspended || !self.blocked.is_empty() {
+                    let what = "forgotten with a suspension or a block list";
+                    here.bad(findings, 5, what.to_owned());
+                }
                 self.is_forgotten = true;
                 self.is_online = false;
             }
@@ -565,6 +695,14 @@ impl Driver {
                     here.bad(findings, 1, what);
                 } else if !self.is_online && self.whole {
                     here.bad(findings, 5, "held while offline".to_owned());
+                }
+                if self.is_suspended || self.is_leaving {
+                    let what = if self.is_suspended {
+                        "suspended"
+                    } else {
+                        "leaving"
+                    };
+                    here.bad(findings, 1, format!("held while {what}"));
                 }
                 if let Some(last) = self.holds
                     && step.number <= last
@@ -624,6 +762,19 @@ fn across(audit: &mut Audit, folds: &Folds, report: &mut AuditReport) {
             );
         }
     }
+    for (driver, ride, blocked, shard, at) in &folds.kept_apart {
+        let rider = folds.rides.get(ride).and_then(|ride| ride.rider);
+        if let Some(rider) = rider.filter(|rider| blocked.contains(rider)) {
+            let what = format!("held for rider {}, who is blocked", names.text(rider));
+            let finding = findings.add(1, what).ride(names.text(*ride));
+            drop(
+                finding
+                    .driver(names.text(*driver))
+                    .shard(*shard)
+                    .at(at.clone()),
+            );
+        }
+    }
     let mut holder: HashMap<Name, Name> = HashMap::new();
     for (id, ride) in &folds.rides {
         let Some((driver, attempt)) = ride.hold.filter(|_| !ride.stage.is_end()) else {
@@ -649,7 +800,9 @@ fn across(audit: &mut Audit, folds: &Folds, report: &mut AuditReport) {
             .get(&driver)
             .is_none_or(|driver| !driver.whole)
             && held.is_none();
-        let excused = options.live || unseen && !folds.truncated.is_empty();
+        // While a transfer is under way only the driver's side knows whose the driver is.
+        let moving = ride.asked_by.is_some() && !options.complete;
+        let excused = options.live || moving || unseen && !folds.truncated.is_empty();
         if !agrees && !excused {
             let what = format!(
                 "the ride is {} with a driver who is not held",
@@ -671,7 +824,8 @@ fn across(audit: &mut Audit, folds: &Folds, report: &mut AuditReport) {
         let this = Some((*id, attempt));
         let known = folds.rides.get(&ride);
         let in_ride = known.is_some_and(|ride| {
-            !ride.stage.is_end() && (ride.hold == this || ride.claim == this)
+            !ride.stage.is_end()
+                && (ride.hold == this || ride.claim == this || ride.incoming == this)
                 || ride.stage == Stage::Somewhere
         });
         if in_ride || known.is_none() && !folds.truncated.is_empty() {

@@ -6,7 +6,7 @@
 //!
 //! | invariant | what is checked |
 //! |---|---|
-//! | 1 | a driver's `held` and `released` alternate, hold numbers grow; no two open rides have one driver; ride events carry the number of that very hold |
+//! | 1 | a driver's `held` and `released` alternate, hold numbers grow; no two open rides have one driver; ride events carry the number of that very hold; nobody is held while suspended or for a blocked rider |
 //! | 2 | every opened or acknowledged ride has exactly one end (open ones are counted; an error if the log is said to be complete) |
 //! | 3 | nothing follows the end; `ride_seq`, `driver_seq`, `rider_seq` and each shard's sequence have no gap, no id is doubled, topics are in order |
 //! | 4 | who is held is in an open ride, or a release is under way; who is in an open ride is held |
@@ -276,6 +276,12 @@ enum What {
     OfferReceived,
     OfferOver,
     Assigned,
+    SecondHeld,
+    HoldAsked,
+    HoldMoved,
+    HoldKept,
+    ReportWaits,
+    Reassigned,
     Lost,
     Arrived,
     Started,
@@ -287,6 +293,10 @@ enum What {
     Released,
     Leaving,
     Offline,
+    Suspended,
+    Reinstated,
+    Blocked,
+    Unblocked,
     DriverForgotten,
     Busy,
     Opened,
@@ -310,6 +320,12 @@ impl What {
             "ride.offer_received" => What::OfferReceived,
             "ride.offer_declined" | "ride.offer_expired" => What::OfferOver,
             "ride.driver_assigned" => What::Assigned,
+            "ride.second_hold_granted" => What::SecondHeld,
+            "ride.hold_asked" => What::HoldAsked,
+            "ride.hold_moved" => What::HoldMoved,
+            "ride.hold_kept" => What::HoldKept,
+            "ride.report_waits" => What::ReportWaits,
+            "ride.driver_reassigned" => What::Reassigned,
             "ride.driver_lost" => What::Lost,
             "ride.driver_arrived" => What::Arrived,
             "ride.started" => What::Started,
@@ -321,6 +337,10 @@ impl What {
             "driver.released" => What::Released,
             "driver.leaving" => What::Leaving,
             "driver.offline" => What::Offline,
+            "driver.suspended" => What::Suspended,
+            "driver.reinstated" => What::Reinstated,
+            "driver.rider_blocked" => What::Blocked,
+            "driver.rider_unblocked" => What::Unblocked,
             "driver.forgotten" => What::DriverForgotten,
             "rider.busy" => What::Busy,
             "rider.ride_opened" => What::Opened,
@@ -350,6 +370,8 @@ struct Step {
     driver: Option<Name>,
     rider: Option<Name>,
     attempt: u64,
+    /// `ride.hold_asked`: the hold (ride, attempt) that the car may go to.
+    by: Option<(Name, u64)>,
     /// The hold number; on driver.online and offline the session; on an outcome 1 if it says done.
     number: u64,
     /// `rider.free`: how the ride ended, by name. `rider.busy` and its followers: the key.
@@ -452,9 +474,15 @@ impl Audit {
             return;
         };
         let hold = (self.names.of(driver), self.names.of(ride), attempt);
+        // A transfer under way settles the hold it begins with, too.
+        let from = &data["from"];
+        if let (Some(ride), Some(attempt)) = (from["ride"].as_str(), from["attempt"].as_u64()) {
+            self.pending_releases
+                .push((hold.0, self.names.of(ride), attempt));
+        }
         match command["type"].as_str() {
             Some("release_driver") => self.pending_releases.push(hold),
-            Some("claim_granted") => self.pending_claims_answered.push(hold),
+            Some("claim_granted" | "transfer_answered") => self.pending_claims_answered.push(hold),
             _ => {}
         }
     }
@@ -511,6 +539,10 @@ impl Audit {
         if !matches!(what, What::Outcome | What::Unknown) && (entity.is_none() || own_seq == 0) {
             return Err(format!("{name} lacks its {prefix} or {prefix}_seq"));
         }
+        let by = data["by"]["ride"].as_str().map(|ride| {
+            let attempt = data["by"]["attempt"].as_u64().unwrap_or(0);
+            (self.names.of(ride), attempt)
+        });
         let number = match what {
             What::Outcome => u64::from(data["outcome"]["result"] == "done"),
             What::Online | What::Offline | What::Leaving => data["session"].as_u64().unwrap_or(0),
@@ -527,6 +559,7 @@ impl Audit {
             driver,
             rider,
             attempt: data["attempt"].as_u64().unwrap_or(0),
+            by,
             number,
             text,
         })

@@ -76,9 +76,20 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
     match value["entity"].as_str() {
         Some("ride") => {
             let attempts = number("attempt");
+            let current = value["current"].as_u64().unwrap_or(attempts);
             let driver = value["driver"]
                 .as_str()
-                .map(|driver| (names.of(driver), attempts));
+                .map(|driver| (names.of(driver), current));
+            let exchange = &value["exchange"];
+            let incoming = exchange["incoming"]["driver"].as_str().map(|driver| {
+                let attempt = exchange["incoming"]["attempt"].as_u64().unwrap_or(0);
+                (names.of(driver), attempt)
+            });
+            let by = &exchange["outgoing"]["asked"]["by"];
+            let asked_by = by["ride"]
+                .as_str()
+                .map(|ride| (names.of(ride), by["attempt"].as_u64().unwrap_or(0)));
+            let is_moved = exchange["outgoing"] == "moved";
             let (stage, claim, hold) = match text(&value["stage"]) {
                 "claiming" => (Stage::Waiting, driver, None),
                 "waiting" => (Stage::Waiting, None, None),
@@ -98,7 +109,11 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
                 seq,
                 stage,
                 claim,
-                hold,
+                hold: hold.filter(|_| !is_moved),
+                incoming,
+                asked_by,
+                is_moved,
+                rider: value["rider"].as_str().map(|rider| names.of(rider)),
                 attempts,
                 last_at,
             };
@@ -122,6 +137,13 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
                 session: number("session"),
                 is_leaving: text(&value["presence"]) == "leaving",
                 is_forgotten: false,
+                is_suspended: !value["suspended"].is_null(),
+                blocked: value["blocked"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|rider| names.of(text(rider)))
+                    .collect(),
                 hold,
                 holds: hold.map(|(_, _, number)| number),
                 last_at,
@@ -146,7 +168,12 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
 
 fn is_only_memory(kind: &str, value: &Value) -> bool {
     match kind {
-        "driver" => value["session"] == 0 && value["held"].is_null(),
+        "driver" => {
+            value["session"] == 0
+                && value["held"].is_null()
+                && value["suspended"].is_null()
+                && value["blocked"].is_null()
+        }
         "rider" => value["active"].is_null(),
         _ => false,
     }
@@ -226,7 +253,14 @@ fn ride(names: &Names, fold: &Ride, state: &Value) -> Differences {
     if !fold.stage.is_end() {
         let with = fold.hold.or(fold.claim);
         let driver = with.map_or("nothing", |(driver, _)| names.text(driver));
-        differ(&mut found, "driver", text(&state["driver"]), driver);
+        if !fold.is_moved {
+            differ(&mut found, "driver", text(&state["driver"]), driver);
+        }
+        let second = fold
+            .incoming
+            .map_or("nothing", |(driver, _)| names.text(driver));
+        let in_state = text(&state["exchange"]["incoming"]["driver"]);
+        differ(&mut found, "second driver", in_state, second);
         differ(&mut found, "attempt", &state["attempt"], fold.attempts);
     }
     found
@@ -263,6 +297,10 @@ fn driver(names: &Names, fold: &Driver, state: &Value) -> Differences {
             hold(names.text(ride), attempt.to_string(), number.to_string())
         });
     differ(&mut found, "hold", in_state, in_fold);
+    let suspended = !state["suspended"].is_null();
+    differ(&mut found, "suspended", suspended, fold.is_suspended);
+    let blocked = state["blocked"].as_array().map_or(0, Vec::len);
+    differ(&mut found, "blocked riders", blocked, fold.blocked.len());
     found
 }
 

@@ -349,6 +349,111 @@ fn a_double_hold_is_found() {
         .fails(1, "released that did not stand");
 }
 
+/// The right log, but that E brings the ride home as the second of two: D is swapped for E on the way to the pickup.
+/// Ride 1-1-20 of another rider then asks for E, and does not get it.
+fn swapped() -> Log {
+    const R: &str = "1-1-10";
+    let mut log = right().no_states();
+    log.events
+        .retain(|(_, shard, seq, ..)| !(*shard == 1 && (10..=14).contains(seq)));
+    log.events.retain(|(_, shard, ..)| *shard != 2);
+    let at = log.at(1, 15);
+    let tail = log.events.split_off(at);
+    let ride = |seq: u64, more: Value| {
+        let mut data = json!({ "ride": R, "ride_seq": seq });
+        data.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        data
+    };
+    let rides = "ride-events";
+    let second = json!({ "driver": "E", "attempt": 2, "hold_number": 6 });
+    let change = json!({ "driver": "E", "attempt": 2, "hold_number": 6, "before": "D" });
+    let by = json!({ "driver": "E", "attempt": 2, "by": { "ride": "1-1-20", "attempt": 1 } });
+    let with = |driver: &str, attempt: u64| json!({ "driver": driver, "attempt": attempt });
+    log = log
+        .then(rides, 1, "ride.driver_claimed", ride(7, with("E", 2)))
+        .then(rides, 1, "ride.second_hold_granted", ride(8, second))
+        .then(rides, 1, "ride.driver_reassigned", ride(9, change))
+        .then(rides, 1, "ride.hold_asked", ride(10, by))
+        .then(rides, 1, "ride.report_waits", ride(11, with("E", 2)))
+        .then(rides, 1, "ride.hold_kept", ride(12, with("E", 2)));
+    for (topic, shard, _, name, mut data) in tail {
+        match name {
+            "ride.started" => data["ride_seq"] = json!(13),
+            "ride.completed" => data["ride_seq"] = json!(14),
+            _ => {}
+        }
+        log = log.then(topic, shard, name, data);
+    }
+    let hold = |driver: &str, seq: u64, attempt: u64, number: u64| json!({ "driver": driver, "driver_seq": seq, "ride": R, "attempt": attempt, "hold_number": number });
+    let driver = |driver: &str, seq: u64| json!({ "driver": driver, "driver_seq": seq, "session": 1, "rider": "r9", "reason": "x" });
+    let people = "person-events";
+    log.then(people, 2, "driver.online", driver("D", 1))
+        .then(people, 2, "driver.held", hold("D", 2, 1, 2))
+        .then(people, 2, "driver.rider_blocked", driver("E", 3))
+        .then(people, 2, "driver.rider_unblocked", driver("E", 4))
+        .then(people, 2, "driver.online", driver("E", 5))
+        .then(people, 2, "driver.held", hold("E", 6, 2, 6))
+        .then(people, 2, "driver.released", hold("D", 3, 1, 2))
+        .then(people, 2, "driver.suspended", driver("D", 4))
+        .then(people, 2, "driver.offline", driver("D", 5))
+        .then(people, 2, "driver.reinstated", driver("D", 6))
+        .then(people, 2, "driver.released", hold("E", 7, 2, 6))
+}
+
+#[test]
+fn rides_may_exchange_their_cars_as_long_as_every_hold_has_one_ride() {
+    let report = swapped().audit();
+    assert!(report.is_clean(), "{report}");
+    let seq = |name: &str| {
+        let log = swapped();
+        let found = log.events.iter().find(|event| event.3 == name).unwrap();
+        (found.1, found.2)
+    };
+    let without = |name: &str| {
+        let (shard, seq) = seq(name);
+        swapped().without(shard, seq)
+    };
+    let (shard, reassigned) = seq("ride.driver_reassigned");
+    swapped()
+        .set(shard, reassigned, "driver", json!("F"))
+        .fails(5, "another hold than the second one");
+    swapped()
+        .set(shard, reassigned, "hold_number", json!(5))
+        .fails(1, "hold 5 was never given");
+    without("ride.hold_kept").fails(5, "may yet be another ride's");
+    without("ride.hold_asked").fails(5, "nothing to wait for");
+    without("ride.second_hold_granted").fails(3, "ride_seq");
+    without("driver.released").fails(4, "does not want it");
+}
+
+#[test]
+fn who_is_suspended_or_kept_apart_is_not_held() {
+    let swap = |from: &str, to: &'static str| {
+        let mut log = swapped();
+        let at = log.events.iter().position(|e| e.3 == from).unwrap();
+        log.events[at].3 = to;
+        log
+    };
+    // E is suspended and goes online, D is never reinstated and forgotten: neither may be.
+    swap("driver.rider_blocked", "driver.suspended").fails(1, "held while suspended");
+    swap("driver.rider_blocked", "driver.suspended").fails(5, "online while suspended");
+    swap("driver.reinstated", "driver.forgotten").fails(5, "forgotten with a suspension");
+    let mut log = swapped();
+    let blocked = log
+        .events
+        .iter()
+        .position(|e| e.3 == "driver.rider_blocked");
+    let unblocked = log
+        .events
+        .iter()
+        .position(|e| e.3 == "driver.rider_unblocked");
+    log.events[blocked.unwrap()].4["rider"] = json!("r1");
+    log.events[unblocked.unwrap()].4["rider"] = json!("r2");
+    log.fails(1, "held for rider r1, who is blocked");
+}
+
 #[test]
 fn ride_and_driver_must_speak_of_the_same_hold() {
     right()

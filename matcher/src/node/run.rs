@@ -15,6 +15,7 @@ use cabrank_eventlog::{
     Topic, Transaction,
 };
 use cabrank_events::command::EntityId;
+use cabrank_events::event::Move;
 use cabrank_events::{Command, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tracing::{error, info, warn};
@@ -790,6 +791,9 @@ impl Loop {
             let mut part = solved.result.clone();
             part.looked.retain(|(ride, _)| ride.place == place);
             part.pairs.retain(|pair| pair.ride.place == place);
+            // Across place shards only free cars move (PROTOCOL 6).
+            let is_here = |next: &Move| next.ride.place == place;
+            part.swaps.retain(|swap| swap.moves.iter().all(is_here));
             self.host.handle_round(batch, place, &part);
         }
     }
