@@ -37,7 +37,8 @@ use crate::{
     Topic, Transaction, Waker,
 };
 
-/// How much engine time stays behind the clock (PROTOCOL 15): the brokers' clocks may be this far off ours.
+/// How much engine time stays behind the clock (PROTOCOL 15): the brokers' clocks may be this far off ours. One that is
+/// further off gives its engine no time (PROTOCOL 16).
 const CLOCK_MARGIN_MS: i64 = 500;
 /// Between two questions where the commands end. Timers are late by up to this and the margin.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
@@ -136,6 +137,8 @@ pub struct KafkaOwner {
     sampled: Option<Instant>,
     /// The newest clock whose end was reached, and when that was.
     clock: Option<(i64, Instant)>,
+    /// The brokers' clock was too far off ours at the last commit.
+    is_skewed: bool,
     lease: NodeLease,
     renewed: Instant,
     epoch: u64,
@@ -214,6 +217,7 @@ impl KafkaOwner {
             sample: None,
             sampled: None,
             clock: None,
+            is_skewed: false,
             lease: NodeLease::default(),
             renewed: Instant::now(),
             epoch: 0,
@@ -225,12 +229,14 @@ impl KafkaOwner {
         Ok(owner)
     }
 
-    /// Takes a rule out. For tests.
+    /// Takes a rule out.
+    #[cfg(feature = "kafka-testing")]
     pub fn sabotage(&mut self, sabotage: Sabotage) {
         self.sabotage = sabotage;
     }
 
-    /// Calls `at` in the middle of every commit. For tests.
+    /// Calls `at` in the middle of every commit.
+    #[cfg(feature = "kafka-testing")]
     pub fn at_moment(&mut self, at: AtMoment) {
         self.at_moment = Some(at);
     }
@@ -505,8 +511,23 @@ impl KafkaOwner {
     /// Engine time, if all commands up to it are handed out with this.
     fn clock_ms(&self) -> Option<i64> {
         let (clock_ms, asked) = self.clock?;
-        (self.waiting.is_empty() && asked.elapsed() < SAMPLE_MAX)
+        (!self.is_skewed && self.waiting.is_empty() && asked.elapsed() < SAMPLE_MAX)
             .then_some(clock_ms - CLOCK_MARGIN_MS)
+    }
+
+    /// Looks whether the brokers' clock and ours agree: a record that was appended between two moments of ours.
+    fn compare_clocks(&mut self, sent_ms: i64, appended_ms: Option<i64>) {
+        let Some(appended_ms) = appended_ms else {
+            return;
+        };
+        let skew_ms = skew_ms(sent_ms, wall_ms(), appended_ms);
+        let was_skewed = std::mem::replace(&mut self.is_skewed, skew_ms > CLOCK_MARGIN_MS);
+        if self.is_skewed && !was_skewed {
+            warn!(
+                skew_ms,
+                "this machine's clock and the brokers' differ: no timers and no rounds until they agree"
+            );
+        }
     }
 
     // -- polling -------------------------------------------------------------------------------------------------
@@ -687,7 +708,25 @@ impl ShardOwner for KafkaOwner {
     }
 }
 
+/// How far, at least, the clock that said `appended` is off the one that said `sent` before and `acked` after it.
+fn skew_ms(sent: i64, acked: i64, appended: i64) -> i64 {
+    (sent - appended).max(appended - acked).max(0)
+}
+
 /// The event topics' places in a note.
 fn place(topic: Topic) -> Option<usize> {
     EVENTS.iter().position(|event| *event == topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_agree_if_the_append_can_have_been_between_the_two_moments() {
+        assert_eq!(skew_ms(1_000, 1_020, 1_010), 0);
+        assert_eq!(skew_ms(1_000, 9_000, 1_000), 0, "a slow answer is no skew");
+        assert_eq!(skew_ms(1_000, 1_020, 400), 600, "behind");
+        assert_eq!(skew_ms(1_000, 1_020, 1_720), 700, "ahead");
+    }
 }

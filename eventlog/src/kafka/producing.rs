@@ -31,6 +31,8 @@ pub(super) struct Tally {
     pub is_failing: bool,
     /// One past the last offset acknowledged, by partition.
     ends: BTreeMap<(Topic, u16), u64>,
+    /// The brokers' clock when they appended the last one.
+    appended_ms: Option<i64>,
 }
 
 /// The client library reports deliveries here.
@@ -58,6 +60,7 @@ impl ProducerContext for Deliveries {
         match result {
             Ok(message) => {
                 tally.is_failing = false;
+                tally.appended_ms = message.timestamp().to_millis();
                 if let Some(topic) = self.names.topic(message.topic())
                     && let Ok(partition) = u16::try_from(message.partition())
                     && let Ok(offset) = u64::try_from(message.offset())
@@ -123,6 +126,12 @@ pub(super) struct Outward<'a> {
     pub note: Option<&'a [u8]>,
 }
 
+/// Kafka's header on every event.
+const CLOUD_EVENT: (&str, &[u8]) = (
+    "content-type",
+    b"application/cloudevents+json; charset=UTF-8",
+);
+
 /// Hands a record to a producer and counts it.
 pub(super) fn send(
     producer: &ThreadedProducer<Deliveries>,
@@ -135,12 +144,15 @@ pub(super) fn send(
     if let Some(value) = record.value {
         out = out.payload(value);
     }
-    if let Some(note) = record.note {
-        let key = NOTE.to_str().unwrap_or_default();
-        out = out.headers(OwnedHeaders::new().insert(KafkaHeader {
-            key,
-            value: Some(note),
-        }));
+    let header = match (record.note, record.topic) {
+        (Some(note), _) => Some((NOTE.to_str().unwrap_or_default(), note)),
+        // CloudEvents over Kafka, structured mode: what tells consumers that the value is a whole event.
+        (None, Topic::RideEvents | Topic::PersonEvents) => Some(CLOUD_EVENT),
+        (None, _) => None,
+    };
+    if let Some((key, value)) = header {
+        let value = Some(value);
+        out = out.headers(OwnedHeaders::new().insert(KafkaHeader { key, value }));
     }
     let deliveries = producer.context();
     // Counted before: the delivery may be reported before `send` returns.
@@ -201,6 +213,11 @@ impl Transactor {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
         Ok(tally.ends.clone())
+    }
+
+    /// The brokers' clock when they appended the last record that was acknowledged.
+    pub(super) fn appended_ms(&self) -> Option<i64> {
+        self.producer.context().tally().appended_ms
     }
 
     pub(super) fn send_offsets(
@@ -285,12 +302,7 @@ pub(super) fn meaning(why: &KafkaError) -> Meaning {
     };
     match code {
         Some(E::FencedInstanceId) => Meaning::Replaced,
-        Some(
-            E::IllegalGeneration
-            | E::UnknownMemberId
-            | E::RebalanceInProgress
-            | E::InvalidSessionTimeout,
-        ) => Meaning::Moved,
+        Some(E::IllegalGeneration | E::UnknownMemberId | E::RebalanceInProgress) => Meaning::Moved,
         _ => Meaning::Trouble,
     }
 }

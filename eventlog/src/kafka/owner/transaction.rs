@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
-use rdkafka::consumer::Consumer;
-
-use super::{KafkaOwner, Moment, Sabotage, place};
+use super::{KafkaOwner, Moment, Sabotage, place, wall_ms};
 use crate::kafka::producing::{Meaning, Outward, Transactor, meaning, retire};
 use crate::kafka::stored::{Announcement, Committed, HEADER_KEY, Note};
 use crate::transaction::{LaneState, check_transaction};
@@ -155,6 +154,7 @@ impl KafkaOwner {
         &mut self,
         tx: &Transaction,
     ) -> Result<(Vec<NewHeader>, BTreeMap<(Topic, u16), u64>), Broken> {
+        let sent_ms = wall_ms();
         let producer = self.producers()?.next();
         producer.begin()?;
         for append in tx.commands.iter().chain(&tx.events) {
@@ -213,6 +213,8 @@ impl KafkaOwner {
         let producer = self.current()?;
         write_headers(producer, &headers)?;
         let ends = producer.acknowledged()?;
+        let appended_ms = producer.appended_ms();
+        self.compare_clocks(sent_ms, appended_ms);
         self.finish(&headers)?;
         Ok((headers, ends))
     }
