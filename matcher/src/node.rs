@@ -5,6 +5,7 @@
 
 mod dispatch;
 mod run;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     /// Shards of other nodes, whose drivers the index must know.
     pub(crate) foreign: Following,
     others_failed: Mutex<Option<Failure>>,
+    is_warming: AtomicBool,
+    warm_again: AtomicBool,
     pub(crate) lease: Lease,
 }
 
@@ -157,6 +160,8 @@ impl Node {
             table: Mutex::default(),
             foreign: Following::default(),
             others_failed: Mutex::default(),
+            is_warming: AtomicBool::new(false),
+            warm_again: AtomicBool::new(false),
             lease,
         });
         let for_thread = Arc::clone(&shared);

@@ -264,6 +264,25 @@ impl Cluster {
         assert_eq!(report.open, 0, "every ride has its end");
     }
 
+    /// What is stuck, for a test that fails.
+    fn describe(&self, acknowledged: &BTreeSet<RideId>, ended: &BTreeSet<RideId>) -> String {
+        let mut text = String::new();
+        for ride in acknowledged.difference(ended) {
+            let views = self.gateways.iter().map(|gateway| gateway.ride(*ride));
+            text += &format!("\n{ride}: {:?}", views.collect::<Vec<_>>());
+        }
+        for shard in 0..SHARDS {
+            text += &format!(
+                "\nshard {shard}: {} pending",
+                self.home.pending(shard).len()
+            );
+        }
+        for node in &self.nodes {
+            text += &format!("\n{}: ready {}", node.name, node.node.is_ready());
+        }
+        text
+    }
+
     fn stop(self) {
         for gateway in &self.gateways {
             gateway.stop();
@@ -422,9 +441,10 @@ fn shards_move_while_the_city_works_and_nothing_is_lost_or_doubled() {
             }
             assert!(
                 Instant::now() < deadline,
-                "seed {seed}: {} of {RIDES} rides ended, {} wishes unanswered",
+                "seed {seed}: {} of {RIDES} rides ended, {} wishes unanswered; {}",
                 ended.len(),
-                wishes.len()
+                wishes.len(),
+                cluster.describe(&acknowledged, &ended)
             );
         }
         assert_eq!(acknowledged.len(), RIDES);
@@ -685,5 +705,37 @@ fn a_gateway_that_starts_later_knows_what_the_others_know() {
     assert_eq!(new.ride(ride), old.ride(ride));
     assert_eq!(new.driver(&driver(1)), old.driver(&driver(1)));
     assert_eq!(new.offer_times(ride), old.offer_times(ride));
+    cluster.stop();
+}
+
+#[test]
+fn a_node_that_takes_over_knows_where_the_cars_were() {
+    let mut cluster = Cluster::start(1, 1);
+    let at = cluster.places()[0];
+    let shard = cluster.shard_at(at);
+    cluster.online(&driver(1), at);
+    cluster.online(&driver(2), at);
+    // It was not there when they pinged.
+    cluster.add_node();
+    cluster.give(shard, 1);
+    cluster.settle(shard, 1);
+    until("the cars are back without a ping", || {
+        cluster.nearby(0, at).ok().filter(|cars| cars.len() == 2)
+    });
+    // It does not believe a position that is older than what it hears itself.
+    let (here, now) = (Place(at.0.offset_m(300.0, 0.0)), cluster.clock.now());
+    let later = now.plus_ms(10);
+    assert_eq!(
+        cluster.gateways[0].ping(&driver(1), here, later, 9),
+        Pinged::Accepted
+    );
+    cluster.give(shard, 0);
+    cluster.settle(shard, 0);
+    until("the car is where it was last", || {
+        let cars = cluster.nearby(0, at).ok()?;
+        cars.iter()
+            .any(|car| car.at.0.distance_m(here.0) < 1.0)
+            .then_some(())
+    });
     cluster.stop();
 }

@@ -20,7 +20,7 @@ use cabrank_events::{Command, CommandRecord, DriverId, Event, EventRecord, RideI
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tracing::{error, info, warn};
 
-use super::{Failure, Holding, Shared, Stopped};
+use super::{Failure, Holding, Shared, Stopped, warm};
 use crate::api::Committed;
 use crate::follower::{Follower, Sink, What};
 use crate::people::People;
@@ -354,6 +354,7 @@ impl Loop {
         if due.is_empty() {
             return Ok(());
         }
+        let had = self.host.shards().count();
         for (number, since) in due {
             match self.owner.recover(number) {
                 Ok(recovered) => {
@@ -385,6 +386,9 @@ impl Loop {
             }
         }
         self.settle_shards();
+        if self.waits_in_poll && self.host.shards().count() > had {
+            warm::begin(&self.shared);
+        }
         Ok(())
     }
 

@@ -25,16 +25,24 @@ struct Inner {
     changed: Condvar,
 }
 
+/// That a shard was given to a node. Giving it again, also to the same node, is another grant.
+#[derive(Clone, PartialEq)]
+struct Grant {
+    node: String,
+    number: u64,
+}
+
 #[derive(Default)]
 struct State {
     records: BTreeMap<(Topic, u16), Vec<Record>>,
     states: BTreeMap<u16, BTreeMap<Bytes, Bytes>>,
     headers: BTreeMap<u16, Header>,
     /// Who has a shard now; nobody while it is on its way.
-    given: BTreeMap<u16, String>,
+    given: BTreeMap<u16, Grant>,
     epochs: BTreeMap<u16, u64>,
     announced: BTreeMap<u16, OwnerRecord>,
     commits: u64,
+    grants: u64,
     woken: BTreeSet<String>,
     /// Shards that cannot be read back.
     damaged: BTreeSet<u16>,
@@ -99,14 +107,21 @@ impl Home {
             address: address.to_owned(),
             next_out: BTreeMap::new(),
             epochs: BTreeMap::new(),
-            known: BTreeSet::new(),
+            known: BTreeMap::new(),
             may_answer: Arc::new(AtomicBool::new(true)),
         }
     }
 
     /// Gives the shard to a node. Whoever had it can commit to it no more.
     pub fn give(&self, shard: u16, node: &str) {
-        self.change(|state| state.given.insert(shard, node.to_owned()));
+        self.change(|state| {
+            state.grants += 1;
+            let grant = Grant {
+                node: node.to_owned(),
+                number: state.grants,
+            };
+            state.given.insert(shard, grant);
+        });
     }
 
     /// Nothing of the shard can be read back any more, until mended.
@@ -224,8 +239,8 @@ pub struct Seat {
     address: String,
     next_out: BTreeMap<u16, u64>,
     epochs: BTreeMap<u16, u64>,
-    /// Shards this node was told of.
-    known: BTreeSet<u16>,
+    /// Shards this node was told of, by the grants' numbers.
+    known: BTreeMap<u16, u64>,
     may_answer: Arc<AtomicBool>,
 }
 
@@ -235,21 +250,26 @@ impl Seat {
         Arc::clone(&self.may_answer)
     }
 
-    fn given(&self, state: &State) -> BTreeSet<u16> {
+    fn given(&self, state: &State) -> BTreeMap<u16, u64> {
         let given = state.given.iter();
         given
-            .filter(|(_, node)| **node == self.node)
-            .map(|(shard, _)| *shard)
+            .filter(|(_, grant)| grant.node == self.node)
+            .map(|(shard, grant)| (*shard, grant.number))
             .collect()
+    }
+
+    /// Is the shard this node's, by the grant it was told of?
+    fn owns(&self, state: &State, shard: u16) -> bool {
+        let told = self.known.get(&shard);
+        told.is_some() && told == self.given(state).get(&shard)
     }
 }
 
 impl ShardOwner for Seat {
     fn shards(&self) -> Vec<u16> {
-        self.given(&self.home.state())
-            .intersection(&self.known)
-            .copied()
-            .collect()
+        let state = self.home.state();
+        let known = self.known.keys().copied();
+        known.filter(|shard| self.owns(&state, *shard)).collect()
     }
 
     fn epoch(&self) -> u64 {
@@ -278,7 +298,7 @@ impl ShardOwner for Seat {
             if state.damaged.contains(&shard) {
                 return Err(RecoverError::Corrupt(format!("shard {shard} is damaged")));
             }
-            if !self.given(state).contains(&shard) {
+            if !self.owns(state, shard) {
                 return Err(RecoverError::Unavailable("it is another's".into()));
             }
             let epoch = state.epochs.entry(shard).or_insert(0);
@@ -309,8 +329,14 @@ impl ShardOwner for Seat {
         loop {
             let clock_ms = home.0.clock.now().0;
             let given = self.given(&state);
-            let lost: Vec<u16> = self.known.difference(&given).copied().collect();
-            let gained: Vec<u16> = given.difference(&self.known).copied().collect();
+            let not_in = |of: &BTreeMap<u16, u64>, other: &BTreeMap<u16, u64>| -> Vec<u16> {
+                let of = of.iter();
+                of.filter(|(shard, grant)| other.get(shard) != Some(grant))
+                    .map(|(shard, _)| *shard)
+                    .collect()
+            };
+            let lost = not_in(&self.known, &given);
+            let gained = not_in(&given, &self.known);
             self.known = given;
             lost.iter().for_each(|shard| {
                 self.next_out.remove(shard);
@@ -351,8 +377,8 @@ impl ShardOwner for Seat {
         let home = self.home.clone();
         home.change(|state| {
             for (shard, header) in &tx.headers {
-                let is_ours = state.given.get(shard) == Some(&self.node)
-                    && state.epochs.get(shard) == self.epochs.get(shard);
+                let is_ours =
+                    self.owns(state, *shard) && state.epochs.get(shard) == self.epochs.get(shard);
                 if !is_ours {
                     self.next_out.clear();
                     return Err(CommitError::Ambiguous(format!("shard {shard} has moved")));
