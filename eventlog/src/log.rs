@@ -391,7 +391,8 @@ pub trait EventLog: Send + Sync {
     /// Number of shards, that is of partitions per topic.
     fn shards(&self) -> u16;
 
-    /// Takes a command. It is durable no later than the commit that consumes it, or the next [`EventLog::sync`].
+    /// Takes a command. It is durable no later than the commit that consumes it, or the next [`EventLog::sync`]. Over a
+    /// broker its delivery may still fail after this, or it may be stored twice when a broker dies: its outcome says.
     fn submit(&self, shard: u16, key: Bytes, value: Bytes) -> Result<(), SubmitError>;
 
     /// Returns when everything submitted before the call is durable.

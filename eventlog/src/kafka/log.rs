@@ -66,6 +66,10 @@ pub(super) struct Shared {
 }
 
 /// The log over Kafka. Cheap to clone; all clones share their connections.
+///
+/// A submitted command is at least once in the log: retries of the client library are recognised by the broker, but when a
+/// delivery times out because a broker died, commands that were under way with it may be stored a second time. The
+/// engine's keys and message ids make that harmless (PROTOCOL 14). What transactions write is there once.
 #[derive(Clone)]
 pub struct KafkaLog {
     shared: Arc<Shared>,
