@@ -98,6 +98,10 @@ impl Following {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
+    pub fn is_over(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     /// Have all wanted shards been shown once?
     pub fn is_ready(&self) -> bool {
         self.is_ready.load(Ordering::SeqCst)
@@ -154,7 +158,7 @@ impl<'a> Follower<'a> {
 
     /// Follows what `following` wants into `sink`.
     pub fn run(mut self, following: &Following, sink: &mut impl Sink) -> Result<(), Failure> {
-        while !following.stopping.load(Ordering::SeqCst) {
+        while !following.is_over() {
             let wanted = following.wanted().clone();
             self.adjust(&wanted)?;
             let found = match self.tail.next(WAIT, READ_MAX) {

@@ -6,6 +6,7 @@
 //! `nearby` costs one question to the node that owns the place: the halo makes its answer whole. `position` of a driver
 //! who pings here is known here; of another, all nodes are asked, and the one that owns the place answers.
 
+mod partners;
 mod routes;
 mod tracks;
 
@@ -67,6 +68,9 @@ pub struct RemoteConfig {
     pub owners_every_ms: u64,
     /// Are accepted pings published to `driver-locations`?
     pub publish_locations: bool,
+    /// Partitions of `driver-pings` whose pings enter by this gateway; each belongs to one gateway. Partners without a
+    /// socket publish there.
+    pub partner_partitions: Vec<u16>,
 }
 
 impl Default for RemoteConfig {
@@ -78,6 +82,7 @@ impl Default for RemoteConfig {
             answer_ms: 1_000,
             owners_every_ms: 200,
             publish_locations: true,
+            partner_partitions: Vec::new(),
         }
     }
 }
@@ -240,6 +245,25 @@ impl Remote {
                 error!("a thread of the gateway panicked");
             }
         }
+    }
+
+    /// Reads the partners' pings of the configured partitions into `hear`, on a thread of its own, until
+    /// [`Remote::stop`]. Nothing is read when no partition is configured.
+    pub fn read_partner_pings(&self, hear: impl FnMut(&DriverId, &Ping) + Send + 'static) {
+        let partitions = self.shared.parts.config.partner_partitions.clone();
+        if partitions.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name("cabrank-partner".into())
+            .spawn(move || {
+                let log = &*shared.parts.log;
+                partners::read(log, &partitions, || shared.following.is_over(), hear);
+            })
+            .expect("a process that cannot start a thread at its start cannot work");
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(thread);
     }
 
     /// Who owns which shard, as far as this gateway knows.

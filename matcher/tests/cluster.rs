@@ -136,6 +136,7 @@ impl Cluster {
                 config: RemoteConfig {
                     owners_every_ms: 20,
                     answer_ms: 500,
+                    partner_partitions: vec![2],
                     ..RemoteConfig::default()
                 },
                 runtime: self.runtime.handle().clone(),
@@ -737,5 +738,36 @@ fn a_node_that_takes_over_knows_where_the_cars_were() {
             .any(|car| car.at.0.distance_m(here.0) < 1.0)
             .then_some(())
     });
+    cluster.stop();
+}
+
+#[test]
+fn a_partner_publishes_pings_and_what_is_no_ping_is_passed_over() {
+    let mut cluster = Cluster::start(1, 1);
+    let at = cluster.places()[0];
+    cluster.online(&driver(1), at);
+    let gateway = cluster.gateways[0].clone();
+    let (say, heard) = sync_channel(100);
+    gateway.read_partner_pings(move |driver, ping| say.send((driver.clone(), *ping)).unwrap());
+    let publish = |value: &str| {
+        let (key, value) = (b"d1".to_vec(), value.as_bytes().to_vec());
+        cluster
+            .home
+            .publish(Topic::DriverPings, 2, key.into(), value.into());
+    };
+    // Reading begins at the end, wherever that is when it begins: published until it is heard.
+    let first = until("a ping is heard", || {
+        publish(r#"{"lat":37.5,"lon":-122.0,"seq":7}"#);
+        heard.recv_timeout(Duration::from_millis(20)).ok()
+    });
+    assert_eq!((first.0, first.1.seq), (driver(1), 7));
+    assert!(first.1.time.is_some(), "the time it was written");
+    publish("no ping");
+    publish(r#"{"lat":37.5,"lon":-122.0,"seq":8,"time":5}"#);
+    let next = until("the next good one is heard", || {
+        let (_, ping) = heard.recv_timeout(PATIENCE).unwrap();
+        (ping.seq == 8).then_some(ping)
+    });
+    assert_eq!(next.time, Some(5));
     cluster.stop();
 }

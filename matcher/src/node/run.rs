@@ -1,5 +1,8 @@
 //! The thread that owns the engine.
 
+mod others;
+mod shards;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -7,22 +10,19 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cabrank_engine::fold::Entities;
-use cabrank_engine::ride::{Bounds, Stage};
-use cabrank_engine::{Batch, Counters, EntityState, Host, Shard};
+use cabrank_engine::ride::Stage;
+use cabrank_engine::{Batch, EntityState, Host, Shard};
 use cabrank_eventlog::{
-    Append, CommitError, Header, PollError, RecoverError, Recovered, ShardOwner, StateChange,
-    Topic, Transaction,
+    Append, CommitError, Header, PollError, ShardOwner, StateChange, Topic, Transaction,
 };
 use cabrank_events::command::EntityId;
 use cabrank_events::event::Move;
-use cabrank_events::{Command, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time};
+use cabrank_events::{Command, CommandRecord, DriverId, Event, RideId, ShardId, Time};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
-use super::{Failure, Holding, Shared, Stopped, warm};
+use super::{Failure, Shared, Stopped};
 use crate::api::Committed;
-use crate::follower::{Follower, Sink, What};
 use crate::people::People;
 use crate::reach::Reach;
 use crate::rounds::{Asking, Job, Solved, Solver};
@@ -58,7 +58,7 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
         .expect("a process that cannot start a thread at its start cannot work");
     let waker = owner.waker();
     // Where one process owns all shards there is nobody to follow.
-    let following = waker.is_some().then(|| follow_others(shared));
+    let following = waker.is_some().then(|| others::follow_others(shared));
     shared.bell.also_wake(waker);
     // PROTOCOL 9: a panic in a handler stops the shard loudly; the log still holds what was committed.
     let looped = catch_unwind(AssertUnwindSafe(|| {
@@ -85,67 +85,6 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
         error!("the solver panicked");
     }
     stopped
-}
-
-/// Keeps the index informed of the drivers of shards that live elsewhere (PROTOCOL 19). When it breaks, so does the node:
-/// its rounds would offer rides to drivers who are gone.
-fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()> {
-    let shared = Arc::clone(shared);
-    std::thread::Builder::new()
-        .name("cabrank-others".into())
-        .spawn(move || {
-            let mut sink = Others { shared: &shared };
-            let follower = Follower::new(
-                &*shared.log,
-                What::People,
-                Bounds::of(&shared.engine),
-                shared.clock.clone(),
-            );
-            if let Err(why) = follower.run(&shared.foreign, &mut sink) {
-                error!(%why, "the drivers of other nodes cannot be followed");
-                *shared
-                    .others_failed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(why);
-                shared.bell.ring();
-            }
-        })
-        .expect("a process that cannot start a thread at its start cannot work")
-}
-
-/// Drivers of other nodes' shards, on their way into the index.
-struct Others<'a> {
-    shared: &'a Shared,
-}
-
-impl Sink for Others<'_> {
-    fn snapshot(&mut self, shard: u16, entities: &Entities) {
-        let now = self.shared.clock.now();
-        for driver in entities.drivers.values() {
-            show_driver(&self.shared.people, driver, now);
-        }
-        let elsewhere = |id: &DriverId| {
-            route::shard_of(&self.shared.ring, &EntityId::Driver(id.clone())) != shard
-        };
-        self.shared
-            .people
-            .keep(|id| elsewhere(id) || entities.drivers.contains_key(id));
-    }
-
-    fn event(&mut self, record: EventRecord, _: Bytes, entities: &Entities) {
-        let EntityId::Driver(id) = record.event.entity() else {
-            return;
-        };
-        match entities.drivers.get(&id) {
-            Some(driver) => {
-                show_driver(&self.shared.people, driver, self.shared.clock.now());
-                self.shared.wake_rides_for(&id);
-            }
-            None => self.shared.people.forget(&id),
-        }
-    }
-
-    fn forget(&mut self, _: RideId) {}
 }
 
 struct Loop {
@@ -258,225 +197,6 @@ impl Loop {
 
     fn is_stopping(&self) -> bool {
         self.shared.stopping.load(Ordering::SeqCst)
-    }
-
-    // -- shards that come and go -------------------------------------------------------------------------------
-
-    /// Memory may be ahead of the log: every shard is to be read back.
-    fn throw_away(&mut self) {
-        let ours = self.owner.shards();
-        let here: Vec<u16> = self.host.shards().map(|shard| shard.id().0).collect();
-        for shard in here {
-            self.drop_memory(shard);
-        }
-        self.pending.clear();
-        self.refused.retain(|shard, _| ours.contains(shard));
-        for shard in ours {
-            if !self.refused.contains_key(&shard) {
-                self.gain(shard);
-            }
-        }
-        self.settle_shards();
-    }
-
-    fn gain(&mut self, shard: u16) {
-        let now = Instant::now();
-        self.refused.remove(&shard);
-        self.drop_memory(shard);
-        self.pending.insert(
-            shard,
-            Pending {
-                since: now,
-                next_try: now,
-            },
-        );
-    }
-
-    fn lose(&mut self, shard: u16) {
-        info!(shard, "a shard has left");
-        self.pending.remove(&shard);
-        self.refused.remove(&shard);
-        self.drop_memory(shard);
-        self.shared
-            .views
-            .keep(|entity| route::shard_of(&self.shared.ring, entity) != shard);
-    }
-
-    /// After shards came or went: whose drivers are to be followed, and is this node whole?
-    fn settle_shards(&self) {
-        if self.waits_in_poll {
-            let is_ours = |shard: &u16| {
-                self.host.shard(ShardId(*shard)).is_some()
-                    || self.pending.contains_key(shard)
-                    || self.refused.contains_key(shard)
-            };
-            // Drivers of shards elsewhere may be near rides of ours.
-            let others = (0..self.shared.log.shards()).filter(|shard| !is_ours(shard));
-            self.shared.foreign.set(others.collect());
-        }
-        self.set_ready();
-    }
-
-    /// What is shown of the shard stays visible until it is replaced: nobody who asks meanwhile is told that a ride
-    /// does not exist.
-    fn drop_memory(&mut self, shard: u16) {
-        let id = ShardId(shard);
-        self.shared.table().remove(&shard);
-        self.next_input.remove(&id);
-        self.dirty.retain(|ride| ride.place != id);
-        if let Some(gone) = self.host.remove(id) {
-            gone.rides().for_each(|ride| self.reach.remove(ride.id));
-        }
-    }
-
-    fn set_ready(&self) {
-        let is_ready = !self.is_new_home() && self.pending.is_empty() && self.refused.is_empty();
-        self.shared.ready.store(is_ready, Ordering::SeqCst);
-        metrics::gauge!("cabrank_shards_refused").set(self.refused.len() as f64);
-    }
-
-    /// In a home where shards come by themselves, nothing is known before the first poll.
-    fn is_new_home(&self) -> bool {
-        self.waits_in_poll && self.is_new
-    }
-
-    /// Tries to read back what is pending. One shard that cannot be read does not keep the others from working.
-    fn recover_pending(&mut self) -> Result<(), Failure> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let ours = self.owner.shards();
-        // One that was given and taken again before it was read back.
-        self.pending.retain(|shard, _| ours.contains(shard));
-        let due = self.pending.iter().filter(|(_, p)| p.next_try <= now);
-        let due: Vec<(u16, Instant)> = due.map(|(shard, p)| (*shard, p.since)).collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        let had = self.host.shards().count();
-        for (number, since) in due {
-            match self.owner.recover(number) {
-                Ok(recovered) => {
-                    self.pending.remove(&number);
-                    match self.restore(number, recovered) {
-                        Ok(shard) => self.show_shard(shard, since),
-                        Err(why) if self.waits_in_poll => self.refuse(number, &why),
-                        Err(why) => return Err(why),
-                    }
-                }
-                Err(RecoverError::Fenced { by }) if !self.waits_in_poll => {
-                    return Err(Failure::Fenced { by });
-                }
-                Err(
-                    why @ (RecoverError::DiskFull
-                    | RecoverError::Unavailable(_)
-                    | RecoverError::Fenced { .. }),
-                ) => {
-                    warn!(shard = number, %why, "a shard cannot be read back yet");
-                    let again = Instant::now() + RETRY;
-                    self.pending
-                        .entry(number)
-                        .and_modify(|pending| pending.next_try = again);
-                }
-                Err(why) => {
-                    self.pending.remove(&number);
-                    self.refuse(number, &why);
-                }
-            }
-        }
-        self.settle_shards();
-        if self.waits_in_poll && self.host.shards().count() > had {
-            warm::begin(&self.shared);
-        }
-        Ok(())
-    }
-
-    /// PROTOCOL 9: a shard that makes no sense stops, loudly; taking the node down with it would carry the fault to the
-    /// next node, and to the next.
-    fn refuse(&mut self, shard: u16, why: &dyn std::fmt::Display) {
-        error!(shard, %why, "a shard is refused: an operator must look");
-        self.refused.insert(shard, why.to_string());
-    }
-
-    fn restore(&mut self, number: u16, recovered: Recovered) -> Result<Shard, Failure> {
-        let id = ShardId(number);
-        let (engine, ring) = (
-            Arc::clone(&self.shared.engine),
-            Arc::clone(&self.shared.ring),
-        );
-        let header = recovered.header.unwrap_or_default();
-        self.next_input.insert(id, header.next_input);
-        if header.engine.is_empty() {
-            return Ok(Shard::new(id, engine, ring));
-        }
-        let broken = |what: &str, why: serde_json::Error| {
-            Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
-        };
-        let counters: Counters =
-            serde_json::from_slice(&header.engine).map_err(|why| broken("the header", why))?;
-        let states = recovered
-            .states
-            .iter()
-            .map(|(_, value)| serde_json::from_slice::<EntityState>(value))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|why| broken("a state", why))?;
-        let time = Time(header.time_ms);
-        self.shared.clock.raise_to(time);
-        Ok(Shard::restore(id, engine, ring, time, counters, states))
-    }
-
-    /// Brings index and views to what was just read back, and takes the shard in.
-    fn show_shard(&mut self, shard: Shard, since: Instant) {
-        let now = self.shared.clock.now();
-        let number = shard.id().0;
-        let mut alive: BTreeSet<EntityId> = BTreeSet::new();
-        let rides = shard.rides().map(|ride| EntityId::Ride(ride.id));
-        let riders = shard
-            .riders()
-            .map(|rider| EntityId::Rider(rider.id.clone()));
-        let drivers = shard
-            .drivers()
-            .map(|driver| EntityId::Driver(driver.id.clone()));
-        for entity in rides.chain(riders).chain(drivers) {
-            self.shared
-                .views
-                .committed(&entity, shard.state_of(&entity).as_ref());
-            alive.insert(entity);
-        }
-        for driver in shard.drivers() {
-            show_driver(&self.shared.people, driver, now);
-            // Signs of life went to the owner before: silence is counted from here.
-            self.shared.people.sign_of_life(&driver.id, now);
-        }
-        let elsewhere = |entity: &EntityId| route::shard_of(&self.shared.ring, entity) != number;
-        self.shared
-            .views
-            .keep(|entity| elsewhere(entity) || alive.contains(entity));
-        self.shared.people.keep(|driver| {
-            let entity = EntityId::Driver(driver.clone());
-            elsewhere(&entity) || alive.contains(&entity)
-        });
-        self.dirty.extend(shard.waiting().map(|ride| ride.id));
-        let took_ms = since.elapsed().as_millis() as u64;
-        info!(
-            shard = number,
-            open_rides = shard.open_rides(),
-            drivers = shard.drivers().count(),
-            took_ms,
-            "recovered"
-        );
-        metrics::histogram!("cabrank_takeover_seconds").record(since.elapsed().as_secs_f64());
-        let holding = Holding {
-            epoch: self.owner.epoch_of(number),
-            next_input: self.next_input.get(&shard.id()).copied().unwrap_or(0),
-            open_rides: shard.open_rides(),
-            waiting_rides: shard.waiting_count(),
-            taken_at: now,
-            takeover_ms: took_ms,
-        };
-        self.host.add(shard);
-        self.shared.table().insert(number, holding);
     }
 
     // -- one pass ----------------------------------------------------------------------------------------------
