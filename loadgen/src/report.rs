@@ -44,6 +44,9 @@ pub struct Report {
     /// What the audit found; absent if none was run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditSummary>,
+    /// What a load run measured besides; absent for other kinds of runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<crate::load::report::LoadReport>,
     /// Where it ran.
     pub machine: Machine,
     /// Version of the program.
@@ -381,6 +384,7 @@ mod tests {
             wait_s: span.report(),
             pickup_s: SpanHistogram::default().report(),
             audit: None,
+            load: None,
             machine: Machine::here(),
             version: "0.1.0".into(),
             arguments: vec!["demo".into()],

@@ -309,6 +309,7 @@ impl Run {
             wait_s: totals.wait.report(),
             pickup_s: totals.pickup.report(),
             audit: None,
+            load: None,
             machine: Machine::here(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             arguments,

@@ -55,7 +55,8 @@ impl PingCounts {
         self.accepted + self.replaced + self.refused.values().sum::<u64>()
     }
 
-    fn add(&mut self, other: &PingCounts) {
+    /// Adds what another server, or another life of this one, counted.
+    pub fn add(&mut self, other: &PingCounts) {
         self.accepted += other.accepted;
         self.replaced += other.replaced;
         for (reason, count) in &other.refused {
@@ -63,7 +64,8 @@ impl PingCounts {
         }
     }
 
-    fn less(&self, other: &PingCounts) -> PingCounts {
+    /// What was counted since `other`.
+    pub fn less(&self, other: &PingCounts) -> PingCounts {
         let refused = self.refused.iter().map(|(reason, count)| {
             let before = other.refused.get(reason).copied().unwrap_or(0);
             (reason.clone(), count.saturating_sub(before))

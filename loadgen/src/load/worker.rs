@@ -1,0 +1,956 @@
+//! One thread of a generator: its share of the drivers, of the schedule and of the HTTP connections, in one event loop.
+//!
+//! The loop sends what is due, then looks at what is ready, then waits for whichever comes first. Nothing in it blocks;
+//! so a message that leaves late does so because this thread had no time (that is [`Kind::Lateness`]) or because
+//! the server did not take it (that is in the message's own latency).
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use cabrank_events::wire::{Nearby, Problem, RideOpened, RideRequest};
+use cabrank_events::{DriverId, Place, Time, VehicleClass};
+use cabrank_geo::Point;
+use mio::{Events, Poll, Registry, Token};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::cab::{Cab, Desk, Standing};
+use super::clock::{TIMER, Waiter, now_ns, wall_ms};
+use super::lane::{Answer, Heard, Lane};
+use super::place::{Places, Way};
+use super::plan::{Plan, Target};
+use super::schedule::Schedule;
+use super::tally::{Kind, Tally};
+use crate::client::{Mint, Role};
+
+/// Sockets of one thread that may be under construction at the same time.
+const OPENING_MAX: usize = 48;
+/// Calls that wait for an idle connection; further ones are not sent, which makes the run invalid.
+const CALLS_WAITING_MAX: usize = 100_000;
+/// So many due messages are sent before readiness is looked at again.
+const BURST_MAX: usize = 128;
+/// The probe pings so often, ns; slower where the server's limit is the default one.
+const PROBE_EVERY_NS: u64 = 50_000_000;
+const PROBE_EVERY_LIMITED_NS: u64 = 330_000_000;
+/// A ping that no search shows after this counts as this.
+const PROBE_GIVE_UP_NS: u64 = 2_000_000_000;
+/// Steps of the probe's car, and how near is the same place.
+const PROBE_STEP_M: f64 = 2.0;
+const PROBE_SAME_M: f64 = 0.7;
+/// A loop that has nothing to do looks at the orders so often.
+const LOOK_NS: u64 = 20_000_000;
+/// How long open rides may take to end.
+const DRAIN_NS: u64 = 10_000_000_000;
+/// Quiet for so long is drained.
+const QUIET_NS: u64 = 300_000_000;
+/// Opening all sockets gives up after this.
+const OPEN_WITHIN_NS: u64 = 180_000_000_000;
+
+/// What the threads of a process are told, and tell.
+///
+/// All orderings are relaxed: each value stands for itself, and a thread that sees one a moment later is a moment late.
+#[derive(Debug, Default)]
+pub struct Control {
+    /// When to begin, ns of the shared clock; 0: not yet.
+    pub start: AtomicU64,
+    /// Ends the run at once.
+    pub stop: AtomicBool,
+    /// Threads whose sockets are open.
+    pub ready: AtomicU32,
+    /// By thread.
+    pub live: Vec<Live>,
+}
+
+/// How far one thread is.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Pings sent.
+    pub pings: AtomicU64,
+    /// Searches answered.
+    pub nearby: AtomicU64,
+    /// Rides promised.
+    pub rides: AtomicU64,
+    /// Drivers that came online.
+    pub online: AtomicU64,
+}
+
+/// Why a thread cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The system refuses sockets or timers.
+    #[error("the generator's event loop: {0}")]
+    Io(#[from] io::Error),
+    /// No such server.
+    #[error("{url}: {why}: is that the server's address?")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Not all sockets came to a session.
+    #[error("{open} of {wanted} drivers came online in time; the first reason: {why}")]
+    Open {
+        /// Drivers with a session.
+        open: usize,
+        /// All of this thread.
+        wanted: usize,
+        /// The first complaint or refusal.
+        why: String,
+    },
+}
+
+/// What a call on a lane is about.
+enum Call {
+    Nearby {
+        due: u64,
+    },
+    Ride {
+        due: u64,
+        rider: String,
+        key: String,
+    },
+    Cancel,
+    Probe {
+        due: u64,
+        place: Point,
+    },
+}
+
+/// A call that waits for a connection.
+enum Wanted {
+    Nearby { due: u64 },
+    Ride { due: u64 },
+    Cancel { ride: String, rider: String },
+}
+
+struct Shared {
+    plan: Arc<Plan>,
+    mint: Mint,
+    tally: Tally,
+    rng: SmallRng,
+    places: Places,
+    registry: Registry,
+    is_draining: bool,
+}
+
+impl Shared {
+    fn desk(&mut self) -> Desk<'_> {
+        Desk {
+            plan: &self.plan,
+            mint: &self.mint,
+            registry: &self.registry,
+            tally: &mut self.tally,
+            rng: &mut self.rng,
+            places: &self.places,
+            is_draining: self.is_draining,
+        }
+    }
+}
+
+/// Connections for calls of one kind, and what waits for them.
+struct Pool {
+    first_token: usize,
+    lanes: Vec<Lane<Call>>,
+    idle: Vec<usize>,
+    waiting: VecDeque<Wanted>,
+}
+
+impl Pool {
+    fn new(first_token: usize, count: usize, servers: &[(SocketAddr, Arc<str>)]) -> Pool {
+        let lane = |n: usize| Lane::new(servers[n % servers.len()].0, Token(first_token + n));
+        Pool {
+            first_token,
+            lanes: (0..count).map(lane).collect(),
+            idle: (0..count).rev().collect(),
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+/// The thread.
+pub struct Worker {
+    shared: Shared,
+    control: Arc<Control>,
+    poll: Poll,
+    waiter: Waiter,
+    cabs: Vec<Cab>,
+    /// Drivers without a socket of their own who have not reported yet, by number.
+    visitors: VecDeque<u32>,
+    visited: usize,
+    /// Slots with a visitor that is not counted yet.
+    visiting: [bool; OPENING_MAX],
+    servers: Vec<(SocketAddr, Arc<str>)>,
+    timers: BinaryHeap<Reverse<(u64, usize)>>,
+    armed: Vec<u64>,
+    searches: Pool,
+    requests: Pool,
+    /// The probe is the last cab, and looks on a lane of its own.
+    probe: Option<Probe>,
+    next_cab: usize,
+    asked: u64,
+    index: u32,
+    thread: u32,
+    ops_token: String,
+}
+
+struct Probe {
+    cab: usize,
+    lane: Pool,
+    next: u64,
+    step: u32,
+}
+
+/// The thread's share of `total`: what index `n` of `of` gets.
+pub fn share(total: u32, n: u32, of: u32) -> u32 {
+    total / of + u32::from(n < total % of)
+}
+
+impl Worker {
+    /// Thread `thread` of the plan's process.
+    pub fn new(
+        plan: Arc<Plan>,
+        mint: Mint,
+        control: Arc<Control>,
+        thread: u32,
+    ) -> Result<Worker, WorkerError> {
+        let (index, of) = (plan.part * plan.threads + thread, plan.parts * plan.threads);
+        let poll = Poll::new()?;
+        let waiter = Waiter::new(&poll)?;
+        let servers = plan
+            .urls
+            .iter()
+            .map(|url| resolve(url))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut rng = SmallRng::seed_from_u64(
+            plan.seed ^ (u64::from(index) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        );
+        let places = Places::new(plan.area, plan.seed);
+        let sockets = plan.connections.min(plan.drivers);
+        let own = share(sockets, index, of);
+        let cabs = (0..own).map(|n| {
+            let number = n * of + index;
+            new_cab(
+                &plan, number, n as usize, &servers, &places, &mut rng, false,
+            )
+        });
+        let mut cabs: Vec<Cab> = cabs.collect();
+        let parked = (sockets..plan.drivers)
+            .filter(|n| n % of == index)
+            .collect();
+        let probe_cab = (plan.probe && index == 0 && plan.target == Target::Cabrank).then(|| {
+            let driver = DriverId::new("load-probe").expect("a constant that is an id");
+            let (address, host) = servers[0].clone();
+            let token = Token(cabs.len());
+            cabs.push(Cab::new(
+                driver,
+                address,
+                host,
+                token,
+                Way::standing(probe_place(0)),
+                false,
+            ));
+            cabs.len() - 1
+        });
+        // Tokens: cabs, visitors, searches, requests, the probe's lane.
+        let searches_from = cabs.len() + OPENING_MAX;
+        let n_searches = share(plan.nearby_connections, index, of).max(1) as usize;
+        let n_requests = share(plan.ride_connections, index, of).max(1) as usize;
+        let searches = Pool::new(searches_from, n_searches, &servers);
+        let requests = Pool::new(searches_from + n_searches, n_requests, &servers);
+        let probe = probe_cab.map(|cab| Probe {
+            cab,
+            lane: Pool::new(searches_from + n_searches + n_requests, 1, &servers),
+            next: 0,
+            step: 0,
+        });
+        let registry = poll.registry().try_clone()?;
+        let armed = vec![u64::MAX; cabs.len() + OPENING_MAX];
+        let ops_token = mint(Role::Ops, "loadgen");
+        Ok(Worker {
+            shared: Shared {
+                plan,
+                mint,
+                tally: Tally::default(),
+                rng,
+                places,
+                registry,
+                is_draining: false,
+            },
+            control,
+            poll,
+            waiter,
+            cabs,
+            visitors: parked,
+            visited: 0,
+            visiting: [false; OPENING_MAX],
+            servers,
+            timers: BinaryHeap::new(),
+            armed,
+            searches,
+            requests,
+            probe,
+            next_cab: 0,
+            asked: 0,
+            index,
+            thread,
+            ops_token,
+        })
+    }
+
+    /// Opens everything, waits for the start, sends, drains; answers what was counted.
+    pub fn run(mut self) -> Result<Tally, WorkerError> {
+        let mut events = Events::with_capacity(1_024);
+        self.open(&mut events)?;
+        self.control.ready.fetch_add(1, Ordering::Relaxed);
+        let start = loop {
+            self.turn(&mut events, now_ns() + LOOK_NS)?;
+            let start = self.control.start.load(Ordering::Relaxed);
+            if start > 0 && now_ns() >= start {
+                break start;
+            }
+            if self.control.stop.load(Ordering::Relaxed) {
+                return Ok(self.shared.tally);
+            }
+        };
+        let seconds = |s: f64| (s * 1e9) as u64;
+        let began = start + seconds(self.shared.plan.warmup_s);
+        let ends = began + seconds(self.shared.plan.seconds);
+        let lost_before = self.shared.tally.sockets_lost;
+        let fresh = Tally::new(began, ends - began);
+        let opened = std::mem::replace(&mut self.shared.tally, fresh);
+        // Pings of the opening count, since the server counts them, too.
+        self.shared.tally.pings_sent = opened.pings_sent;
+        self.shared.tally.rides = opened.rides;
+        self.shared.tally.sockets_lost = lost_before;
+        self.send(&mut events, start, ends)?;
+        self.drain(&mut events)?;
+        self.shared.tally.online = self
+            .cabs
+            .iter()
+            .filter(|cab| cab.standing() == Standing::Ready)
+            .count() as u64;
+        self.cabs.iter_mut().for_each(Cab::hang_up);
+        Ok(self.shared.tally)
+    }
+
+    fn open(&mut self, events: &mut Events) -> Result<(), WorkerError> {
+        let deadline = now_ns() + OPEN_WITHIN_NS;
+        let own = self.cabs.len();
+        let parked = self.visitors.len();
+        let mut begun = 0;
+        loop {
+            let count = |cabs: &[Cab], standing| {
+                cabs.iter().filter(|cab| cab.standing() == standing).count()
+            };
+            let ready = count(&self.cabs[..own], Standing::Ready);
+            let live = &self.control.live[self.thread as usize];
+            live.online
+                .store((ready + self.visited) as u64, Ordering::Relaxed);
+            if ready == own && self.visited == parked {
+                self.cabs.truncate(own);
+                return Ok(());
+            }
+            if now_ns() > deadline || self.control.stop.load(Ordering::Relaxed) {
+                let tally = &self.shared.tally;
+                let refused = tally
+                    .refused
+                    .values()
+                    .flatten()
+                    .next()
+                    .map(|(why, _)| why.clone());
+                let why = refused
+                    .or(tally.complaint.clone())
+                    .unwrap_or_else(|| "no answer".into());
+                return Err(WorkerError::Open {
+                    open: ready + self.visited,
+                    wanted: own + parked,
+                    why,
+                });
+            }
+            while begun < own && begun - ready.min(begun) < OPENING_MAX {
+                self.touch(begun, |cab, desk| cab.handle_time(now_ns(), desk));
+                begun += 1;
+            }
+            self.open_visitors(own);
+            self.turn(events, now_ns() + LOOK_NS / 4)?;
+        }
+    }
+
+    /// Visitors take turns on a few slots behind the cabs.
+    fn open_visitors(&mut self, own: usize) {
+        for slot in own..own + OPENING_MAX {
+            if let Some(cab) = self.cabs.get(slot) {
+                if cab.standing() != Standing::Gone {
+                    continue;
+                }
+                if std::mem::take(&mut self.visiting[slot - own]) {
+                    self.visited += 1;
+                }
+            }
+            let Some(number) = self.visitors.pop_front() else {
+                continue;
+            };
+            let shared = &mut self.shared;
+            let cab = new_cab(
+                &shared.plan,
+                number,
+                slot,
+                &self.servers,
+                &shared.places,
+                &mut shared.rng,
+                true,
+            );
+            match self.cabs.get_mut(slot) {
+                Some(gone) => *gone = cab,
+                None => self.cabs.push(cab),
+            }
+            self.visiting[slot - own] = true;
+            self.touch(slot, |cab, desk| cab.handle_time(now_ns(), desk));
+        }
+    }
+
+    fn send(&mut self, events: &mut Events, start: u64, ends: u64) -> Result<(), WorkerError> {
+        let plan = Arc::clone(&self.shared.plan);
+        let of = f64::from(plan.parts * plan.threads);
+        let phase = f64::from(self.index) / of;
+        let mut schedule = |rate: super::schedule::Rate, by: f64| {
+            Schedule::new(
+                rate.scaled(1.0 / of / by),
+                plan.arrivals,
+                phase,
+                &mut self.shared.rng,
+            )
+        };
+        let mut pings = schedule(plan.pings, f64::from(plan.pings_per_write()));
+        let mut rides = schedule(plan.rides, 1.0);
+        let mut nearby = schedule(plan.nearby, 1.0);
+        if let Some(probe) = &mut self.probe {
+            probe.next = start;
+        }
+        let mut looked = 0;
+        loop {
+            let now = now_ns();
+            if now >= ends || self.control.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if now - looked > 100_000_000 {
+                looked = now;
+                self.tell();
+            }
+            let next = if plan.closed_loop.is_some() {
+                self.send_closed(now, ends);
+                now
+            } else {
+                let mut burst = 0;
+                for (kind, schedule) in [
+                    (Kind::Ping, &mut pings),
+                    (Kind::Request, &mut rides),
+                    (Kind::Nearby, &mut nearby),
+                ] {
+                    while let Some(due) = schedule.due().map(|due| start + due) {
+                        let now = now_ns();
+                        if due > now || due >= ends || burst >= BURST_MAX {
+                            break;
+                        }
+                        burst += 1;
+                        schedule.advance(&mut self.shared.rng);
+                        self.shared.tally.offered(Kind::Lateness, due, 1);
+                        self.shared.tally.done(Kind::Lateness, due, now, 1);
+                        self.send_one(kind, due);
+                    }
+                }
+                let all = [pings.due(), rides.due(), nearby.due()];
+                let next = all
+                    .into_iter()
+                    .flatten()
+                    .min()
+                    .map_or(ends, |due| start + due);
+                if burst >= BURST_MAX {
+                    now
+                } else {
+                    next.max(now + plan.tick_us * 1_000)
+                }
+            };
+            let next = self.handle_probe(now).min(next).min(ends);
+            self.turn(events, next)?;
+        }
+    }
+
+    fn send_one(&mut self, kind: Kind, due: u64) {
+        match kind {
+            Kind::Ping => {
+                let own = self
+                    .probe
+                    .as_ref()
+                    .map_or(self.cabs.len(), |probe| probe.cab);
+                if own > 0 {
+                    self.next_cab = (self.next_cab + 1) % own;
+                    self.touch(self.next_cab, |cab, desk| cab.ping(due, desk));
+                }
+            }
+            Kind::Nearby => {
+                self.shared.tally.offered(Kind::Nearby, due, 1);
+                self.want(true, Wanted::Nearby { due });
+            }
+            _ => {
+                self.shared.tally.offered(Kind::Request, due, 1);
+                self.want(false, Wanted::Ride { due });
+            }
+        }
+    }
+
+    /// Closed loop: whoever is free asks again.
+    fn send_closed(&mut self, now: u64, ends: u64) {
+        let plan = Arc::clone(&self.shared.plan);
+        let of = plan.parts * plan.threads;
+        let width = share(plan.closed_loop.unwrap_or(1), self.index, of).max(1) as usize;
+        if !plan.nearby.is_zero() {
+            let busy = self.searches.lanes.len() - self.searches.idle.len();
+            for _ in busy..width.min(self.searches.lanes.len()) {
+                self.send_one(Kind::Nearby, now);
+            }
+        }
+        if !plan.rides.is_zero() {
+            let busy = self.requests.lanes.len() - self.requests.idle.len();
+            for _ in busy..width.min(self.requests.lanes.len()) {
+                self.send_one(Kind::Request, now);
+            }
+        }
+        if !plan.pings.is_zero() {
+            let own = self
+                .probe
+                .as_ref()
+                .map_or(self.cabs.len(), |probe| probe.cab);
+            let mut burst = 0;
+            for _ in 0..width.min(own) {
+                self.next_cab = (self.next_cab + 1) % width.min(own);
+                if self.cabs[self.next_cab].is_writable() {
+                    let due = now_ns();
+                    if due >= ends {
+                        return;
+                    }
+                    self.touch(self.next_cab, |cab, desk| cab.ping(due, desk));
+                    burst += 1;
+                    if burst >= BURST_MAX {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let tally = &self.shared.tally;
+        let done = |kind| tally.kinds.get(&kind).map_or(0, |count| count.done);
+        let live = &self.control.live[self.thread as usize];
+        live.pings.store(tally.pings_sent, Ordering::Relaxed);
+        live.nearby.store(done(Kind::Nearby), Ordering::Relaxed);
+        live.rides.store(done(Kind::Request), Ordering::Relaxed);
+    }
+
+    /// Lets what is under way end.
+    fn drain(&mut self, events: &mut Events) -> Result<(), WorkerError> {
+        self.shared.is_draining = true;
+        for n in 0..self.cabs.len() {
+            self.touch(n, |cab, desk| cab.handle_draining(now_ns(), desk));
+        }
+        let deadline = now_ns() + DRAIN_NS;
+        let mut quiet_since = None;
+        loop {
+            let now = now_ns();
+            let lanes_idle = [&self.searches, &self.requests]
+                .iter()
+                .all(|pool| pool.waiting.is_empty() && pool.idle.len() == pool.lanes.len());
+            let is_quiet = lanes_idle && !self.cabs.iter().any(Cab::is_busy);
+            quiet_since = is_quiet.then(|| quiet_since.unwrap_or(now));
+            if now > deadline || quiet_since.is_some_and(|since| now - since > QUIET_NS) {
+                break;
+            }
+            self.turn(events, now + LOOK_NS)?;
+        }
+        // Requests nobody answered may have opened rides: their keys are called off by whoever holds all parts.
+        for lane in &mut self.requests.lanes {
+            if let Some(Call::Ride { rider, key, .. }) = lane.give_up() {
+                self.shared.tally.unclear.push((rider, key));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits up to `until` for readiness and timers, and handles both.
+    fn turn(&mut self, events: &mut Events, until: u64) -> Result<(), WorkerError> {
+        let timer = self.timers.peek().map_or(u64::MAX, |Reverse((at, _))| *at);
+        self.waiter.wait(&mut self.poll, events, until.min(timer))?;
+        for event in events.iter() {
+            let Token(n) = event.token();
+            if event.token() == TIMER {
+                continue;
+            }
+            if n < self.cabs.len() {
+                self.touch(n, |cab, desk| cab.handle_ready(now_ns(), desk));
+            } else if n >= self.searches.first_token {
+                self.handle_lane(n);
+            }
+        }
+        let now = now_ns();
+        while let Some(Reverse((at, n))) = self
+            .timers
+            .peek()
+            .copied()
+            .filter(|Reverse((at, _))| *at <= now)
+        {
+            self.timers.pop();
+            if n < self.cabs.len() && self.armed[n] == at {
+                self.armed[n] = u64::MAX;
+                self.touch(n, |cab, desk| cab.handle_time(now, desk));
+            }
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, n: usize, act: impl FnOnce(&mut Cab, &mut Desk<'_>)) {
+        let mut desk = self.shared.desk();
+        act(&mut self.cabs[n], &mut desk);
+        // A time at or before now would be handled in a tight loop: one tick later is soon enough.
+        if let Some(at) = self.cabs[n].poll_time().filter(|at| *at > 0)
+            && at < self.armed[n]
+        {
+            self.armed[n] = at;
+            self.timers.push(Reverse((at, n)));
+        }
+    }
+
+    fn want(&mut self, is_search: bool, wanted: Wanted) {
+        let pool = if is_search {
+            &mut self.searches
+        } else {
+            &mut self.requests
+        };
+        if pool.waiting.len() >= CALLS_WAITING_MAX {
+            self.shared.tally.overflowed += 1;
+            return;
+        }
+        pool.waiting.push_back(wanted);
+        self.pump(is_search);
+    }
+
+    /// Gives waiting calls to idle connections.
+    fn pump(&mut self, is_search: bool) {
+        loop {
+            let pool = if is_search {
+                &mut self.searches
+            } else {
+                &mut self.requests
+            };
+            if pool.idle.is_empty() {
+                return;
+            }
+            let Some(wanted) = pool.waiting.pop_front() else {
+                return;
+            };
+            let n = pool.idle.pop().expect("looked at above");
+            let token = pool.first_token + n;
+            let host = Arc::clone(&self.servers[n % self.servers.len()].1);
+            let (request, call) = self.write_call(wanted, &host);
+            let pool = if is_search {
+                &mut self.searches
+            } else {
+                &mut self.requests
+            };
+            let heard = pool.lanes[n].call(&self.shared.registry, &request, call);
+            self.handle_heard(token, heard);
+        }
+    }
+
+    fn write_call(&mut self, wanted: Wanted, host: &str) -> (Vec<u8>, Call) {
+        let shared = &mut self.shared;
+        let now_ms = wall_ms();
+        match wanted {
+            Wanted::Nearby { due } => {
+                let at = shared.places.wish(now_ms, &mut shared.rng);
+                let request = search(
+                    host,
+                    &self.ops_token,
+                    at,
+                    shared.plan.radius_m,
+                    shared.plan.k,
+                );
+                (request, Call::Nearby { due })
+            }
+            Wanted::Ride { due } => {
+                self.asked += 1;
+                let key = format!("{}-{}-{}", shared.plan.run, self.index, self.asked);
+                let rider = format!("rider-{key}");
+                let pickup = shared.places.wish(now_ms, &mut shared.rng);
+                let dropoff = shared.places.destination(pickup, &mut shared.rng);
+                let body = RideRequest {
+                    pickup: Place(pickup),
+                    dropoff: Some(Place(dropoff)),
+                    class: VehicleClass::Economy,
+                    issued_at: None::<Time>,
+                };
+                let body = serde_json::to_string(&body).unwrap_or_default();
+                shared.tally.requested += 1;
+                let token = (shared.mint)(Role::Rider, &rider);
+                let request = post(
+                    host,
+                    "/v1/rides",
+                    &token,
+                    &format!("Idempotency-Key: {key}\r\n"),
+                    &body,
+                );
+                (request, Call::Ride { due, rider, key })
+            }
+            Wanted::Cancel { ride, rider } => {
+                let token = (shared.mint)(Role::Rider, &rider);
+                (
+                    post(host, &format!("/v1/rides/{ride}/cancel"), &token, "", ""),
+                    Call::Cancel,
+                )
+            }
+        }
+    }
+
+    fn handle_lane(&mut self, token: usize) {
+        let is_search = token < self.requests.first_token;
+        let is_probe = self
+            .probe
+            .as_ref()
+            .is_some_and(|probe| token >= probe.lane.first_token);
+        let pool = match &mut self.probe {
+            Some(probe) if is_probe => &mut probe.lane,
+            _ if is_search => &mut self.searches,
+            _ => &mut self.requests,
+        };
+        let Some(lane) = pool.lanes.get_mut(token - pool.first_token) else {
+            return;
+        };
+        let heard = lane.handle_ready();
+        self.handle_heard(token, heard);
+        if !is_probe {
+            self.pump(is_search);
+        }
+    }
+
+    fn handle_heard(&mut self, token: usize, heard: Heard<Call>) {
+        let (call, answer) = match heard {
+            Heard::Nothing => return,
+            Heard::Answer(call, answer) => (call, Ok(answer)),
+            Heard::Lost(call, why) => (call, Err(why)),
+        };
+        let now = now_ns();
+        if let Call::Probe { due, place } = call {
+            return self.handle_probe_answer(due, place, answer, now);
+        }
+        let is_search = token < self.requests.first_token;
+        let pool = if is_search {
+            &mut self.searches
+        } else {
+            &mut self.requests
+        };
+        pool.idle.push(token - pool.first_token);
+        match call {
+            Call::Nearby { due } => {
+                let tally = &mut self.shared.tally;
+                match answer {
+                    Ok(answer) if answer.status == 200 => tally.done(Kind::Nearby, due, now, 1),
+                    Ok(answer) => tally.refuse(Kind::Nearby, &reason(&answer)),
+                    Err(why) => tally.refuse(Kind::Nearby, &format!("connection lost: {why}")),
+                }
+            }
+            Call::Ride { due, rider, key } => self.handle_ride_answer(due, rider, key, answer, now),
+            Call::Cancel | Call::Probe { .. } => {}
+        }
+    }
+
+    fn handle_ride_answer(
+        &mut self,
+        due: u64,
+        rider: String,
+        key: String,
+        answer: Result<Answer, String>,
+        now: u64,
+    ) {
+        let shared = &mut self.shared;
+        let tally = &mut shared.tally;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(why) => {
+                tally.refuse(Kind::Request, &format!("connection lost: {why}"));
+                tally.unclear.push((rider, key));
+                return;
+            }
+        };
+        if !matches!(answer.status, 200 | 201) {
+            tally.refuse(Kind::Request, &reason(&answer));
+            if answer.status >= 500 {
+                tally.unclear.push((rider, key));
+            }
+            return;
+        }
+        match serde_json::from_slice::<RideOpened>(&answer.body) {
+            Ok(opened) => {
+                tally.done(Kind::Request, due, now, 1);
+                let cancels = shared
+                    .rng
+                    .random_bool(shared.plan.shares.cancel.clamp(0.0, 1.0));
+                if let Some(seen) = tally.ride(opened.ride) {
+                    seen.due = Some(due);
+                    seen.promised = Some(now);
+                    seen.cancelled = cancels;
+                }
+                if cancels {
+                    let ride = opened.ride.to_string();
+                    self.requests
+                        .waiting
+                        .push_front(Wanted::Cancel { ride, rider });
+                }
+            }
+            Err(why) => tally.complain(|| format!("an answer does not parse: {why}")),
+        }
+    }
+
+    /// Sends the probe's ping if it is due; answers when to look again.
+    fn handle_probe(&mut self, now: u64) -> u64 {
+        let Some(probe) = &mut self.probe else {
+            return u64::MAX;
+        };
+        if now < probe.next || !probe.lane.lanes[0].is_idle() {
+            return if probe.lane.lanes[0].is_idle() {
+                probe.next
+            } else {
+                u64::MAX
+            };
+        }
+        let cab = &mut self.cabs[probe.cab];
+        let every = if cab.pings_per_second == 0 {
+            PROBE_EVERY_NS
+        } else {
+            PROBE_EVERY_LIMITED_NS
+        };
+        let due = probe.next;
+        // A search that took longer than the pause has used up the pings between.
+        probe.next = due + every * ((now - due) / every + 1);
+        probe.step += 1;
+        let place = probe_place(probe.step);
+        let mut desk = self.shared.desk();
+        if cab.ping_at(place, &mut desk) {
+            self.look(due, place);
+        }
+        self.probe.as_ref().map_or(u64::MAX, |probe| probe.next)
+    }
+
+    fn look(&mut self, due: u64, place: Point) {
+        let Some(probe) = &mut self.probe else { return };
+        let request = search(&self.servers[0].1, &self.ops_token, place, 200.0, 5);
+        let call = Call::Probe { due, place };
+        let heard = probe.lane.lanes[0].call(&self.shared.registry, &request, call);
+        if let Heard::Lost(_, why) = heard {
+            self.shared.tally.refuse(Kind::PingToVisible, &why);
+        }
+    }
+
+    fn handle_probe_answer(
+        &mut self,
+        due: u64,
+        place: Point,
+        answer: Result<Answer, String>,
+        now: u64,
+    ) {
+        let cars = answer.ok().filter(|answer| answer.status == 200);
+        let cars = cars.and_then(|answer| serde_json::from_slice::<Nearby>(&answer.body).ok());
+        let is_seen = cars.is_some_and(|near| {
+            near.cars
+                .iter()
+                .any(|car| car.at.0.distance_m(place) < PROBE_SAME_M)
+        });
+        if is_seen || now - due > PROBE_GIVE_UP_NS || self.shared.is_draining {
+            self.shared.tally.offered(Kind::PingToVisible, due, 1);
+            self.shared.tally.done(Kind::PingToVisible, due, now, 1);
+        } else {
+            self.look(due, place);
+        }
+    }
+}
+
+fn new_cab(
+    plan: &Plan,
+    number: u32,
+    slot: usize,
+    servers: &[(SocketAddr, Arc<str>)],
+    places: &Places,
+    rng: &mut SmallRng,
+    is_visitor: bool,
+) -> Cab {
+    let driver = DriverId::new(&format!("load-{number}")).expect("letters, digits and a dash");
+    let (address, host) = servers[number as usize % servers.len()].clone();
+    let way = Way::standing(places.wish(plan.seed as i64, rng));
+    Cab::new(driver, address, host, Token(slot), way, is_visitor)
+}
+
+/// The probe drives alone over the sea, to and fro.
+fn probe_place(step: u32) -> Point {
+    let start = Point::new(36.2, -124.5).expect("a constant inside the ranges");
+    let n = step % 1_000;
+    let east = if n < 500 { n } else { 1_000 - n };
+    start.offset_m(0.0, f64::from(east) * PROBE_STEP_M)
+}
+
+fn resolve(url: &str) -> Result<(SocketAddr, Arc<str>), WorkerError> {
+    let bad = |why: String| WorkerError::Url {
+        url: url.to_owned(),
+        why,
+    };
+    let host = url
+        .strip_prefix("http://")
+        .unwrap_or(url)
+        .trim_end_matches('/');
+    let mut addresses = host.to_socket_addrs().map_err(|why| bad(why.to_string()))?;
+    let address = addresses.next().ok_or_else(|| bad("no address".into()))?;
+    Ok((address, host.into()))
+}
+
+fn search(host: &str, token: &str, at: Point, radius_m: f64, k: u32) -> Vec<u8> {
+    format!(
+        "GET /v1/nearby?lat={}&lon={}&radius={radius_m}&k={k} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n",
+        at.lat_deg(),
+        at.lon_deg()
+    )
+    .into_bytes()
+}
+
+fn post(host: &str, path: &str, token: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n{headers}Content-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Why a call was refused, in one word.
+fn reason(answer: &Answer) -> String {
+    let problem = serde_json::from_slice::<Problem>(&answer.body).ok();
+    let kind = problem.and_then(|problem| problem.kind.rsplit(':').next().map(str::to_owned));
+    match kind {
+        Some(kind) if !kind.is_empty() => format!("{} {kind}", answer.status),
+        _ => format!("{}", answer.status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn shares_add_up() {
+        for (total, of) in [(1_000, 3), (2, 5), (0, 4), (7, 7)] {
+            assert_eq!((0..of).map(|n| share(total, n, of)).sum::<u32>(), total);
+        }
+    }
+}
