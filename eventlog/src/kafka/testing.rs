@@ -206,6 +206,31 @@ impl Broker {
         .expect("the topic was made a moment ago");
     }
 
+    /// What Kafka's own console consumer prints of the first `count` committed records of a topic: headers, key, value.
+    ///
+    /// # Panics
+    /// If it cannot be run.
+    #[must_use]
+    pub fn console_consumer(&self, config: &KafkaConfig, topic: Topic, count: usize) -> String {
+        let done = java(&self.lib)
+            .arg("org.apache.kafka.tools.consumer.ConsoleConsumer")
+            .args(["--bootstrap-server", &self.bootstrap])
+            .args(["--topic", &format!("{}{topic}", config.prefix)])
+            .args(["--from-beginning", "--isolation-level", "read_committed"])
+            .args(["--max-messages", &count.to_string()])
+            .args(["--timeout-ms", "20000"])
+            .args(["--formatter-property", "print.headers=true"])
+            .args(["--formatter-property", "print.key=true"])
+            .stdin(Stdio::null())
+            .output()
+            .expect("java started the broker");
+        let mut printed = String::from_utf8_lossy(&done.stdout).into_owned();
+        if !done.status.success() {
+            printed += &String::from_utf8_lossy(&done.stderr);
+        }
+        printed
+    }
+
     /// kill -9. Its data stays for [`Broker::start_again`].
     pub fn kill(&self, index: usize) {
         let mut node = self.node(index);
@@ -385,13 +410,16 @@ fn jars() -> Result<PathBuf, String> {
         return Err("there is no java (JDK 17 or later) on the PATH".into());
     }
     let lib = target_dir().join("kafka-lib");
-    if lib.is_dir() {
+    let pom = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/kafka/pom.xml");
+    let wanted = fs::read(&pom).map_err(|why| format!("{}: {why}", pom.display()))?;
+    // The copy of the POM beside the jars says what they are.
+    let is_there = || fs::read(lib.join("pom.xml")).is_ok_and(|there| there == wanted);
+    if is_there() {
         return Ok(lib);
     }
     if !answers("mvn") {
         return Err("there is no mvn (Maven) on the PATH to fetch Apache Kafka with".into());
     }
-    let pom = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/kafka/pom.xml");
     let fresh = lib.with_extension(std::process::id().to_string());
     let fetched = Command::new("mvn")
         .args(["-q", "-B", "dependency:copy-dependencies"])
@@ -408,11 +436,19 @@ fn jars() -> Result<PathBuf, String> {
         let line = said.lines().find(|line| line.contains("ERROR"));
         return Err(format!("mvn failed: {}", line.unwrap_or("no reason given")));
     }
+    fs::write(fresh.join("pom.xml"), &wanted).map_err(|why| why.to_string())?;
+    if !is_there() {
+        let _ = fs::remove_dir_all(&lib);
+    }
     // Another test binary may have been quicker: its jars are the same.
     if fs::rename(&fresh, &lib).is_err() {
         let _ = fs::remove_dir_all(&fresh);
     }
-    Ok(lib)
+    if is_there() {
+        Ok(lib)
+    } else {
+        Err(format!("{} cannot be written", lib.display()))
+    }
 }
 
 /// Where cargo builds: the directory above this program that carries its mark.
