@@ -11,7 +11,6 @@ use cabrank_events::wire::{FromDriver, Ping, PingRefusal, RideStage, RideView, T
 use cabrank_events::{
     Attempt, ClassSet, Command, CommandId, DriverId, HoldId, RideId, SessionId, Time, proto,
 };
-use cabrank_matcher::api::Pinged;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -79,62 +78,20 @@ impl DriverSession {
 
     fn handle_pings(&mut self, desk: &mut Desk<ToDriver>, pings: &[Ping]) {
         let edge = desk.edge.clone();
-        let (now, wall_ms) = (edge.dispatch.now(), edge.wall_ms());
-        edge.counters.add_sent(pings.len());
-        let mut newest = None;
-        {
-            let slot = self.slot.clone();
-            let mut gate = slot.gate();
-            for ping in pings {
-                match gate.check(&edge.config.ingest, now, wall_ms, ping) {
-                    // Those that pass are each newer than the one before.
-                    Ok(checked) => {
-                        if newest.replace(checked).is_some() {
-                            edge.counters.add_replaced();
-                        }
-                    }
-                    Err(why) => self.refuse(&edge, ping.seq, why),
-                }
-            }
-        }
-        if let Some(checked) = newest {
-            match edge
-                .dispatch
-                .ping(&self.driver, checked.at, checked.time, checked.seq)
-            {
-                Pinged::Accepted => edge.counters.add_accepted(),
-                Pinged::OutOfOrder => self.refuse(&edge, checked.seq, PingRefusal::OutOfOrder),
-                Pinged::NotOnline => self.refuse(&edge, checked.seq, self.why_unplaced(&edge)),
-                Pinged::IndexFull => self.refuse(&edge, checked.seq, PingRefusal::IndexFull),
-            }
-        }
+        let (slot, unsaid) = (self.slot.clone(), &mut self.unsaid);
+        let is_good = edge.take_pings(&self.driver, &slot, pings, |seq, why| {
+            let count = unsaid.map_or(0, |unsaid| unsaid.count).saturating_add(1);
+            *unsaid = Some(Unsaid {
+                newest_seq: seq,
+                why,
+                count,
+            });
+        });
         // An accepted ping is a sign of life; a phone whose pings are refused lives, too.
-        if newest.is_none() {
+        if !is_good {
             self.give_sign(&edge);
         }
         self.say_refused(desk, Instant::now());
-    }
-
-    /// Why the index does not know this driver: one at work whom it had no room for is not at fault.
-    fn why_unplaced(&self, edge: &Edge) -> PingRefusal {
-        let known = edge.dispatch.driver(&self.driver);
-        match known.and_then(|view| view.session) {
-            Some(_) => PingRefusal::IndexFull,
-            None => PingRefusal::NotOnline,
-        }
-    }
-
-    fn refuse(&mut self, edge: &Edge, seq: u32, why: PingRefusal) {
-        edge.counters.add_refused(why);
-        let count = self
-            .unsaid
-            .map_or(0, |unsaid| unsaid.count)
-            .saturating_add(1);
-        self.unsaid = Some(Unsaid {
-            newest_seq: seq,
-            why,
-            count,
-        });
     }
 
     fn say_refused(&mut self, desk: &mut Desk<ToDriver>, now: Instant) {

@@ -1,4 +1,3 @@
-//! The edge: sockets of drivers and riders, HTTP calls, the event stream, limits, health and metrics.
 //!
 //! A gateway decides nothing. It proves who is calling, checks pings, hands commands to the node through
 //! [`Dispatch`], waits for committed outcomes, and tells people what was committed. The contract with phones and
@@ -6,6 +5,7 @@
 //!
 //! - [`Gateway::bind`] opens the port, [`Gateway::run`] serves until it is told to stop, then drains.
 //! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
+//! - `ingest` is the way of every ping, whoever brings it.
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
@@ -17,6 +17,7 @@ mod counters;
 mod driver;
 mod edge;
 mod http;
+mod ingest;
 mod listener;
 mod marks;
 mod news;
@@ -44,6 +45,7 @@ pub use access::Endpoint;
 pub use cabrank_engine::ingest::IngestConfig;
 pub use config::{BadGatewayConfig, GatewayConfig, Limits, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
+pub use ingest::PartnerPings;
 pub use stream::{cursor_from_text, cursor_to_text};
 
 use edge::Edge;
@@ -134,6 +136,13 @@ impl Gateway {
     /// What became of the pings; stays readable while and after it runs.
     pub fn counters(&self) -> Arc<IngestCounters> {
         self.edge.counters.clone()
+    }
+
+    /// The door for pings that partners publish without a socket: they are checked, counted and placed like a phone's.
+    pub fn partner_pings(&self) -> PartnerPings {
+        PartnerPings {
+            edge: self.edge.clone(),
+        }
     }
 
     /// Serves until `shutdown` is cancelled, then drains: readiness falls and sockets hear `move`; after `move_ms` they

@@ -135,6 +135,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<News> DriverSlot<News> {
+    fn new(link: Option<Arc<Link<News>>>) -> Self {
+        Self {
+            gate: Mutex::new(PingGate::new()),
+            link: Mutex::new(link),
+            last_session: AtomicU64::new(0),
+        }
+    }
+
     /// What judges this driver's pings.
     pub fn gate(&self) -> MutexGuard<'_, PingGate> {
         lock(&self.gate)
@@ -183,12 +191,7 @@ impl<News> Drivers<News> {
         driver: &DriverId,
         queue_max: usize,
     ) -> Result<(Arc<DriverSlot<News>>, Arc<Link<News>>, mpsc::Receiver<News>), TooManyPeople> {
-        if self.slots.len() >= self.max && !self.slots.contains_key(driver) {
-            self.slots.retain(|_, slot| lock(&slot.link).is_some());
-            if self.slots.len() >= self.max {
-                return Err(TooManyPeople);
-            }
-        }
+        self.make_room(driver)?;
         let (link, receiver) = self.links.link(queue_max);
         // The entry stays locked until the link is in its slot, so that making room cannot forget it in between.
         let slot = match self.slots.entry(driver.clone()) {
@@ -199,14 +202,33 @@ impl<News> Drivers<News> {
                 slot.get().clone()
             }
             Entry::Vacant(vacant) => vacant
-                .insert(Arc::new(DriverSlot {
-                    gate: Mutex::new(PingGate::new()),
-                    link: Mutex::new(Some(link.clone())),
-                    last_session: AtomicU64::new(0),
-                }))
+                .insert(Arc::new(DriverSlot::new(Some(link.clone()))))
                 .clone(),
         };
         Ok((slot, link, receiver))
+    }
+
+    /// What is kept of a driver, with or without a socket.
+    pub fn slot(&self, driver: &DriverId) -> Result<Arc<DriverSlot<News>>, TooManyPeople> {
+        if let Some(slot) = self.slots.get(driver) {
+            return Ok(slot.clone());
+        }
+        self.make_room(driver)?;
+        let slot = self.slots.entry(driver.clone());
+        Ok(slot
+            .or_insert_with(|| Arc::new(DriverSlot::new(None)))
+            .clone())
+    }
+
+    /// Forgets drivers without a socket when there is no room for one more.
+    fn make_room(&self, driver: &DriverId) -> Result<(), TooManyPeople> {
+        if self.slots.len() >= self.max && !self.slots.contains_key(driver) {
+            self.slots.retain(|_, slot| lock(&slot.link).is_some());
+            if self.slots.len() >= self.max {
+                return Err(TooManyPeople);
+            }
+        }
+        Ok(())
     }
 
     /// The socket is closed. A newer one of the same driver stays.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cabrank_engine::EngineConfig;
 use cabrank_eventlog::{EmbeddedLog, Options};
 use cabrank_gateway::token::{Role, mint};
-use cabrank_gateway::{Gateway, GatewayConfig, IngestCounters, ServeError, Served};
+use cabrank_gateway::{Gateway, GatewayConfig, IngestCounters, PartnerPings, ServeError, Served};
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts};
@@ -115,6 +115,7 @@ pub struct City {
     pub serving: JoinHandle<Result<Served, ServeError>>,
     pub config: GatewayConfig,
     pub counters: Arc<IngestCounters>,
+    pub partners: PartnerPings,
     _dir: tempfile::TempDir,
 }
 
@@ -188,7 +189,7 @@ impl City {
             .await
             .unwrap();
         let address = gateway.local_addr();
-        let counters = gateway.counters();
+        let (counters, partners) = (gateway.counters(), gateway.partner_pings());
         let stop = CancellationToken::new();
         let serving = tokio::spawn(gateway.run(stop.clone()));
         City {
@@ -198,6 +199,7 @@ impl City {
             serving,
             config,
             counters,
+            partners,
             _dir: dir,
         }
     }
