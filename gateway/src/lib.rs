@@ -1,3 +1,4 @@
+//! The edge: sockets of drivers and riders, HTTP calls, the event stream, limits, health and metrics.
 //!
 //! A gateway decides nothing. It proves who is calling, checks pings, hands commands to the node through
 //! [`Dispatch`], waits for committed outcomes, and tells people what was committed. The contract with phones and
