@@ -1,12 +1,17 @@
 //! One module a command.
 
 pub mod audit;
+pub mod cluster;
 pub mod demo;
 pub mod events;
+pub mod gateway;
+pub mod load;
+pub mod matcher;
 pub mod replay;
 pub mod ring;
 pub mod serve;
 pub mod token;
+pub mod topics;
 
 use std::future::Future;
 

@@ -2,6 +2,7 @@
 //!
 //! Thin: parses, builds, prints. What happens is in the crates.
 
+mod cluster;
 mod commands;
 mod report;
 mod server;
@@ -80,7 +81,38 @@ impl Place {
     }
 }
 
-/// Where a log is read from: a stopped store, or a running server.
+/// Which Apache Kafka, and which city on it.
+#[derive(Args, Clone)]
+pub struct Brokers {
+    /// Brokers of the log, `host:port`, separated by commas.
+    #[arg(long, value_name = "HOST:PORT,...")]
+    brokers: Option<String>,
+    /// What this city's topics and groups begin with, where several cities share the brokers.
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// Shards = partitions of the topics; fixed when they are made.
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Copies of each partition when topics are made and checked: 3 survives a broker, 1 is for a laptop.
+    #[arg(long, value_name = "N")]
+    replication: Option<u16>,
+}
+
+impl Brokers {
+    fn apply(&self, settings: &mut Settings) {
+        let kafka = &mut settings.kafka;
+        if let Some(brokers) = &self.brokers {
+            kafka.brokers.clone_from(brokers);
+        }
+        if let Some(prefix) = &self.prefix {
+            kafka.prefix.clone_from(prefix);
+        }
+        kafka.shards = self.shards.unwrap_or(kafka.shards);
+        kafka.replication = self.replication.unwrap_or(kafka.replication);
+    }
+}
+
+/// Where a log is read from: a stopped store, a running server, or Kafka.
 #[derive(Args, Clone)]
 #[group(required = true, multiple = false)]
 pub struct Source {
@@ -90,6 +122,10 @@ pub struct Source {
     /// Address of a running server, e.g. http://127.0.0.1:8080.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Brokers of a city over Kafka, `host:port`, separated by commas; its prefix and shards are `kafka.prefix` and
+    /// `kafka.shards` of the configuration (CABRANK_KAFKA__PREFIX, CABRANK_KAFKA__SHARDS).
+    #[arg(long, value_name = "HOST:PORT,...")]
+    brokers: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -98,8 +134,24 @@ enum Command {
     Demo(commands::demo::DemoArgs),
     /// Run the server alone, until SIGTERM or Ctrl-C.
     Serve(commands::serve::ServeArgs),
+    /// Run a gateway of a city over Kafka: sockets and calls, until SIGTERM or Ctrl-C.
+    Gateway(commands::gateway::GatewayArgs),
+    /// Run a matcher node of a city over Kafka: shards, index, rounds, until SIGTERM or Ctrl-C.
+    Matcher(commands::matcher::MatcherArgs),
+    /// Make or check a city's topics.
+    Topics(commands::topics::TopicsArgs),
+    /// Look at a running cluster.
+    Cluster(commands::cluster::ClusterArgs),
     /// Replay recorded cabs and trips through the real gateway.
     Replay(commands::replay::ReplayArgs),
+    /// Offer a load to a server by a schedule and measure what it takes and how soon it answers.
+    Load(Box<commands::load::LoadArgs>),
+    /// A process of `load`.
+    #[command(hide = true)]
+    LoadPart,
+    /// The server `load` starts.
+    #[command(hide = true)]
+    LoadServer(commands::load::ServerArgs),
     /// Check invariants 1 to 5 over an event log, independently of the engine.
     Audit(commands::audit::AuditArgs),
     /// Print the event log for a person to read.
@@ -122,7 +174,14 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => commands::demo::run(&cli.common, args),
             Command::Serve(args) => commands::serve::run(&cli.common, args),
+            Command::Gateway(args) => commands::gateway::run(&cli.common, args),
+            Command::Matcher(args) => commands::matcher::run(&cli.common, args),
+            Command::Topics(args) => commands::topics::run(&cli.common, args),
+            Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
+            Command::Load(args) => commands::load::run(&cli.common, *args),
+            Command::LoadPart => commands::load::run_load_part(),
+            Command::LoadServer(args) => commands::load::run_server(&cli.common, args),
             Command::Audit(args) => commands::audit::run(&cli.common, args),
             Command::Events(args) => commands::events::run(&cli.common, args),
             Command::Config => {

@@ -51,7 +51,8 @@ pub fn conclude_remote(
     finish(outcome.report, &audited, file)
 }
 
-fn finish(
+/// Prints, writes and decides the exit code.
+pub fn finish(
     report: Report,
     audited: &AuditReport,
     file: Option<&Path>,

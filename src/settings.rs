@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use cabrank_engine::EngineConfig;
+use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_gateway::{GatewayConfig, IngestConfig};
-use cabrank_matcher::NodeConfig;
+use cabrank_matcher::{NodeConfig, RemoteConfig};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -24,8 +25,12 @@ pub struct Settings {
     pub node: NodeConfig,
     /// The edge: address, keys, limits, timing, ping checks.
     pub gateway: GatewayConfig,
-    /// The embedded log.
+    /// The embedded log: `serve`, `demo`, `replay`.
     pub store: StoreConfig,
+    /// The log over Apache Kafka: `gateway`, `matcher`, `topics`, `cluster`.
+    pub kafka: KafkaConfig,
+    /// A gateway's way to matcher nodes.
+    pub remote: RemoteConfig,
 }
 
 /// Kinds of fleets.
@@ -40,6 +45,16 @@ pub enum Preset {
     Phones,
     /// Taxi feeds that ping about once a minute: a position is worth 300 s.
     TaxiFeed,
+}
+
+impl Preset {
+    /// As written in configuration and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preset::Phones => "phones",
+            Preset::TaxiFeed => "taxi_feed",
+        }
+    }
 }
 
 /// The embedded log's knobs.
@@ -117,6 +132,8 @@ impl Settings {
             node: NodeConfig::default(),
             gateway: GatewayConfig::default(),
             store: StoreConfig::default(),
+            kafka: KafkaConfig::default(),
+            remote: RemoteConfig::default(),
         };
         match preset {
             Preset::Phones => {}
@@ -173,6 +190,8 @@ impl Settings {
         self.engine.check().map_err(|why| out(&why))?;
         self.node.check().map_err(|why| out(&why))?;
         self.gateway.check().map_err(|why| out(&why))?;
+        self.kafka.check().map_err(|why| out(&why))?;
+        self.remote.check().map_err(|why| out(&why))?;
         let store = &self.store;
         let ranges = [
             ("store.shards", u64::from(store.shards), 1, 1_024),

@@ -1,10 +1,11 @@
-//! Reading a stopped server's store.
+//! Reading a log to its end: a stopped server's store, or a city over Kafka.
 
 use std::path::Path;
 
+use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_eventlog::{EmbeddedLog, EventLog, Topic};
 
-use crate::AnyError;
+use crate::{AnyError, Common};
 
 /// Records read at a time.
 const CHUNK: usize = 4_096;
@@ -17,9 +18,15 @@ pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
     Ok(EmbeddedLog::open_read_only(dir)?)
 }
 
+/// The log of a city over Kafka; prefix and shards are the configuration's.
+pub fn over_kafka(common: &Common, brokers: &str) -> Result<KafkaLog, AnyError> {
+    let settings = common.settings(|settings| brokers.clone_into(&mut settings.kafka.brokers))?;
+    Ok(KafkaLog::open(settings.kafka)?)
+}
+
 /// Calls `each` with (shard, offset, value) of every record of `topic` from `from(shard)` on.
 pub fn read_all(
-    log: &EmbeddedLog,
+    log: &dyn EventLog,
     topic: Topic,
     from: impl Fn(u16) -> Option<u64>,
     mut each: impl FnMut(u16, u64, &[u8]),

@@ -8,6 +8,7 @@
 //! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
 //! - `ingest` is the way of every ping, whoever brings it.
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say.
+//! - [`serve_health`]: health and metrics of a process without a gateway.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
 //! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
@@ -17,6 +18,7 @@ mod config;
 mod counters;
 mod driver;
 mod edge;
+mod health;
 mod http;
 mod ingest;
 mod listener;
@@ -46,6 +48,7 @@ pub use access::Endpoint;
 pub use cabrank_engine::ingest::IngestConfig;
 pub use config::{BadGatewayConfig, GatewayConfig, Limits, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
+pub use health::serve_health;
 pub use ingest::PartnerPings;
 pub use stream::{cursor_from_text, cursor_to_text};
 

@@ -30,10 +30,15 @@ pub struct AuditArgs {
 
 /// Audits and prints; exit code 1 on any violation.
 pub fn run(common: &Common, args: AuditArgs) -> Result<ExitCode, AnyError> {
-    let report = match (&args.source.data_dir, &args.source.url) {
-        (Some(dir), _) => of_store(dir, args.complete, &[])?,
-        (None, Some(url)) => of_server(common, url, args.complete, &[])?,
-        (None, None) => return Err("give --data-dir or --url".into()),
+    let source = &args.source;
+    let report = match (&source.data_dir, &source.url, &source.brokers) {
+        (Some(dir), ..) => of_store(dir, args.complete, &[])?,
+        (_, Some(url), _) => of_server(common, url, args.complete, &[])?,
+        (.., Some(brokers)) => {
+            let log = store::over_kafka(common, brokers)?;
+            of_log(&log, !args.complete, args.complete, &[])?
+        }
+        (None, None, None) => return Err("give --data-dir, --url or --brokers".into()),
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -53,11 +58,20 @@ pub fn of_store(
     complete: bool,
     acknowledged: &[String],
 ) -> Result<AuditReport, AnyError> {
-    let log = store::open(dir)?;
+    of_log(&store::open(dir)?, false, complete, acknowledged)
+}
+
+/// Audits a log with what clients were promised. `live`: others write to it meanwhile.
+pub fn of_log(
+    log: &dyn EventLog,
+    live: bool,
+    complete: bool,
+    acknowledged: &[String],
+) -> Result<AuditReport, AnyError> {
     let mut audit = Audit::new(AuditOptions {
         complete,
-        live: false,
-        pending_known: true,
+        live,
+        pending_known: !live,
     });
     // Where retention has dropped events, the fold begins at the snapshot the log kept of that moment.
     let mut kept_from: Vec<Vec<(Topic, u64)>> = Vec::new();
@@ -75,7 +89,7 @@ pub fn of_store(
                 .find(|(of, _)| *of == topic)
                 .map(|(_, end)| *end)
         };
-        store::read_all(&log, topic, from, |shard, offset, value| {
+        store::read_all(log, topic, from, |shard, offset, value| {
             audit.event(topic.name(), shard, offset, value);
         })?;
     }
@@ -88,7 +102,7 @@ pub fn of_store(
         }
     }
     let from = |shard: u16| consumed.get(usize::from(shard)).copied();
-    store::read_all(&log, Topic::RideCommands, from, |_, _, value| {
+    store::read_all(log, Topic::RideCommands, from, |_, _, value| {
         audit.pending(value)
     })?;
     acknowledged

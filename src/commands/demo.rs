@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_loadgen::demo::{DemoOptions, demo};
 use cabrank_matcher::clock::DomainClock;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{block_on, shutdown_signal, token::minter};
+use super::{audit, block_on, shutdown_signal, token::minter};
+use crate::cluster::{Balancer, Launch};
 use crate::server::Server;
-use crate::{AnyError, Common, Place, report};
+use crate::{AnyError, Brokers, Common, Place, report};
 
 /// Flags of `demo`.
 #[derive(Args)]
@@ -32,6 +34,16 @@ pub struct DemoArgs {
     report: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
+    // With --brokers the city runs over Kafka, with nodes and gateways as processes of their own. Its topics are made
+    // under a prefix of its own unless --prefix is given.
+    #[command(flatten)]
+    brokers: Brokers,
+    /// Matcher nodes, with --brokers.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64), requires = "brokers")]
+    nodes: u16,
+    /// Gateways, with --brokers.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16), requires = "brokers")]
+    gateways: u16,
 }
 
 /// Runs the city; exit code 1 if the audit finds anything or the run is not valid.
@@ -42,6 +54,9 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
             args.requests_per_minute
         )
         .into());
+    }
+    if args.brokers.brokers.is_some() {
+        return over_kafka(common, &args);
     }
     let scratch = report::Scratch::unless(args.place.data_dir.is_some())?;
     let settings = common.settings(|settings| {
@@ -79,4 +94,70 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         Ok(outcome?)
     })?;
     report::conclude(outcome, &data_dir, args.report.as_deref())
+}
+
+/// The city over Kafka: nodes, gateways, one address in front of them. Kill one of the printed process ids and watch.
+fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
+    let settings = common.settings(|settings| {
+        args.place.apply(settings);
+        // One broker on a laptop is the usual case here; a configuration or a flag says otherwise.
+        settings.kafka.replication = 1;
+        settings.kafka.prefix = format!("demo-{}-", std::process::id());
+        args.brokers.apply(settings);
+    })?;
+    cabrank_eventlog::kafka::topics::create(&settings.kafka)?;
+    let launch = Launch::new(common, settings.kafka.clone());
+    let outcome = block_on(async {
+        let shutdown = shutdown_signal()?;
+        let front = Balancer::start(settings.gateway.listen).await?;
+        println!("{}", front.url());
+        let mut processes = Vec::new();
+        for number in 1..=args.nodes {
+            processes.push(launch.matcher(&format!("node-{number}"))?);
+        }
+        let mut addresses = Vec::new();
+        for number in 1..=args.gateways {
+            let gateway = launch.gateway(&format!("gateway-{number}"))?;
+            addresses.push(gateway.address()?);
+            processes.push(gateway);
+        }
+        front.set(addresses);
+        for process in &processes {
+            println!("{}: process {}", process.name, process.pid());
+        }
+        println!(
+            "look at it: cabrank cluster status --brokers {} --prefix {} --shards {} --replication {}",
+            settings.kafka.brokers,
+            settings.kafka.prefix,
+            settings.kafka.shards,
+            settings.kafka.replication
+        );
+        let (tell, stop) = watch::channel(false);
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            // Nobody listens any more when the run has ended by itself.
+            let _ = tell.send(true);
+        });
+        let options = DemoOptions {
+            drivers: args.drivers,
+            requests_per_minute: args.requests_per_minute,
+            seconds: args.seconds,
+            seed: args.seed,
+            arguments: std::env::args().skip(1).collect(),
+            ..DemoOptions::new(&front.url(), minter(&settings))
+        };
+        let outcome = demo(options, stop).await?;
+        // Gateways first: what they were told is committed before the nodes leave.
+        while let Some(mut process) = processes.pop() {
+            if process.has_ended() {
+                println!("{} had ended before", process.name);
+            } else {
+                process.leave().await?;
+            }
+        }
+        Ok(outcome)
+    })?;
+    let log = KafkaLog::open(settings.kafka)?;
+    let audited = audit::of_log(&log, false, true, &outcome.acknowledged)?;
+    report::finish(outcome.report, &audited, args.report.as_deref())
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cabrank_eventlog::Topic;
+use cabrank_eventlog::{EventLog, Topic};
 use cabrank_events::EventRecord;
 use cabrank_loadgen::client::Role;
 use cabrank_loadgen::sse::EventStream;
@@ -24,7 +24,7 @@ pub struct EventsArgs {
     #[command(flatten)]
     source: Source,
     /// Go on with new events (needs --url).
-    #[arg(long, conflicts_with = "data_dir")]
+    #[arg(long, requires = "url")]
     follow: bool,
     /// Only events that name this ride.
     #[arg(long)]
@@ -40,13 +40,18 @@ pub fn run(common: &Common, args: EventsArgs) -> Result<ExitCode, AnyError> {
         ride: args.ride.clone(),
         driver: args.driver.clone(),
     };
-    match (&args.source.data_dir, &args.source.url) {
-        (Some(dir), _) => {
-            let log = store::open(dir)?;
+    let source = &args.source;
+    let log: Option<Box<dyn EventLog>> = match (&source.data_dir, &source.brokers) {
+        (Some(dir), _) => Some(Box::new(store::open(dir)?)),
+        (None, Some(brokers)) => Some(Box::new(store::over_kafka(common, brokers)?)),
+        (None, None) => None,
+    };
+    match (log, &source.url) {
+        (Some(log), _) => {
             let mut found = Vec::new();
             for topic in [Topic::RideEvents, Topic::PersonEvents] {
                 store::read_all(
-                    &log,
+                    &*log,
                     topic,
                     |_| None,
                     |_, _, json| {
@@ -77,7 +82,7 @@ pub fn run(common: &Common, args: EventsArgs) -> Result<ExitCode, AnyError> {
                 args.follow,
             ))?;
         }
-        (None, None) => return Err("give --data-dir or --url".into()),
+        (None, None) => return Err("give --data-dir, --url or --brokers".into()),
     }
     Ok(ExitCode::SUCCESS)
 }

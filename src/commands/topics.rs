@@ -1,0 +1,63 @@
+//! `cabrank topics`: make and check what a city needs at its brokers.
+
+use std::process::ExitCode;
+
+use cabrank_eventlog::kafka::topics::{check, create, plan};
+use clap::{Args, Subcommand};
+
+use crate::{AnyError, Brokers, Common};
+
+/// Flags of `topics`.
+#[derive(Args)]
+pub struct TopicsArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Make the topics that are missing, then check all of them.
+    Create(Brokers),
+    /// Check partitions, compaction, retention, copies, and what the brokers allow. Exit code 1 when something is wrong.
+    Check(Brokers),
+}
+
+/// Makes or checks, prints what there is and what is wrong.
+pub fn run(common: &Common, args: TopicsArgs) -> Result<ExitCode, AnyError> {
+    let (brokers, make) = match &args.what {
+        What::Create(brokers) => (brokers, true),
+        What::Check(brokers) => (brokers, false),
+    };
+    let config = common.settings(|settings| brokers.apply(settings))?.kafka;
+    if make {
+        for name in create(&config)? {
+            println!("made {name}");
+        }
+    }
+    let report = check(&config)?;
+    for topic in plan(&config) {
+        let settings: Vec<String> = topic
+            .settings
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        println!(
+            "{}: {} partitions, {}",
+            topic.name,
+            topic.partitions,
+            settings.join(", ")
+        );
+    }
+    for note in &report.notes {
+        println!("note: {note}");
+    }
+    for problem in &report.problems {
+        eprintln!("wrong: {problem}");
+    }
+    if report.problems.is_empty() {
+        println!("the topics are as they must be");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Ok(ExitCode::from(1))
+    }
+}
