@@ -682,6 +682,26 @@ fn a_shard_that_cannot_be_read_does_not_stop_the_others() {
     until("another node can take it when it is mended", || {
         cluster.nearby(0, places[0]).ok()
     });
+    // A command that nobody understands: that shard stops, on any node, and no other does.
+    let garbage = cluster
+        .home
+        .submit(damaged, "x".into(), "no command".into());
+    garbage.unwrap();
+    for to in [1 - to, to] {
+        cluster.give(damaged, to);
+        until("the node says that it is not whole", || {
+            (!cluster.nodes[to].node.is_ready()).then_some(())
+        });
+    }
+    let rider = (0..)
+        .map(|n| format!("r{n}"))
+        .find(|id| cluster.ring.shard_of_person(cabrank_ring::Kind::Rider, id) != damaged)
+        .unwrap();
+    let ears = ears(&cluster.gateways[0]);
+    cluster.request(&rider, alive);
+    ears.until("a ride elsewhere is offered", |event| {
+        matches!(event.record.event, Event::OfferMade(_)).then_some(())
+    });
     cluster.stop();
 }
 

@@ -211,8 +211,7 @@ impl Loop {
             Ok(polled) => polled,
             Err(PollError::Fenced { by }) => return Err(Failure::Fenced { by }),
             Err(PollError::NotRecovered(shard)) if self.waits_in_poll => {
-                self.not_recovered(shard);
-                return Ok(Pass::Idle);
+                return Ok(self.not_recovered(shard));
             }
             Err(why) => {
                 warn!(%why, "the log gave no commands");
@@ -290,14 +289,18 @@ impl Loop {
         })
     }
 
-    /// The log asks for a shard that is thought to be here.
-    fn not_recovered(&mut self, shard: u16) {
-        if !self.pending.contains_key(&shard) && !self.refused.contains_key(&shard) {
-            self.gain(shard);
+    /// The log wants a shard to be read back before it gives anything.
+    fn not_recovered(&mut self, shard: u16) -> Pass {
+        if self.refused.contains_key(&shard) {
+            // So that the others go on: what it hands out of this one is passed over.
+            let _ = self.owner.recover(shard);
+            Pass::Idle
+        } else if self.pending.contains_key(&shard) {
+            self.shared.bell.wait(RETRY.min(self.pause()));
+            Pass::Idle
+        } else {
+            Pass::Stale
         }
-        self.settle_shards();
-        // Pending ones are tried again in a while, refused ones never.
-        self.shared.bell.wait(RETRY.min(self.pause()));
     }
 
     fn least_pause(&self) -> Duration {
