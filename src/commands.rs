@@ -1,6 +1,7 @@
 //! One module a command.
 
 pub mod audit;
+pub mod chaos;
 pub mod cluster;
 pub mod demo;
 pub mod events;
@@ -8,6 +9,7 @@ pub mod gateway;
 pub mod load;
 pub mod matcher;
 pub mod replay;
+pub mod report;
 pub mod ring;
 pub mod serve;
 pub mod token;

@@ -142,6 +142,8 @@ enum Command {
     Topics(commands::topics::TopicsArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
+    /// Break a city over Kafka on purpose while it works, and audit it.
+    Chaos(commands::chaos::ChaosArgs),
     /// Replay recorded cabs and trips through the real gateway.
     Replay(commands::replay::ReplayArgs),
     /// Offer a load to a server by a schedule and measure what it takes and how soon it answers.
@@ -152,6 +154,12 @@ enum Command {
     /// The server `load` starts.
     #[command(hide = true)]
     LoadServer(commands::load::ServerArgs),
+    /// A bare WebSocket server, what `load --target raw` measures.
+    #[command(hide = true)]
+    RawSink(commands::load::SinkArgs),
+    /// Compare reports of runs, or show one as a page with pictures.
+    #[command(subcommand)]
+    Report(commands::report::ReportCommand),
     /// Check invariants 1 to 5 over an event log, independently of the engine.
     Audit(commands::audit::AuditArgs),
     /// Print the event log for a person to read.
@@ -178,10 +186,13 @@ fn main() -> ExitCode {
             Command::Matcher(args) => commands::matcher::run(&cli.common, args),
             Command::Topics(args) => commands::topics::run(&cli.common, args),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
+            Command::Chaos(args) => commands::chaos::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
             Command::Load(args) => commands::load::run(&cli.common, *args),
             Command::LoadPart => commands::load::run_load_part(),
             Command::LoadServer(args) => commands::load::run_server(&cli.common, args),
+            Command::RawSink(args) => commands::load::run_raw_sink(args),
+            Command::Report(command) => commands::report::run(command),
             Command::Audit(args) => commands::audit::run(&cli.common, args),
             Command::Events(args) => commands::events::run(&cli.common, args),
             Command::Config => {
