@@ -74,7 +74,7 @@ fn a_tail_follows_many_partitions_from_where_it_is_told() {
     for shard in 0..3 {
         numbers
             .iter()
-            .for_each(|n| commit(&mut owner, shard, &[n.clone()]));
+            .for_each(|n| commit(&mut owner, shard, std::slice::from_ref(n)));
     }
     let mut tail = log.tail();
     assert_eq!(tail.next(Duration::from_millis(10), 10).unwrap(), []);

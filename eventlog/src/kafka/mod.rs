@@ -3,6 +3,17 @@
 //! - [`KafkaLog`] is the log for gateways, tails and tools; [`KafkaLog::own`] makes a node's [`KafkaOwner`].
 //! - `topics` makes the topics and checks them; [`KafkaConfig`] is every setting with its reason.
 //!
+//! What a cluster must be: Apache Kafka 3.3 or later (tested with 4.3.1); `group.min.session.timeout.ms` at most the
+//! configured session timeout; `transaction.max.timeout.ms` at least the transaction time-out; topics as `topics` makes
+//! them. To survive a broker: three of them, replication 3, `min.insync.replicas=2`, and the same for the brokers' own
+//! topics (`offsets.topic.replication.factor`, `transaction.state.log.replication.factor` 3,
+//! `transaction.state.log.min.isr` 2). [`KafkaLog::open`] checks what it can see and refuses with the remedy. With access
+//! control a node needs Read, Write and Describe on the prefixed topics, Read on the prefixed groups, and Write and
+//! Describe on the prefixed transactional ids.
+//!
+//! What anybody may read: events in `ride-events` and `person-events`, key = entity, value = a CloudEvent as JSON, header
+//! `content-type: application/cloudevents+json`; read committed. Offsets have gaps where transactions ended.
+//!
 //! How it is safe: `owner` (assignment, lease, clock), `owner/transaction` (the order inside a commit), `takeover`
 //! (fencing). What is stored: `stored`. What the brokers say comes in through `inbox`.
 

@@ -29,10 +29,18 @@ pub(super) struct Tally {
     pub failure: Option<KafkaError>,
     /// Did the last delivery fail?
     pub is_failing: bool,
-    /// One past the last offset acknowledged, by partition.
-    ends: BTreeMap<(Topic, u16), u64>,
+    places: BTreeMap<(Topic, u16), Place>,
     /// The brokers' clock when they appended the last one.
     appended_ms: Option<i64>,
+}
+
+/// The same of one partition, where deliveries come in the order of sending.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    sent: u64,
+    done: u64,
+    /// One past the last offset acknowledged.
+    end: Option<u64>,
 }
 
 /// The client library reports deliveries here.
@@ -57,17 +65,26 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         let mut tally = self.tally();
         tally.done += 1;
+        let message = match result {
+            Ok(message) | Err((_, message)) => message,
+        };
+        let place = self
+            .names
+            .topic(message.topic())
+            .zip(u16::try_from(message.partition()).ok())
+            .map(|at| tally.places.entry(at).or_default());
+        if let Some(place) = place {
+            place.done += 1;
+            if result.is_ok()
+                && let Ok(offset) = u64::try_from(message.offset())
+            {
+                place.end = Some(offset + 1).max(place.end);
+            }
+        }
         match result {
             Ok(message) => {
                 tally.is_failing = false;
                 tally.appended_ms = message.timestamp().to_millis();
-                if let Some(topic) = self.names.topic(message.topic())
-                    && let Ok(partition) = u16::try_from(message.partition())
-                    && let Ok(offset) = u64::try_from(message.offset())
-                {
-                    let end = tally.ends.entry((topic, partition)).or_default();
-                    *end = (offset + 1).max(*end);
-                }
             }
             Err((why, _)) => {
                 tally.failed += 1;
@@ -98,8 +115,16 @@ impl Deliveries {
     pub(super) fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut tally = self.tally();
-        let upto = tally.sent;
-        while tally.done < upto {
+        let asked: Vec<((Topic, u16), u64)> = tally
+            .places
+            .iter()
+            .map(|(at, place)| (*at, place.sent))
+            .collect();
+        let is_under_way = |tally: &Tally| {
+            let done = |at| tally.places.get(at).map_or(0, |place| place.done);
+            asked.iter().any(|(at, sent)| done(at) < *sent)
+        };
+        while is_under_way(&tally) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -156,11 +181,28 @@ pub(super) fn send(
     }
     let deliveries = producer.context();
     // Counted before: the delivery may be reported before `send` returns.
-    deliveries.tally().sent += 1;
+    deliveries.tally().count(record, true);
     producer.send(out).map_err(|(why, _)| {
-        deliveries.tally().sent -= 1;
+        deliveries.tally().count(record, false);
         why
     })
+}
+
+impl Tally {
+    /// A record was handed over, or was not after all.
+    fn count(&mut self, record: &Outward<'_>, is_sent: bool) {
+        let place = self
+            .places
+            .entry((record.topic, record.partition))
+            .or_default();
+        if is_sent {
+            place.sent += 1;
+            self.sent += 1;
+        } else {
+            place.sent -= 1;
+            self.sent -= 1;
+        }
+    }
 }
 
 /// A producer of transactions under one transactional id.
@@ -212,7 +254,10 @@ impl Transactor {
         if !in_time {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
-        Ok(tally.ends.clone())
+        let ends = tally.places.iter();
+        Ok(ends
+            .filter_map(|(at, place)| Some((*at, place.end?)))
+            .collect())
     }
 
     /// The brokers' clock when they appended the last record that was acknowledged.

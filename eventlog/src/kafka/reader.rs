@@ -252,7 +252,10 @@ impl Reader {
         for topic in Topic::ALL {
             inbox
                 .consumer()
-                .fetch_metadata(Some(self.names.of(topic)), request())
+                .fetch_metadata(
+                    Some(self.names.of(topic)),
+                    Duration::from_millis(ATTEMPT_MS),
+                )
                 .map_err(unavailable)?;
         }
         Ok(inbox)
