@@ -1,6 +1,7 @@
 //! One module a command.
 
 pub mod audit;
+pub mod chaos;
 pub mod cluster;
 pub mod demo;
 pub mod events;

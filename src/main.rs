@@ -142,6 +142,8 @@ enum Command {
     Topics(commands::topics::TopicsArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
+    /// Break a city over Kafka on purpose while it works, and audit it.
+    Chaos(commands::chaos::ChaosArgs),
     /// Replay recorded cabs and trips through the real gateway.
     Replay(commands::replay::ReplayArgs),
     /// Offer a load to a server by a schedule and measure what it takes and how soon it answers.
@@ -184,6 +186,7 @@ fn main() -> ExitCode {
             Command::Matcher(args) => commands::matcher::run(&cli.common, args),
             Command::Topics(args) => commands::topics::run(&cli.common, args),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
+            Command::Chaos(args) => commands::chaos::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
             Command::Load(args) => commands::load::run(&cli.common, *args),
             Command::LoadPart => commands::load::run_load_part(),
