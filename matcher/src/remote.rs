@@ -284,8 +284,7 @@ impl Remote {
 
     /// How long ago everything committed had been shown, ms.
     pub fn behind_ms(&self) -> i64 {
-        let now = self.shared.parts.clock.now();
-        now.since(Time(self.shared.following.complete_ms())).max(0)
+        self.shared.behind_ms()
     }
 }
 
@@ -308,6 +307,11 @@ impl Look {
 }
 
 impl Shared {
+    fn behind_ms(&self) -> i64 {
+        let now = self.parts.clock.now();
+        now.since(Time(self.following.complete_ms())).max(0)
+    }
+
     fn follow(&self) -> Result<(), Failure> {
         let mut sink = Showing {
             shared: self,
@@ -338,6 +342,8 @@ impl Shared {
                     }
                 }
             }
+            metrics::gauge!("cabrank_follower_behind_seconds")
+                .set(self.behind_ms() as f64 / 1_000.0);
             if !self.look.wait(every) {
                 return;
             }

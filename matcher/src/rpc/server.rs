@@ -21,6 +21,8 @@ use crate::route;
 
 /// A connection that does not answer for so long is dead.
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long gateways have to hang up when the node goes.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Questions of one gateway under way at once.
 const QUESTIONS_MAX: u32 = 1_024;
 /// Largest message taken, in bytes.
@@ -38,14 +40,19 @@ pub async fn serve(
         name,
         stop: stop.clone(),
     };
-    Server::builder()
+    let leaving = stop.clone();
+    let serving = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(QUESTIONS_MAX)
         .add_service(NodeServer::new(service).max_decoding_message_size(MESSAGE_MAX))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
-        .await
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+    tokio::select! {
+        served = serving => served,
+        // Who has not hung up by then is cut off.
+        () = async { leaving.cancelled().await; tokio::time::sleep(GOODBYE).await } => Ok(()),
+    }
 }
 
 struct Service {
