@@ -107,8 +107,13 @@ impl Node {
         }
     }
 
-    /// One poll; shards that come are recovered.
+    /// One poll; shards that come are recovered, if not at once, then later.
     fn look(&mut self) {
+        for shard in self.owner.shards() {
+            if !self.counts.contains_key(&shard) {
+                self.recover(shard);
+            }
+        }
         let polled = match self.owner.poll(Duration::from_millis(20), 100) {
             Ok(polled) => polled,
             Err(PollError::NotRecovered(shard)) => {
@@ -133,11 +138,12 @@ impl Node {
 
     fn recover(&mut self, shard: u16) {
         self.inbox.retain(|(of, ..)| *of != shard);
+        self.counts.remove(&shard);
         match self.owner.recover(shard) {
             Ok(recovered) => {
                 self.counts.insert(shard, count_in(&recovered));
             }
-            Err(RecoverError::Unavailable(_)) => {}
+            Err(RecoverError::Unavailable(why)) => println!("shard {shard}, not yet: {why}"),
             Err(why) => panic!("shard {shard}: {why}"),
         }
     }
@@ -612,7 +618,7 @@ fn two_nodes_share_the_shards_and_the_one_that_stays_gets_all() {
     let sent = AtomicU64::new(0);
     let run = |mut node: Node, leaves: Option<&AtomicBool>| {
         while !done.load(Ordering::SeqCst)
-            && !leaves.is_some_and(|leaves| leaves.load(Ordering::SeqCst))
+            && !leaves.is_some_and(|leaves: &AtomicBool| leaves.load(Ordering::SeqCst))
         {
             node.look();
             // A commit that fails because shards move is ordinary: they are recovered.
@@ -620,7 +626,15 @@ fn two_nodes_share_the_shards_and_the_one_that_stays_gets_all() {
         }
         node.moved
     };
+    /// Ends the nodes' loops also when the test fails.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     std::thread::scope(|scope| {
+        let end = End(&done);
         let first = Node::new(&log, "first");
         let stays = scope.spawn(|| run(first, None));
         scope.spawn(|| {
@@ -657,7 +671,7 @@ fn two_nodes_share_the_shards_and_the_one_that_stays_gets_all() {
         for owner in owners {
             assert_eq!((&*owner.node, &*owner.address), ("first", "first:1"));
         }
-        done.store(true, Ordering::SeqCst);
+        drop(end);
         assert!(stays.join().unwrap() > 0, "its shards moved");
     });
 }

@@ -6,6 +6,7 @@
 //! Everything unsafe of this crate is in this file and in `lease`.
 
 use std::ffi::{CStr, CString};
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,9 @@ use crate::{Record, Topic};
 
 /// Kafka's header that carries our own bookkeeping beside a record's value.
 pub(super) const NOTE: &CStr = c"cabrank";
+
+/// Longest wait for a consumer to leave its group and close.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
 
 /// Something that came.
 #[derive(Debug)]
@@ -102,7 +106,7 @@ impl ConsumerContext for Words {}
 /// A consumer and its queue.
 pub(super) struct Inbox {
     queue: *mut rd::rd_kafka_queue_t,
-    consumer: BaseConsumer<Words>,
+    consumer: ManuallyDrop<BaseConsumer<Words>>,
     names: Names,
 }
 
@@ -113,9 +117,28 @@ unsafe impl Sync for Inbox {}
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        // SAFETY: the handle is ours and not used after this. It goes before the client it belongs to, which the
-        // consumer's own drop (after this one) closes.
+        // What the group said last is answered while it still listens: an answer given during the close can wait for
+        // ever in the client library.
+        while let Some(inward) = self.next(Duration::ZERO) {
+            if matches!(inward, Inward::Assigned(_) | Inward::Revoked) {
+                // A consumer that is beyond this is closed below all the same.
+                let _ = self.consumer.unassign();
+            }
+        }
+        // SAFETY: the handle is ours and not used after this. It goes before the client it belongs to.
         unsafe { rd::rd_kafka_queue_destroy(self.queue) }
+        // SAFETY: taken once, here; nothing uses it after this.
+        let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
+        // Elsewhere, so that a close that never ends stops nobody; waited for, so that a node that ends has left.
+        let (closed, is_closed) = std::sync::mpsc::channel();
+        let closing = std::thread::Builder::new().spawn(move || {
+            drop(consumer);
+            // Whoever waited may be gone.
+            let _ = closed.send(());
+        });
+        if closing.is_ok() && is_closed.recv_timeout(CLOSE_MAX).is_err() {
+            warn!("a consumer is still closing after {CLOSE_MAX:?}");
+        }
     }
 }
 
@@ -129,7 +152,7 @@ impl Inbox {
         }
         Ok(Inbox {
             queue,
-            consumer,
+            consumer: ManuallyDrop::new(consumer),
             names: names.clone(),
         })
     }
