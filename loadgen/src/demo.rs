@@ -42,6 +42,8 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 pub struct DemoOptions {
     /// The server, `http://127.0.0.1:8080`.
     pub url: String,
+    /// Whose counters say what became of the pings: every gateway behind `url`.
+    pub counted_at: Vec<String>,
     /// Tokens.
     pub mint: Mint,
     /// Drivers, from 1.
@@ -67,6 +69,7 @@ impl DemoOptions {
     pub fn new(url: &str, mint: Mint) -> DemoOptions {
         DemoOptions {
             url: url.to_owned(),
+            counted_at: vec![url.to_owned()],
             mint,
             drivers: 2_000,
             requests_per_minute: 300.0,
@@ -109,7 +112,7 @@ pub async fn demo(
     mut stop: watch::Receiver<bool>,
 ) -> Result<Outcome, RunError> {
     let context = Context::new(&options.url, Arc::clone(&options.mint), 1.0)?;
-    let mut run = Run::begin(Arc::clone(&context)).await?;
+    let mut run = Run::begin(Arc::clone(&context), &options.counted_at).await?;
     let mut rng = SmallRng::seed_from_u64(options.seed);
     let city = Arc::new(City::new(&mut rng));
     hire_fleet(&mut run, &options, &city, &mut rng);

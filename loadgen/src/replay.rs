@@ -185,7 +185,7 @@ pub async fn replay(
     let day = day.unwrap_or(Err(RunError::Nothing))?;
     let context = Context::new(&options.url, Arc::clone(&options.mint), options.speed)?;
     hear_time(&context, &day, options.speed).await?;
-    let mut run = Run::begin(Arc::clone(&context)).await?;
+    let mut run = Run::begin(Arc::clone(&context), std::slice::from_ref(&options.url)).await?;
     let mut rng = SmallRng::seed_from_u64(options.seed);
     let mut waiting = hire_cabs(&mut run, &day, &options, &mut rng);
     let length = u64::try_from(day.ends.since(day.begins)).unwrap_or(0) / 1000;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::counters::{self, ServerCounters};
+use crate::client::counters::{self, GatewayCounters};
 use crate::client::phone::{Brain, Phone};
 use crate::client::{Context, ContextError, Phase, ledger, rider};
 use crate::report::{LatencyReport, Machine, PingReport, REPORT_SCHEMA, Report};
@@ -111,7 +111,7 @@ pub(crate) struct Run {
     phase: watch::Sender<Phase>,
     phones: JoinSet<()>,
     helpers: Vec<JoinHandle<()>>,
-    counters: Arc<Mutex<ServerCounters>>,
+    counters: Arc<Mutex<GatewayCounters>>,
     began: Instant,
     /// How long it was measured, and the pings sent meanwhile.
     measured: (Duration, u64),
@@ -119,14 +119,13 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Opens the event stream and begins to read counters.
-    pub async fn begin(context: Arc<Context>) -> Result<Run, RunError> {
+    /// Opens the event stream and begins to read the counters of the gateways at `counted_at`.
+    pub async fn begin(context: Arc<Context>, counted_at: &[String]) -> Result<Run, RunError> {
         let (phase, follow) = watch::channel(Phase::Running);
-        let counters = Arc::new(Mutex::new(ServerCounters::default()));
-        let reading = counters::read(&context).await;
-        if let Ok(reading) = reading {
-            lock(&counters).handle_reading(reading);
-        }
+        let counters = Arc::new(Mutex::new(GatewayCounters::at(counted_at)));
+        let urls = lock(&counters).urls();
+        let readings = counters::read(&context, &urls).await;
+        lock(&counters).handle_readings(readings);
         let follower = ledger::follow(Arc::clone(&context), follow).await?;
         let reader = tokio::spawn(read_counters(Arc::clone(&context), Arc::clone(&counters)));
         let now = Instant::now();
@@ -249,12 +248,13 @@ impl Run {
     pub async fn end(&mut self) {
         let deadline = Instant::now() + COUNTED_WITHIN;
         while Instant::now() < deadline {
-            let reading = counters::read(&self.context).await;
-            if let Ok(reading) = reading {
+            let urls = lock(&self.counters).urls();
+            let readings = counters::read(&self.context, &urls).await;
+            {
                 let mut counters = lock(&self.counters);
-                counters.handle_reading(reading);
+                counters.handle_readings(readings);
                 let sent = self.context.counts().pings_sent;
-                if counters.counted().total() >= sent || counters.lives > 1 {
+                if counters.counted().total() >= sent || counters.lives() > 1 {
                     break;
                 }
             }
@@ -277,7 +277,7 @@ impl Run {
         let counts = self.context.counts().clone();
         let (counted, lives) = {
             let counters = lock(&self.counters);
-            (counters.counted(), counters.lives)
+            (counters.counted(), counters.lives())
         };
         let seconds = self.measured.0.as_secs_f64();
         let unaccounted = counts.pings_sent as i64 - counted.total() as i64;
@@ -379,16 +379,16 @@ impl Run {
     }
 }
 
-async fn read_counters(context: Arc<Context>, counters: Arc<Mutex<ServerCounters>>) {
+async fn read_counters(context: Arc<Context>, counters: Arc<Mutex<GatewayCounters>>) {
+    let urls = lock(&counters).urls();
     loop {
         sleep(COUNTERS_EVERY).await;
-        if let Ok(reading) = counters::read(&context).await {
-            lock(&counters).handle_reading(reading);
-        }
+        let readings = counters::read(&context, &urls).await;
+        lock(&counters).handle_readings(readings);
     }
 }
 
-fn lock(counters: &Mutex<ServerCounters>) -> std::sync::MutexGuard<'_, ServerCounters> {
+fn lock(counters: &Mutex<GatewayCounters>) -> std::sync::MutexGuard<'_, GatewayCounters> {
     // Readings are taken as a whole: nothing can be half-written.
     counters.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -121,6 +121,7 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
             addresses.push(gateway.address()?);
             processes.push(gateway);
         }
+        let counted_at = addresses.iter().map(|at| format!("http://{at}")).collect();
         front.set(addresses);
         for process in &processes {
             println!("{}: process {}", process.name, process.pid());
@@ -139,6 +140,7 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
             let _ = tell.send(true);
         });
         let options = DemoOptions {
+            counted_at,
             drivers: args.drivers,
             requests_per_minute: args.requests_per_minute,
             seconds: args.seconds,

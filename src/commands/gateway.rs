@@ -61,6 +61,8 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
         }
         let gateway = Gateway::bind(settings.gateway.clone(), Arc::new(remote.clone())).await?;
         println!("http://{}", gateway.local_addr());
+        let partners = gateway.partner_pings();
+        remote.read_partner_pings(move |driver, ping| partners.take(driver, ping));
         let stop = CancellationToken::new();
         let serving = tokio::spawn(gateway.run(stop.clone()));
         tokio::select! {

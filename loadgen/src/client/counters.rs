@@ -129,11 +129,75 @@ impl ServerCounters {
     }
 }
 
-/// Reads the server's counters once.
-pub async fn read(context: &Context) -> Result<PingCounts, String> {
+/// The counters of every gateway of a run.
+#[derive(Clone, Debug)]
+pub struct GatewayCounters(Vec<One>);
+
+#[derive(Clone, Debug)]
+struct One {
+    url: String,
+    counters: ServerCounters,
+    is_silent: bool,
+}
+
+impl GatewayCounters {
+    /// Of the gateways at these addresses (`http://...`).
+    pub fn at(urls: &[String]) -> GatewayCounters {
+        let one = |url: &String| One {
+            url: url.trim_end_matches('/').to_owned(),
+            counters: ServerCounters::default(),
+            is_silent: false,
+        };
+        GatewayCounters(urls.iter().map(one).collect())
+    }
+
+    /// Their addresses.
+    pub fn urls(&self) -> Vec<String> {
+        self.0.iter().map(|one| one.url.clone()).collect()
+    }
+
+    /// Takes one reading of each, in the order of [`GatewayCounters::urls`].
+    pub fn handle_readings(&mut self, readings: Vec<Result<PingCounts, String>>) {
+        for (one, reading) in self.0.iter_mut().zip(readings) {
+            one.is_silent = reading.is_err();
+            if let Ok(reading) = reading {
+                one.counters.handle_reading(reading);
+            }
+        }
+    }
+
+    /// What all of them counted in this run so far.
+    pub fn counted(&self) -> PingCounts {
+        let mut counted = PingCounts::default();
+        for one in &self.0 {
+            counted.add(&one.counters.counted());
+        }
+        counted
+    }
+
+    /// Lives of the server: one, and one more for each gateway that began anew or is gone.
+    pub fn lives(&self) -> u32 {
+        let ended = self
+            .0
+            .iter()
+            .map(|one| one.counters.lives.saturating_sub(1) + u32::from(one.is_silent));
+        1 + ended.sum::<u32>()
+    }
+}
+
+/// Reads the counters of each address once.
+pub async fn read(context: &Context, urls: &[String]) -> Vec<Result<PingCounts, String>> {
+    let mut readings = Vec::new();
+    for url in urls {
+        readings.push(read_one(context, url).await);
+    }
+    readings
+}
+
+async fn read_one(context: &Context, url: &str) -> Result<PingCounts, String> {
     let call = context
         .http
-        .get(format!("{}/metrics", context.url))
+        .get(format!("{url}/metrics"))
         .timeout(CALL_WITHIN);
     let response = call.send().await.map_err(|why| why.to_string())?;
     if !response.status().is_success() {
@@ -180,5 +244,18 @@ mod tests {
         assert_eq!(counters.lives, 2);
         assert_eq!(counted.accepted, 60 + 30);
         assert_eq!(counted.refused["too_old"], 1 + 1);
+    }
+
+    #[test]
+    fn gateways_are_added_up_and_one_that_is_gone_is_a_life_less() {
+        let urls = ["http://a/".to_owned(), "http://b".to_owned()];
+        let mut counters = GatewayCounters::at(&urls);
+        assert_eq!(counters.urls(), ["http://a", "http://b"]);
+        counters.handle_readings(vec![Ok(reading(10, 0)), Ok(reading(100, 0))]);
+        counters.handle_readings(vec![Ok(reading(15, 0)), Ok(reading(130, 2))]);
+        assert_eq!((counters.counted().accepted, counters.lives()), (35, 1));
+        counters.handle_readings(vec![Ok(reading(20, 0)), Err("refused".into())]);
+        assert_eq!((counters.counted().accepted, counters.lives()), (40, 2));
+        assert_eq!(counters.counted().refused["too_old"], 2);
     }
 }
