@@ -17,6 +17,7 @@ use super::client::{self, Isolation, REQUEST_MS};
 use super::config::KafkaConfig;
 use super::inbox::{Inbox, Inward};
 use super::names::Names;
+use super::producing::retire;
 use crate::{Bounds, ReadError, Topic};
 
 /// Consumers kept for the next read; more are made and closed when more threads read at once.
@@ -265,6 +266,8 @@ impl Reader {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if isolation == Isolation::Committed && idle.len() < IDLE_MAX {
             idle.push(inbox);
+        } else {
+            retire(inbox);
         }
     }
 }
