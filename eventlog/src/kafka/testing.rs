@@ -397,6 +397,9 @@ fn java(lib: &Path) -> Command {
 
 /// The directory of the broker's jars, filled by Maven the first time.
 fn jars() -> Result<PathBuf, String> {
+    // Tests of one binary start brokers side by side: the first one fetches, the others wait for it.
+    static FETCHING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let answers = |program: &str| {
         Command::new(program)
             .arg("-version")
