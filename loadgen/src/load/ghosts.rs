@@ -1,6 +1,6 @@
 //! Does a search show cars that are not there? All drivers of a place move 5 km, then all go offline.
 //!
-//! Drivers stand together in crowds of [`CROWD`], as many as one answer can show, each crowd far from the others. A jump of
+//! Drivers stand together in crowds of `CROWD`, as many as one answer can show, each crowd far from the others. A jump of
 //! 5 km is no car's, so each driver repeats the new place until the server must believe it. What a search around a place
 //! all have left still shows is stale, and so is any car once all are offline.
 
