@@ -108,17 +108,20 @@ fn a_tail_sees_nothing_of_a_transaction_that_is_not_committed() {
     let Some(broker) = broker() else { return };
     let log = KafkaLog::open(broker.city(1)).unwrap();
     let mut owner = owner_of_all(&log);
-    let (sees, seen) = std::sync::mpsc::channel();
+    // One look at each moment of a commit; more of them than this would fail loudly.
+    let (sees, seen) = std::sync::mpsc::sync_channel(64);
     let reading = log.clone();
     owner.at_moment(Box::new(move |_| {
         let mut tail = reading.tail();
         tail.follow(Topic::RideEvents, 0, 0);
-        sees.send(tail.next(Duration::from_millis(300), 10).unwrap().len())
+        sees.try_send(tail.next(Duration::from_millis(300), 10).unwrap().len())
             .unwrap();
     }));
     owner.poll(Duration::ZERO, 1).unwrap();
     commit(&mut owner, 0, &["one".into(), "two".into()]);
-    assert!(seen.try_iter().all(|count| count == 0));
+    let seen: Vec<usize> = seen.try_iter().collect();
+    assert!(!seen.is_empty(), "it looked while the transaction was open");
+    assert!(seen.iter().all(|count| *count == 0), "{seen:?}");
     let mut tail = log.tail();
     tail.follow(Topic::RideEvents, 0, 0);
     let found = take(&mut *tail, 2);

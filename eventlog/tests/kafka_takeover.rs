@@ -195,9 +195,9 @@ fn impatient(config: KafkaConfig) -> KafkaConfig {
 }
 
 /// Stops the world of the owner at the moment, until the returned sender is dropped or used; tells when it stops.
-fn stop_at(owner: &mut KafkaOwner, moment: Moment) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (stopped, is_stopped) = mpsc::channel();
-    let (go_on, may_go_on) = mpsc::channel();
+fn stop_at(owner: &mut KafkaOwner, moment: Moment) -> (mpsc::Receiver<()>, mpsc::SyncSender<()>) {
+    let (stopped, is_stopped) = mpsc::sync_channel(1);
+    let (go_on, may_go_on) = mpsc::sync_channel(1);
     let mut is_first = true;
     owner.at_moment(Box::new(move |at| {
         if at == moment && std::mem::take(&mut is_first) {

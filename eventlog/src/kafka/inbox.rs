@@ -130,7 +130,7 @@ impl Drop for Inbox {
         // SAFETY: taken once, here; nothing uses it after this.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
         // Elsewhere, so that a close that never ends stops nobody; waited for, so that a node that ends has left.
-        let (closed, is_closed) = std::sync::mpsc::channel();
+        let (closed, is_closed) = std::sync::mpsc::sync_channel(1);
         let closing = std::thread::Builder::new().spawn(move || {
             drop(consumer);
             // Whoever waited may be gone.
