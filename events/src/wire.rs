@@ -15,7 +15,7 @@ use crate::ids::{
 pub const MESSAGE_ID_BYTES_MAX: usize = 64;
 
 /// One position report as a phone sends it. Raw numbers: the ingest pipeline checks them and says what is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Ping {
     /// Degrees north.
     pub lat: f64,
