@@ -13,8 +13,11 @@
 //! (`ride`), the exact assignment on plain numbers (`assignment`).
 
 mod assignment;
+mod rematch;
 #[cfg(test)]
 mod tests;
+
+pub use rematch::SwapRules;
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,6 +27,7 @@ use cabrank_events::{DriverId, RideId, Time};
 use serde::{Deserialize, Serialize};
 
 use assignment::{Costs, Served};
+use rematch::Holders;
 
 /// The most rides one round looks at; the youngest beyond it wait for the next one. Keeps the exact policy's sums
 /// within 64 bits.
@@ -55,6 +59,23 @@ pub struct Candidate {
     pub cost: i64,
 }
 
+/// A ride whose driver is on the way to it, which may still get another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnTheWay {
+    /// Which ride. Each at most once in a round, and not among [`Round::rides`].
+    pub ask: RideAsk,
+    /// Who comes: index into [`Round::drivers`].
+    pub driver: u32,
+    /// How long that driver still needs, milliseconds from now.
+    pub remaining_ms: i64,
+    /// When the rider was told that somebody comes, milliseconds from now; `remaining_ms` if nothing was promised.
+    pub promised_ms: i64,
+    /// How often the ride has changed its driver by a swap.
+    pub swaps: u32,
+    /// Other cars it may get, as for a ride that waits.
+    pub candidates: Vec<Candidate>,
+}
+
 /// A snapshot of who waits and who could come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
@@ -65,6 +86,12 @@ pub struct Round {
     /// Per ride its cars, in any order; of one named twice the cheaper counts. A missing list is an empty one,
     /// and candidates that name no driver are left out.
     pub candidates: Vec<Vec<Candidate>>,
+    /// Rides with a driver on the way, in any order. [`Rematch`] looks at them; for the others their drivers are taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_the_way: Vec<OnTheWay>,
+    /// What is asked of a swap.
+    #[serde(default)]
+    pub rules: SwapRules,
 }
 
 /// A ride and the car it is to ask.
@@ -101,7 +128,7 @@ pub struct RoundResult {
     pub looked: Vec<(RideId, u32)>,
     /// The pairs, in the same order.
     pub pairs: Vec<Pair>,
-    /// Exchanges between rides whose drivers are on the way. The policies here make none.
+    /// Exchanges between rides whose drivers are on the way: only [`Rematch`] makes them.
     #[serde(default)]
     pub swaps: Vec<Swap>,
     /// Work done: candidates looked at, each time, and entries taken from the search's queue.
@@ -135,6 +162,11 @@ pub struct Greedy;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Batched;
 
+/// As [`Batched`], and rides whose drivers are on the way take part: their cars are exchanged where [`SwapRules`] say that
+/// it pays. A ride that waits may get the car of one on the way at the same place, which then gets another one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rematch;
+
 /// The policies by name.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
@@ -148,11 +180,13 @@ pub enum PolicyKind {
     /// [`Batched`].
     #[default]
     Batched,
+    /// [`Rematch`].
+    Rematch,
 }
 
 /// No policy has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no policy {found:?}: choose first_come, greedy or batched")]
+#[error("there is no policy {found:?}: choose first_come, greedy, batched or rematch")]
 pub struct BadPolicy {
     /// The name that was given.
     pub found: String,
@@ -160,7 +194,7 @@ pub struct BadPolicy {
 
 impl PolicyKind {
     /// All of them, the simplest first.
-    pub const ALL: [PolicyKind; 3] = [Self::FirstCome, Self::Greedy, Self::Batched];
+    pub const ALL: [PolicyKind; 4] = [Self::FirstCome, Self::Greedy, Self::Batched, Self::Rematch];
 
     /// The policy itself.
     pub fn policy(self) -> &'static dyn Policy {
@@ -168,6 +202,7 @@ impl PolicyKind {
             Self::FirstCome => &FirstCome,
             Self::Greedy => &Greedy,
             Self::Batched => &Batched,
+            Self::Rematch => &Rematch,
         }
     }
 }
@@ -191,7 +226,7 @@ impl FromStr for PolicyKind {
 
 impl Policy for FirstCome {
     fn solve(&self, round: &Round, _budget_steps: u64) -> RoundResult {
-        Ordered::from(round).result(assignment::first_come)
+        for_waiting(round, assignment::first_come)
     }
 
     fn name(&self) -> &'static str {
@@ -201,7 +236,7 @@ impl Policy for FirstCome {
 
 impl Policy for Greedy {
     fn solve(&self, round: &Round, _budget_steps: u64) -> RoundResult {
-        Ordered::from(round).result(assignment::greedy)
+        for_waiting(round, assignment::greedy)
     }
 
     fn name(&self) -> &'static str {
@@ -211,7 +246,7 @@ impl Policy for Greedy {
 
 impl Policy for Batched {
     fn solve(&self, round: &Round, budget_steps: u64) -> RoundResult {
-        Ordered::from(round).result(|costs| assignment::exact(costs, budget_steps))
+        for_waiting(round, |costs| assignment::exact(costs, budget_steps))
     }
 
     fn name(&self) -> &'static str {
@@ -219,22 +254,61 @@ impl Policy for Batched {
     }
 }
 
+impl Policy for Rematch {
+    fn solve(&self, round: &Round, budget_steps: u64) -> RoundResult {
+        rematch::solve(round, budget_steps)
+    }
+
+    fn name(&self) -> &'static str {
+        "rematch"
+    }
+}
+
+/// Only rides that wait get cars, and only free ones.
+fn for_waiting(round: &Round, solve: impl FnOnce(&Costs) -> Served) -> RoundResult {
+    let ordered = Ordered::new(round, &Holders::pinned(round), false);
+    ordered.told(&solve(&ordered.costs))
+}
+
+/// A row of the assignment.
+#[derive(Clone, Copy)]
+enum Row {
+    /// A ride that waits: its place in [`Round::rides`].
+    Waiting(usize),
+    /// A ride with a driver on the way: its place in [`Round::on_the_way`].
+    Going(usize),
+}
+
+impl Row {
+    fn ask(self, round: &Round) -> &RideAsk {
+        match self {
+            Row::Waiting(at) => &round.rides[at],
+            Row::Going(at) => &round.on_the_way[at].ask,
+        }
+    }
+}
+
 /// A round as numbers in an order of its own, so that ties do not depend on how the snapshot was listed: rows are
 /// the rides by (since, id), columns the drivers by id.
 struct Ordered<'a> {
     round: &'a Round,
-    rides: Vec<&'a RideAsk>,
+    rows: Vec<Row>,
     /// Column to index into [`Round::drivers`].
     drivers: Vec<u32>,
     costs: Costs,
 }
 
-impl<'a> From<&'a Round> for Ordered<'a> {
-    fn from(round: &'a Round) -> Self {
-        let mut rows: Vec<usize> = (0..round.rides.len()).collect();
-        rows.sort_unstable_by_key(|row| {
-            let ask = &round.rides[*row];
-            (ask.since, ask.ride, *row)
+impl<'a> Ordered<'a> {
+    fn new(round: &'a Round, holders: &Holders, with_going: bool) -> Self {
+        let mut rows: Vec<Row> = (0..round.rides.len()).map(Row::Waiting).collect();
+        if with_going {
+            let going = round.on_the_way.iter().enumerate();
+            let takes_part = going.filter(|(at, going)| holders.takes_part(*at, going.driver));
+            rows.extend(takes_part.map(|(at, _)| Row::Going(at)));
+        }
+        rows.sort_by_key(|row| {
+            let ask = row.ask(round);
+            (ask.since, ask.ride)
         });
         rows.truncate(ROUND_RIDES_MAX);
 
@@ -248,44 +322,73 @@ impl<'a> From<&'a Round> for Ordered<'a> {
 
         let mut costs = Costs::new(known);
         for row in &rows {
-            let candidates = round.candidates.get(*row).map_or(&[][..], Vec::as_slice);
-            costs.push_row(candidates.iter().filter_map(|candidate| {
-                let column = column_of.get(candidate.driver as usize)?;
-                (-COST_MS_MAX..=COST_MS_MAX)
-                    .contains(&candidate.cost)
-                    .then_some((*column, candidate.cost))
-            }));
+            match row {
+                Row::Waiting(at) => {
+                    let candidates = round.candidates.get(*at).map_or(&[][..], Vec::as_slice);
+                    let place = round.rides[*at].ride.place;
+                    let edges = candidates.iter().filter_map(|candidate| {
+                        let column = column_of.get(candidate.driver as usize)?;
+                        let fits = (-COST_MS_MAX..=COST_MS_MAX).contains(&candidate.cost)
+                            && holders.lends(round, candidate.driver, place);
+                        fits.then_some((*column, candidate.cost))
+                    });
+                    costs.push_row(edges, None);
+                }
+                Row::Going(at) => {
+                    let going = &round.on_the_way[*at];
+                    let edges = going.edges(round, holders).filter_map(|(driver, cost)| {
+                        Some((*column_of.get(driver as usize)?, cost))
+                    });
+                    costs.push_row(edges, column_of.get(going.driver as usize).copied());
+                }
+            }
         }
-        let rides = rows.iter().map(|row| &round.rides[*row]).collect();
         Ordered {
             round,
-            rides,
+            rows,
             drivers,
             costs,
         }
     }
-}
 
-impl Ordered<'_> {
-    fn result(&self, solve: impl FnOnce(&Costs) -> Served) -> RoundResult {
-        let served = solve(&self.costs);
+    fn ask(&self, row: usize) -> &RideAsk {
+        self.rows[row].ask(self.round)
+    }
+
+    fn driver(&self, column: u32) -> &DriverId {
+        &self.round.drivers[self.drivers[column as usize] as usize]
+    }
+
+    /// The edge to the driver that is on the way to this row's ride.
+    fn own_edge(&self, row: usize) -> Option<u32> {
+        self.costs.own_edge(row)
+    }
+
+    /// Pairs for the rides that wait and get a free car.
+    fn told(&self, served: &Served) -> RoundResult {
+        let waiting = || {
+            let rows = self.rows.iter().enumerate();
+            rows.filter(|(_, row)| matches!(row, Row::Waiting(_)))
+        };
+        let mut is_held = vec![false; self.drivers.len()];
+        for row in 0..self.rows.len() {
+            if let Some(own) = self.own_edge(row) {
+                is_held[self.costs.edge(own).0 as usize] = true;
+            }
+        }
         RoundResult {
-            looked: self
-                .rides
-                .iter()
+            looked: waiting()
+                .map(|(_, row)| row.ask(self.round))
                 .map(|ask| (ask.ride, ask.version))
                 .collect(),
-            pairs: self
-                .rides
-                .iter()
-                .zip(&served.edges)
-                .filter_map(|(ask, edge)| {
-                    let (column, cost_ms) = self.costs.edge((*edge)?);
-                    let driver = self.drivers[column as usize];
-                    Some(Pair {
+            pairs: waiting()
+                .filter_map(|(at, row)| {
+                    let ask = row.ask(self.round);
+                    let (column, cost_ms) = self.costs.edge(served.edges[at]?);
+                    (!is_held[column as usize]).then(|| Pair {
                         ride: ask.ride,
                         version: ask.version,
-                        driver: self.round.drivers[driver as usize].clone(),
+                        driver: self.driver(column).clone(),
                         cost_ms,
                     })
                 })

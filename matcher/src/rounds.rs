@@ -104,6 +104,7 @@ impl Solver {
             rides: asks,
             drivers,
             candidates,
+            ..Round::default()
         };
         let result = self.policy.solve(&round, self.config.round_steps_max);
         Solved {

@@ -8,7 +8,8 @@
 //! what is assigned is the best for the rows settled so far, and giving up at any moment leaves a valid result.
 //!
 //! Every row also has a way out of its own, to stay unserved, at a price above all that can be saved elsewhere.
-//! That makes every problem solvable, and the largest number of served rows come first.
+//! That makes every problem solvable, and the largest number of served rows come first. A row that owns an edge (a
+//! ride whose driver is on the way) has no such way out: it is always served, which its own edge makes possible.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,6 +21,8 @@ pub(super) struct Costs {
     starts: Vec<u32>,
     column: Vec<u32>,
     cost: Vec<i64>,
+    /// Row to the edge it has already, or [`NONE`]. No two rows own one column.
+    own: Vec<u32>,
     /// The row before, sorted: kept for its memory.
     row: Vec<(i64, u32)>,
     /// Column to the last row (plus one) that named it.
@@ -34,32 +37,43 @@ impl Costs {
             starts: vec![0],
             column: Vec::new(),
             cost: Vec::new(),
+            own: Vec::new(),
             row: Vec::new(),
             named_by: vec![0; columns],
         }
     }
 
     /// Adds a row of (column, cost) in any order. Of a column named twice the cheaper edge stays, and edges beyond
-    /// the numbers of `u32` are left out.
-    pub(super) fn push_row(&mut self, edges: impl Iterator<Item = (u32, i64)>) {
+    /// the numbers of `u32` are left out. `own` is the column that the row has already: it must be among the edges.
+    pub(super) fn push_row(&mut self, edges: impl Iterator<Item = (u32, i64)>, own: Option<u32>) {
         self.row.clear();
         self.row.extend(edges.map(|(column, cost)| (cost, column)));
         self.row.sort_unstable();
         let this = self.starts.len() as u32;
+        let mut own_edge = NONE;
         for (cost, column) in &self.row {
             let named_by = &mut self.named_by[*column as usize];
             if *named_by != this && self.column.len() < NONE as usize {
                 *named_by = this;
+                if own == Some(*column) {
+                    own_edge = self.column.len() as u32;
+                }
                 self.column.push(*column);
                 self.cost.push(*cost);
             }
         }
+        self.own.push(own_edge);
         self.starts.push(self.column.len() as u32);
     }
 
     /// An edge's column and cost.
     pub(super) fn edge(&self, edge: u32) -> (u32, i64) {
         (self.column[edge as usize], self.cost[edge as usize])
+    }
+
+    /// The edge a row has already.
+    pub(super) fn own_edge(&self, row: usize) -> Option<u32> {
+        Some(self.own[row]).filter(|edge| *edge != NONE)
     }
 
     fn rows(&self) -> usize {
@@ -111,19 +125,24 @@ pub(super) fn first_come(costs: &Costs) -> Served {
     }
 }
 
-/// The cheapest edge of all first.
+/// The cheapest edge of all first. Rows that own an edge keep it.
 pub(super) fn greedy(costs: &Costs) -> Served {
+    let own = |edge: &u32| (*edge != NONE).then_some(*edge);
     let mut served = Served {
-        edges: vec![None; costs.rows()],
+        edges: costs.own.iter().map(own).collect(),
         steps: 0,
         exhausted: false,
     };
-    fill_greedily(costs, &mut served, &mut vec![false; costs.columns]);
+    fill_greedily(costs, &mut served);
     served
 }
 
 /// Serves rows that have nothing from columns that are free, the cheapest edge first, then the earlier row.
-fn fill_greedily(costs: &Costs, served: &mut Served, taken: &mut [bool]) {
+pub(super) fn fill_greedily(costs: &Costs, served: &mut Served) {
+    let mut taken = vec![false; costs.columns];
+    for edge in served.edges.iter().flatten() {
+        taken[costs.column[*edge as usize] as usize] = true;
+    }
     let mut open: Vec<(i64, u32, u32)> = Vec::new();
     for row in 0..costs.rows() as u32 {
         if served.edges[row as usize].is_none() {
@@ -156,11 +175,14 @@ pub(super) fn exact(costs: &Costs, budget_steps: u64) -> Served {
     let mut served = solver.served();
     if exhausted {
         served.exhausted = true;
-        let mut taken: Vec<bool> = solver.row_of.iter().map(|row| *row != NONE).collect();
-        fill_greedily(costs, &mut served, &mut taken);
+        let keeps_all =
+            (0..costs.rows()).all(|row| costs.own[row] == NONE || served.edges[row].is_some());
+        if keeps_all {
+            fill_greedily(costs, &mut served);
+        }
         let mut plain = greedy(costs);
         served.steps += plain.steps;
-        if plain.worth(costs) > served.worth(costs) {
+        if !keeps_all || plain.worth(costs) > served.worth(costs) {
             plain.steps = served.steps;
             plain.exhausted = true;
             served = plain;
@@ -189,7 +211,9 @@ fn oldest_first(costs: &Costs, served: &mut Served) {
             .filter_map(|edge| {
                 let later = row_of[costs.column[edge] as usize];
                 let its = (*served.edges.get(later as usize)?)? as usize;
-                (later > row && costs.cost[its] == costs.cost[edge]).then_some((later, edge))
+                let may_wait = costs.own[later as usize] == NONE;
+                (later > row && may_wait && costs.cost[its] == costs.cost[edge])
+                    .then_some((later, edge))
             })
             .max();
         if let Some((later, edge)) = latest {
@@ -201,7 +225,10 @@ fn oldest_first(costs: &Costs, served: &mut Served) {
 }
 
 /// No row, no edge.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
+
+/// What no way may cost: that of a row out that has none.
+const NEVER: i64 = 1 << 61;
 
 /// How many times over the bids may look at all edges. More bidding leaves fewer rows to search for, but two rows
 /// that want one column may outbid each other for long by very little.
@@ -281,6 +308,15 @@ impl<'a> Solver<'a> {
         }
     }
 
+    /// What it costs to leave a row unserved.
+    fn way_out(&self, row: u32) -> i64 {
+        if self.costs.own[row as usize] == NONE {
+            self.unserved
+        } else {
+            NEVER
+        }
+    }
+
     /// Rows bid for columns; returns those left without, who are neither served nor settled.
     ///
     /// A row takes its cheapest column, whoever has it, and lowers the price to where its second choice would be
@@ -297,7 +333,8 @@ impl<'a> Solver<'a> {
                 continue;
             }
             // The way out is a choice like any other, but never taken here: it costs nobody anything to wait.
-            let (mut first, mut second) = ((self.unserved, NONE), (self.unserved, NONE));
+            let out = (self.way_out(row), NONE);
+            let (mut first, mut second) = (out, out);
             for edge in self.costs.edges_of(row) {
                 self.steps += 1;
                 let cost = self.costs.cost[edge];
@@ -315,6 +352,8 @@ impl<'a> Solver<'a> {
                 left.push(row);
                 continue;
             }
+            // Without a second choice or a way out any price is true; this one keeps others away.
+            second.0 = second.0.min(first.0 + self.unserved);
             let mut edge = first.1;
             let mut column = self.costs.column[edge as usize] as usize;
             let moved = first.0 < second.0;
@@ -345,7 +384,7 @@ impl<'a> Solver<'a> {
         self.search += 1;
         self.queue.clear();
         self.settled.clear();
-        let (mut best, mut end) = (self.unserved, End::Unserved(root));
+        let (mut best, mut end) = (self.way_out(root), End::Unserved(root));
         let (mut row, mut base) = (root, 0);
         loop {
             // What a column costs from here is at least base + cost, as prices are at most 0.
@@ -371,8 +410,9 @@ impl<'a> Solver<'a> {
                     self.queue.push(Reverse((distance, column)));
                 }
             }
-            if base + self.unserved < best {
-                (best, end) = (base + self.unserved, End::Unserved(row));
+            let out = base + self.way_out(row);
+            if out < best {
+                (best, end) = (out, End::Unserved(row));
             }
             if self.steps >= self.budget_steps {
                 return Outcome::OutOfBudget;

@@ -46,6 +46,7 @@ fn round(rows: &[Vec<Option<i64>>]) -> Round {
                 row.iter().enumerate().filter_map(candidate).collect()
             })
             .collect(),
+        ..Round::default()
     }
 }
 
@@ -404,6 +405,7 @@ fn shuffled(round: &Round, random: &mut SmallRng) -> Round {
                 list
             })
             .collect(),
+        ..Round::default()
     }
 }
 

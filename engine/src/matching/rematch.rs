@@ -1,0 +1,279 @@
+//! Which cars that are on their way should change rides?
+//!
+//! A ride whose driver is on the way takes part in the round like one that waits, only that it always gets a car: at
+//! worst the one it has. Keeping it is cheaper than any other by [`SwapRules::gain_min_ms`], so a change is made only
+//! if it saves that much for every ride that changes its driver. What comes out differently than it is falls into
+//! chains and circles, each a [`Swap`] (PROTOCOL 6).
+//!
+//! Holds: a swap's rides are of one place shard, because a held car is a candidate only there; a free car starts a
+//! chain; no ride loses its car without another one; nobody who is close, has changed too often or is in the middle of
+//! an exchange takes part, nor does their car.
+//!
+//! Elsewhere: what becomes of a swap (`shard::exchange`), who is a candidate at what price (the node).
+
+use cabrank_events::ShardId;
+use cabrank_events::event::Move;
+use serde::{Deserialize, Serialize};
+
+use super::assignment::{self, NONE, Served};
+use super::{COST_MS_MAX, OnTheWay, Ordered, Round, RoundResult, SWAP_MOVES_MAX, Swap};
+
+/// When rides whose drivers are on the way may change them. All in domain milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SwapRules {
+    /// What a swap must save, for each ride that changes its driver, of all riders' waiting together. More: fewer swaps and
+    /// longer waits; less: drivers turn round for nothing. Swaps that give a car to a ride that would get none need not.
+    pub gain_min_ms: u64,
+    /// How often a ride may change its driver by a swap.
+    pub swaps_max: u32,
+    /// By how much later than promised a rider may be fetched because of a swap.
+    pub worsen_max_ms: u64,
+    /// A driver nearer to the pickup than this is left alone.
+    pub close_ms: u64,
+}
+
+impl Default for SwapRules {
+    fn default() -> Self {
+        SwapRules {
+            gain_min_ms: 120_000,
+            swaps_max: 3,
+            worsen_max_ms: 180_000,
+            close_ms: 60_000,
+        }
+    }
+}
+
+/// What a driver does at the moment, as far as a round is concerned.
+#[derive(Clone, Copy)]
+enum Holder {
+    Nobody,
+    /// A ride on the way (its place in [`Round::on_the_way`]) that takes part.
+    Ride(usize),
+    /// A ride that does not.
+    Pinned,
+}
+
+/// Who holds each driver of the round.
+pub(super) struct Holders(Vec<Holder>);
+
+impl Holders {
+    /// Nobody takes part: rides on the way only keep their cars from others.
+    pub(super) fn pinned(round: &Round) -> Holders {
+        let mut holders = vec![Holder::Nobody; round.drivers.len()];
+        for going in &round.on_the_way {
+            if let Some(holder) = holders.get_mut(going.driver as usize) {
+                *holder = Holder::Pinned;
+            }
+        }
+        Holders(holders)
+    }
+
+    fn of(round: &Round) -> Holders {
+        let mut holders = vec![Holder::Nobody; round.drivers.len()];
+        for (at, going) in round.on_the_way.iter().enumerate() {
+            if let Some(holder) = holders.get_mut(going.driver as usize) {
+                *holder = match holder {
+                    Holder::Nobody if going.may_swap(&round.rules) => Holder::Ride(at),
+                    Holder::Nobody | Holder::Ride(_) | Holder::Pinned => Holder::Pinned,
+                };
+            }
+        }
+        Holders(holders)
+    }
+
+    /// May a ride that waits at `place` get this driver?
+    pub(super) fn lends(&self, round: &Round, driver: u32, place: ShardId) -> bool {
+        match self.0.get(driver as usize) {
+            Some(Holder::Nobody) => true,
+            Some(Holder::Ride(at)) => round.on_the_way[*at].ask.ride.place == place,
+            Some(Holder::Pinned) | None => false,
+        }
+    }
+
+    /// Does this ride on the way take part?
+    pub(super) fn takes_part(&self, at: usize, driver: u32) -> bool {
+        matches!(self.0.get(driver as usize), Some(Holder::Ride(its)) if *its == at)
+    }
+}
+
+impl OnTheWay {
+    fn may_swap(&self, rules: &SwapRules) -> bool {
+        self.swaps < rules.swaps_max
+            && self.remaining_ms >= i64::try_from(rules.close_ms).unwrap_or(i64::MAX)
+            && self.remaining_ms <= COST_MS_MAX
+    }
+
+    /// What the ride's cars cost, its own among them.
+    pub(super) fn edges<'a>(
+        &'a self,
+        round: &'a Round,
+        holders: &'a Holders,
+    ) -> impl Iterator<Item = (u32, i64)> + 'a {
+        let as_ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        let latest = self
+            .promised_ms
+            .saturating_add(as_ms(round.rules.worsen_max_ms));
+        let gain = as_ms(round.rules.gain_min_ms);
+        let others = self.candidates.iter().filter_map(move |other| {
+            let fits = other.driver != self.driver
+                && other.cost <= latest.max(self.remaining_ms)
+                && (-COST_MS_MAX..=COST_MS_MAX).contains(&other.cost)
+                && holders.lends(round, other.driver, self.ask.ride.place);
+            let cost = other.cost.saturating_add(gain);
+            (fits && cost <= COST_MS_MAX).then_some((other.driver, cost))
+        });
+        others.chain([(self.driver, self.remaining_ms)])
+    }
+}
+
+/// Exact over waiting rides and those on the way together, within the rules.
+pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
+    let holders = Holders::of(round);
+    let ordered = Ordered::new(round, &holders, true);
+    let mut served = assignment::exact(&ordered.costs, budget_steps);
+    let rows = 0..ordered.rows.len();
+    if rows
+        .clone()
+        .any(|row| served.edges[row].is_none() && ordered.own_edge(row).is_some())
+    {
+        served = assignment::greedy(&ordered.costs);
+    }
+    if cut_long(&ordered, &mut served) {
+        assignment::fill_greedily(&ordered.costs, &mut served);
+        // What was filled in may have made another one too long.
+        cut_long(&ordered, &mut served);
+    }
+    let mut result = ordered.told(&served);
+    result.swaps = Changes::of(&ordered, &served)
+        .all()
+        .into_iter()
+        .map(|change| change.swap(&ordered, &served))
+        .collect();
+    result
+}
+
+/// Rows that pass their cars on: each gets the car of the one before it.
+struct Change {
+    rows: Vec<usize>,
+    /// The first gets the car of the last, else a free one.
+    is_circle: bool,
+}
+
+/// What is to be otherwise than it is.
+struct Changes<'a> {
+    ordered: &'a Ordered<'a>,
+    /// Row to the column it gets.
+    gets: Vec<Option<u32>>,
+    /// Column to the row that gets it.
+    taker: Vec<u32>,
+    /// Column to the row whose driver it is.
+    owner: Vec<u32>,
+}
+
+impl<'a> Changes<'a> {
+    fn of(ordered: &'a Ordered<'a>, served: &Served) -> Changes<'a> {
+        let column = |edge: u32| ordered.costs.edge(edge).0;
+        let mut changes = Changes {
+            ordered,
+            gets: served.edges.iter().map(|edge| edge.map(column)).collect(),
+            taker: vec![NONE; ordered.drivers.len()],
+            owner: vec![NONE; ordered.drivers.len()],
+        };
+        for row in 0..ordered.rows.len() {
+            if let Some(column) = changes.gets[row] {
+                changes.taker[column as usize] = row as u32;
+            }
+            if let Some(column) = changes.owns(row) {
+                changes.owner[column as usize] = row as u32;
+            }
+        }
+        changes
+    }
+
+    fn owns(&self, row: usize) -> Option<u32> {
+        let edge = self.ordered.own_edge(row)?;
+        Some(self.ordered.costs.edge(edge).0)
+    }
+
+    /// Who gets the car of this row, if another one does.
+    fn next(&self, row: usize) -> Option<usize> {
+        let taker = self.taker[self.owns(row)? as usize];
+        (taker != NONE && taker as usize != row).then_some(taker as usize)
+    }
+
+    /// Every chain, from its free car on, then every circle, from its first row on.
+    fn all(&self) -> Vec<Change> {
+        let changed: Vec<usize> = (0..self.gets.len())
+            .filter(|row| self.owns(*row).is_some() && self.owns(*row) != self.gets[*row])
+            .collect();
+        let mut seen = vec![false; self.gets.len()];
+        let mut all = Vec::new();
+        let is_free = |row: &usize| {
+            let car = self.gets[*row].map_or(NONE, |column| self.owner[column as usize]);
+            car == NONE
+        };
+        let chains = changed
+            .iter()
+            .filter(|row| is_free(row))
+            .map(|row| (*row, false));
+        let circles = changed.iter().map(|row| (*row, true));
+        for (first, is_circle) in chains.chain(circles) {
+            if seen[first] {
+                continue;
+            }
+            let mut rows = Vec::new();
+            let mut row = Some(first);
+            while let Some(at) = row.filter(|at| !seen[*at]) {
+                seen[at] = true;
+                rows.push(at);
+                row = self.next(at);
+            }
+            all.push(Change { rows, is_circle });
+        }
+        all
+    }
+}
+
+/// Shortens chains of too many moves to what saves most, and gives up circles of too many. Was there one?
+fn cut_long(ordered: &Ordered<'_>, served: &mut Served) -> bool {
+    let mut was_long = false;
+    for change in Changes::of(ordered, served).all() {
+        if change.rows.len() <= SWAP_MOVES_MAX {
+            continue;
+        }
+        was_long = true;
+        let mut kept = 0;
+        if !change.is_circle {
+            let (mut saved, mut best) = (0, 0);
+            // One less than may be, so that a ride that waits still finds room at the end.
+            for (at, row) in change.rows[..SWAP_MOVES_MAX - 1].iter().enumerate() {
+                let cost = |edge: Option<u32>| edge.map_or(0, |edge| ordered.costs.edge(edge).1);
+                saved += cost(ordered.own_edge(*row)) - cost(served.edges[*row]);
+                if saved > best {
+                    (kept, best) = (at + 1, saved);
+                }
+            }
+        }
+        for row in &change.rows[kept..] {
+            served.edges[*row] = ordered.own_edge(*row);
+        }
+    }
+    was_long
+}
+
+impl Change {
+    fn swap(&self, ordered: &Ordered<'_>, served: &Served) -> Swap {
+        let gets = |row: &usize| {
+            let (ask, edge) = (ordered.ask(*row), served.edges[*row]?);
+            Some(Move {
+                ride: ask.ride,
+                version: ask.version,
+                driver: ordered.driver(ordered.costs.edge(edge).0).clone(),
+            })
+        };
+        Swap {
+            moves: self.rows.iter().filter_map(gets).collect(),
+        }
+    }
+}
