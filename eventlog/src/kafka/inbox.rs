@@ -285,6 +285,10 @@ impl Event {
         // SAFETY: a fetched message names its topic, and the name lives as long as the topic handle.
         let name = unsafe { CStr::from_ptr(rd::rd_kafka_topic_name(message.rkt)) };
         let topic = names.topic(name.to_str().ok()?)?;
+        if message.payload.is_null() && topic != Topic::ShardState {
+            // It only carried the end of a transaction (`hanging`); in the states it removes one that never was.
+            return None;
+        }
         let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
         // SAFETY: the message lives; `kind` is written to.
         let time_ms = unsafe { rd::rd_kafka_message_timestamp(message, &mut kind) };

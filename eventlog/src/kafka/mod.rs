@@ -19,6 +19,7 @@
 
 mod client;
 mod config;
+mod hanging;
 mod inbox;
 mod lease;
 mod log;

@@ -31,7 +31,7 @@ use super::lease::{NodeLease, now_ns};
 use super::log::Shared;
 use super::producing::{Pair, retire};
 use super::stored::{EVENTS, Note, ShardImage};
-use super::takeover::take_over;
+use super::takeover::{Taken, Takeover};
 use crate::{
     CommitError, Lease, POLL_MAX, PollError, Polled, Record, RecoverError, Recovered, ShardOwner,
     Topic, Transaction, Waker,
@@ -46,6 +46,12 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const SAMPLE_MAX: Duration = Duration::from_millis(1_500);
 /// Longest wait between two looks at lease and clock.
 const SLICE: Duration = Duration::from_millis(100);
+/// How long `recover` waits for shards that have just begun to come: nearly always they are here by then.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
+/// How long it waits for a shard whose takeover takes longer: the caller asks again, and does other things between.
+const TAKEOVER_LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at shards that are on their way.
+const TAKEOVER_SLICE: Duration = Duration::from_millis(2);
 /// Longest wait of one `poll`.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -122,6 +128,8 @@ pub struct KafkaOwner {
     woken: Arc<AtomicBool>,
     assignment: Option<Assignment>,
     lanes: BTreeMap<u16, Lane>,
+    /// Shards on their way here, by when they were asked for.
+    takeovers: Vec<Takeover>,
     /// Shards whose memory was thrown away here: the caller has to recover them.
     forgotten: BTreeSet<u16>,
     /// The consumer is not reading what `lanes` says.
@@ -207,6 +215,7 @@ impl KafkaOwner {
             woken: Arc::default(),
             assignment: None,
             lanes: BTreeMap::new(),
+            takeovers: Vec::new(),
             forgotten: BTreeSet::new(),
             is_moved: false,
             waiting: VecDeque::new(),
@@ -305,6 +314,8 @@ impl KafkaOwner {
             since_ns: now_ns(),
             is_over: false,
         });
+        // While the caller gets there: it asks for them one by one.
+        self.begin_takeover();
         // At once: nobody is answered before the first proof.
         self.renew_lease(true);
     }
@@ -372,6 +383,7 @@ impl KafkaOwner {
         let lost = std::mem::take(&mut self.lanes).into_keys();
         self.forgotten.extend(lost);
         self.forgotten.retain(|shard| owned.contains(shard));
+        self.takeovers.clear();
         self.waiting.clear();
         self.is_moved = true;
         self.sample = None;
@@ -406,6 +418,63 @@ impl KafkaOwner {
             self.producers = Some(pair);
         }
         self.producers.as_mut().ok_or(KafkaError::Canceled)
+    }
+
+    // -- taking over ---------------------------------------------------------------------------------------------
+
+    /// Begins to take over what is owned and neither here nor on its way.
+    fn begin_takeover(&mut self) {
+        let is_missing = |shard: &u16| {
+            !self.lanes.contains_key(shard) && !self.takeovers.iter().any(|t| t.has(*shard))
+        };
+        let shards: BTreeSet<u16> = self.owned().iter().copied().filter(is_missing).collect();
+        if !shards.is_empty() {
+            let metadata = self.inbox.consumer().group_metadata();
+            let takeover = Takeover::begin(&self.shared, shards, metadata, self.sabotage);
+            self.takeovers.push(takeover);
+        }
+    }
+
+    /// Waits for a shard that is on its way, and polls meanwhile: this node stays in the group however long it takes, and
+    /// hears of it when the shard goes to another.
+    fn taken(&mut self, shard: u16) -> Result<Taken, RecoverError> {
+        let asked = Instant::now();
+        let life = self.assignment.as_ref().map(|a| a.since_ns);
+        loop {
+            let coming = self.takeovers.iter().position(|t| t.has(shard));
+            let (Some(index), true) =
+                (coming, life == self.assignment.as_ref().map(|a| a.since_ns))
+            else {
+                return Err(RecoverError::Unavailable(format!(
+                    "shard {shard} is moving: poll until it is gained"
+                )));
+            };
+            let takeover = &mut self.takeovers[index];
+            if let Some(outcome) = takeover.take(shard) {
+                if takeover.is_over() {
+                    self.takeovers.remove(index);
+                }
+                return outcome;
+            }
+            if takeover.age() > TAKEOVER_WAIT && asked.elapsed() > TAKEOVER_LOOK {
+                return Err(RecoverError::Unavailable(format!(
+                    "what was written on shard {shard} before is not decided yet, after {} ms",
+                    takeover.age().as_millis()
+                )));
+            }
+            if self.waiting.len() >= POLL_MAX {
+                // Commands of the shards that are here already: enough of them for now.
+                std::thread::park_timeout(TAKEOVER_SLICE);
+                continue;
+            }
+            match self.inbox.next(TAKEOVER_SLICE) {
+                Some(inward) => self.take_in(inward).map_err(|why| match why {
+                    PollError::Fenced { by } => RecoverError::Fenced { by },
+                    other => RecoverError::Unavailable(other.to_string()),
+                })?,
+                None => self.renew_lease(false),
+            }
+        }
     }
 
     // -- the lease -----------------------------------------------------------------------------------------------
@@ -631,7 +700,8 @@ impl ShardOwner for KafkaOwner {
             self.forget();
             self.forgotten.remove(&shard);
         }
-        let taken = take_over(&self.shared, shard, self.sabotage)?;
+        self.begin_takeover();
+        let taken = self.taken(shard)?;
         let ShardImage { note, engine, .. } = &taken.image;
         let mut note = note.clone().unwrap_or_default();
         note.epoch += 1;

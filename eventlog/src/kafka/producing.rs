@@ -205,6 +205,9 @@ impl Tally {
     }
 }
 
+/// Longest wait for an abort.
+const ABORT_PATIENCE: Duration = Duration::from_millis(500);
+
 /// A producer of transactions under one transactional id.
 pub(super) struct Transactor {
     producer: ThreadedProducer<Deliveries>,
@@ -216,7 +219,9 @@ impl Transactor {
     /// Makes it and fences whoever had this id before: what it left open is ended when this returns.
     pub(super) fn start(config: &KafkaConfig, names: &Names, id: &str) -> KafkaResult<Transactor> {
         use rdkafka::config::FromClientConfigAndContext;
-        let patience = Duration::from_millis(u64::from(config.transaction_timeout_ms));
+        // Whoever waits here does not poll: half of what the group allows between two polls.
+        let patience = config.transaction_timeout_ms.min(config.max_poll_ms / 2);
+        let patience = Duration::from_millis(u64::from(patience));
         let producer = ThreadedProducer::from_config_and_context(
             &client::transactional(config, id),
             Deliveries::new(names),
@@ -284,9 +289,11 @@ impl Transactor {
         self.producer.commit_transaction(self.patience)
     }
 
-    /// Ends the transaction without effect. If that fails, too, a successor's fence or the broker's time-out does it.
+    /// Ends the transaction without effect. If that fails, too, a successor's fence or the broker's time-out does it;
+    /// so it is waited for only as long as a broker takes that is there.
     pub(super) fn abort(&self) -> KafkaResult<()> {
-        self.producer.abort_transaction(self.patience)
+        self.producer
+            .abort_transaction(self.patience.min(ABORT_PATIENCE))
     }
 }
 

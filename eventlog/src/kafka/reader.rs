@@ -150,6 +150,12 @@ impl Reader {
     /// First offset and stable end of a partition.
     pub(super) fn bounds(&self, topic: Topic, partition: u16) -> Result<Bounds, ReadError> {
         let end = self.stable_ends(&[(topic, partition)])?[0];
+        let first = self.first(topic, partition)?;
+        Ok(Bounds { first, end })
+    }
+
+    /// First offset that is still there.
+    pub(super) fn first(&self, topic: Topic, partition: u16) -> Result<u64, ReadError> {
         let deadline = Instant::now() + request();
         loop {
             let asked = self
@@ -161,10 +167,7 @@ impl Reader {
                     Duration::from_millis(ATTEMPT_MS),
                 );
             match asked {
-                Ok((first, _)) => {
-                    let first = u64::try_from(first).unwrap_or(0);
-                    return Ok(Bounds { first, end });
-                }
+                Ok((first, _)) => return Ok(u64::try_from(first).unwrap_or(0)),
                 Err(why) if Instant::now() >= deadline => return Err(unavailable(why)),
                 Err(_) => self.look_for_leaders(Isolation::Committed, &[(topic, partition)]),
             }

@@ -287,7 +287,11 @@ impl Broker {
     fn launch(&self, index: usize) -> Result<(), String> {
         let mut node = self.node(index);
         let text = |why: std::io::Error| format!("the broker cannot be started: {why}");
-        let log = fs::File::create(node.dir.join("server.log")).map_err(text)?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(node.dir.join("server.log"))
+            .map_err(text)?;
         let process = java(&self.lib)
             .args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC"])
             .arg(format!(

@@ -1,0 +1,420 @@
+//! Transactions that the brokers have lost: decided, and yet open for ever.
+//!
+//! Who asks the coordinator is told that the transaction is over, but its end was never written to the partitions, so
+//! no reader of committed records gets past it and no fence helps. Apache Kafka 4.1 to 4.3 do that when a broker comes
+//! back while nobody leads the partitions (KAFKA-20734: "these partitions are likely deleted already and hence can be
+//! skipped"): a single broker that is restarted with a transaction open.
+//!
+//! What ends it: the next end of a transaction of the same producer in the same partition, because a partition knows one
+//! open transaction of each producer. So a transaction under the same transactional id writes one record without a value
+//! to each of the partitions and ends as the lost one was to end. How that was is in the coordinator's own log, the topic
+//! `__transaction_state`; without it nothing is done, since a guess could undo what somebody was told is done.
+//!
+//! Records without a value mean nothing in any of our topics; readers pass over them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use tracing::{info, warn};
+
+use super::client::{self, Isolation};
+use super::config::KafkaConfig;
+use super::log::Shared;
+use super::producing::{Outward, Transactor, retire};
+use crate::Topic;
+
+/// The coordinators' log.
+const COORDINATOR: &str = "__transaction_state";
+/// The groups' log: what is pending there ends with the group's offsets.
+const GROUPS: &str = "__consumer_offsets";
+/// Records of the coordinator's log that are looked through, from its end.
+const LOOK_BACK: i64 = 500_000;
+/// Longest wait for one of its records.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The key of a record that only carries a transaction to a partition.
+const FILLER: &[u8] = b"\0filler";
+
+/// How a transaction was to end, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Decision {
+    is_commit: bool,
+    partitions: BTreeSet<(String, i32)>,
+}
+
+/// Ends what is hanging of this id, if this node is the one to do it: of the nodes that wait for the same transaction the
+/// one with the lowest shard. `waiting` are this node's shards that are still open.
+pub(super) fn end(
+    shared: &Shared,
+    id: &str,
+    waiting: &BTreeSet<u16>,
+    metadata: Option<&ConsumerGroupMetadata>,
+) {
+    match try_end(shared, id, waiting, metadata) {
+        Ok(true) => info!(id, "a transaction that the brokers had lost is ended"),
+        Ok(false) => {}
+        Err(why) => warn!(
+            id,
+            %why,
+            "a transaction hangs and could not be ended: see `kafka-transactions.sh find-hanging`"
+        ),
+    }
+}
+
+fn try_end(
+    shared: &Shared,
+    id: &str,
+    waiting: &BTreeSet<u16>,
+    metadata: Option<&ConsumerGroupMetadata>,
+) -> KafkaResult<bool> {
+    let Some(decision) = decision(&shared.config, id)? else {
+        return Ok(false);
+    };
+    let ours: Vec<(Topic, u16)> = decision
+        .partitions
+        .iter()
+        .filter_map(|(topic, partition)| {
+            Some((shared.names.topic(topic)?, u16::try_from(*partition).ok()?))
+        })
+        .collect();
+    if first_open(shared, &ours)?.is_none_or(|shard| !waiting.contains(&shard)) {
+        return Ok(false);
+    }
+    info!(id, ?decision, "a transaction hangs");
+    let producer = Transactor::start(&shared.config, &shared.names, id)?;
+    producer.begin()?;
+    for (topic, partition) in ours {
+        producer.send(&Outward {
+            topic,
+            partition,
+            key: FILLER,
+            value: None,
+            note: None,
+        })?;
+    }
+    producer.acknowledged()?;
+    let has_offsets = decision.partitions.iter().any(|(topic, _)| topic == GROUPS);
+    if has_offsets && let Some(metadata) = metadata {
+        // A partition that no node reads as a member: its offset means nothing.
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(shared.names.of(Topic::ShardOwners), 0, Offset::Offset(0))?;
+        producer.send_offsets(&offsets, metadata)?;
+    }
+    let ended = if decision.is_commit {
+        producer.commit()
+    } else {
+        producer.abort()
+    };
+    retire(producer);
+    ended.map(|()| true)
+}
+
+/// The lowest shard that is open in one of the partitions.
+fn first_open(shared: &Shared, partitions: &[(Topic, u16)]) -> KafkaResult<Option<u16>> {
+    let ends = |isolation| {
+        shared
+            .reader
+            .ends(isolation, partitions)
+            .map_err(|_| KafkaError::Canceled)
+    };
+    let (high, stable) = (ends(Isolation::Everything)?, ends(Isolation::Committed)?);
+    let open = partitions.iter().zip(high).zip(stable);
+    Ok(open
+        .filter(|((_, high), stable)| stable < high)
+        .filter(|(((topic, _), _), _)| *topic != Topic::RideCommands)
+        .map(|(((_, shard), _), _)| *shard)
+        .min())
+}
+
+/// What the coordinator decided about the last transaction of this id; `None` if it is still at work on it, or there
+/// was none.
+fn decision(config: &KafkaConfig, id: &str) -> KafkaResult<Option<Decision>> {
+    let consumer: BaseConsumer = client::range_reader(config, Isolation::Everything).create()?;
+    let metadata = consumer.fetch_metadata(Some(COORDINATOR), PATIENCE)?;
+    let count = metadata
+        .topics()
+        .first()
+        .map_or(0, |topic| topic.partitions().len());
+    let Some(partition) = partition_of(id, count) else {
+        return Ok(None);
+    };
+    let (low, high) = consumer.fetch_watermarks(COORDINATOR, partition, PATIENCE)?;
+    let mut list = TopicPartitionList::new();
+    let from = low.max(high - LOOK_BACK);
+    list.add_partition_offset(COORDINATOR, partition, Offset::Offset(from))?;
+    consumer.assign(&list)?;
+    let mut history = History::default();
+    let mut heard = Instant::now();
+    let mut next = from;
+    while next < high && heard.elapsed() < PATIENCE {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(record)) => {
+                heard = Instant::now();
+                next = record.offset() + 1;
+                if record.key().and_then(id_in).as_deref() == Some(id)
+                    && let Some(entry) = record.payload().and_then(Entry::parse)
+                {
+                    history.add(entry);
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => break,
+            Some(Err(why)) => return Err(why),
+            None => {}
+        }
+    }
+    retire(consumer);
+    Ok(history.decision())
+}
+
+/// Which partition of the coordinators' log has this id: Java's hash of the text.
+fn partition_of(id: &str, count: usize) -> Option<i32> {
+    let hash = id.encode_utf16().fold(0_i32, |hash, unit| {
+        hash.wrapping_mul(31).wrapping_add(i32::from(unit))
+    });
+    let count = i32::try_from(count).ok().filter(|count| *count > 0)?;
+    Some(hash.checked_abs().unwrap_or(0) % count)
+}
+
+/// What the coordinator wrote of one id, in order.
+#[derive(Debug, Default)]
+struct History {
+    decided: Option<Decision>,
+    /// Fenced since: whatever comes now is an attempt to end what hangs.
+    is_past: bool,
+    is_under_way: bool,
+}
+
+impl History {
+    fn add(&mut self, entry: Entry) {
+        self.is_under_way = !matches!(
+            entry.status,
+            Status::EMPTY | Status::COMPLETE_COMMIT | Status::COMPLETE_ABORT
+        );
+        match entry.status {
+            Status::PREPARE_COMMIT | Status::PREPARE_ABORT => {
+                let mut partitions = entry.partitions;
+                if let Some(before) = self.decided.take().filter(|_| self.is_past) {
+                    partitions.extend(before.partitions);
+                }
+                self.decided = Some(Decision {
+                    is_commit: entry.status == Status::PREPARE_COMMIT,
+                    partitions,
+                });
+            }
+            Status::EMPTY => self.is_past = self.decided.is_some(),
+            _ => {}
+        }
+    }
+
+    fn decision(self) -> Option<Decision> {
+        self.decided.filter(|_| !self.is_under_way)
+    }
+}
+
+/// The states of a transaction, as the coordinator writes them.
+struct Status;
+
+impl Status {
+    const EMPTY: u8 = 0;
+    const PREPARE_COMMIT: u8 = 2;
+    const PREPARE_ABORT: u8 = 3;
+    const COMPLETE_COMMIT: u8 = 4;
+    const COMPLETE_ABORT: u8 = 5;
+}
+
+/// A record of the coordinator's log: Kafka's `TransactionLogValue`, versions 0 and 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    status: u8,
+    partitions: BTreeSet<(String, i32)>,
+}
+
+/// The transactional id in a record's key (`TransactionLogKey`, version 0).
+fn id_in(key: &[u8]) -> Option<String> {
+    let mut at = Bytes(key);
+    if at.i16()? != 0 {
+        return None;
+    }
+    let length = usize::try_from(at.i16()?).ok()?;
+    at.text(length)
+}
+
+impl Entry {
+    fn parse(value: &[u8]) -> Option<Entry> {
+        let mut at = Bytes(value);
+        let version = at.i16()?;
+        if !matches!(version, 0 | 1) {
+            return None;
+        }
+        // Producer id, its epoch, the transaction time-out.
+        at.take(8 + 2 + 4)?;
+        let status = at.take(1)?[0];
+        let is_compact = version == 1;
+        let mut partitions = BTreeSet::new();
+        for _ in 0..at.count(is_compact)? {
+            let length = if is_compact {
+                at.count(true)?
+            } else {
+                usize::try_from(at.i16()?).ok()?
+            };
+            let topic = at.text(length)?;
+            for _ in 0..at.count(is_compact)? {
+                partitions.insert((topic.clone(), at.i32()?));
+            }
+            if is_compact {
+                at.skip_tags()?;
+            }
+        }
+        Some(Entry { status, partitions })
+    }
+}
+
+/// What is left to read.
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, left) = self.0.split_at_checked(count)?;
+        self.0 = left;
+        Some(taken)
+    }
+
+    fn i16(&mut self) -> Option<i16> {
+        Some(i16::from_be_bytes(self.take(2)?.try_into().ok()?))
+    }
+
+    fn i32(&mut self) -> Option<i32> {
+        Some(i32::from_be_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn uvarint(&mut self) -> Option<u32> {
+        let mut value = 0_u32;
+        for shift in (0..32).step_by(7) {
+            let byte = self.take(1)?[0];
+            value |= u32::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// The length of a list; one that is absent has none.
+    fn count(&mut self, is_compact: bool) -> Option<usize> {
+        if is_compact {
+            usize::try_from(self.uvarint()?.saturating_sub(1)).ok()
+        } else {
+            usize::try_from(self.i32()?.max(0)).ok()
+        }
+    }
+
+    fn text(&mut self, length: usize) -> Option<String> {
+        String::from_utf8(self.take(length)?.to_vec()).ok()
+    }
+
+    fn skip_tags(&mut self) -> Option<()> {
+        for _ in 0..self.uvarint()? {
+            self.uvarint()?;
+            let length = usize::try_from(self.uvarint()?).ok()?;
+            self.take(length)?;
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record as a broker 4.3.1 writes it, or an older one.
+    fn record(version: u8, status: u8, topic: &str, partitions: &[i32]) -> Vec<u8> {
+        let mut bytes = vec![0, version];
+        bytes.extend(1_012_i64.to_be_bytes());
+        bytes.extend(1_i16.to_be_bytes());
+        bytes.extend(10_000_i32.to_be_bytes());
+        bytes.push(status);
+        let count = u8::try_from(partitions.len()).unwrap();
+        let length = u8::try_from(topic.len()).unwrap();
+        if version == 1 {
+            bytes.extend([2, length + 1]);
+            bytes.extend(topic.as_bytes());
+            bytes.push(count + 1);
+        } else {
+            bytes.extend([0, 0, 0, 1, 0, length]);
+            bytes.extend(topic.as_bytes());
+            bytes.extend([0, 0, 0, count]);
+        }
+        for partition in partitions {
+            bytes.extend(partition.to_be_bytes());
+        }
+        if version == 1 {
+            bytes.push(0);
+        }
+        bytes.extend([0; 17]);
+        bytes
+    }
+
+    fn entry(status: u8, partitions: &[i32]) -> Entry {
+        Entry {
+            status,
+            partitions: partitions.iter().map(|p| ("t".to_owned(), *p)).collect(),
+        }
+    }
+
+    #[test]
+    fn both_versions_of_the_coordinators_records_are_read_and_damaged_ones_are_not() {
+        for version in [0, 1] {
+            let bytes = record(version, Status::PREPARE_ABORT, "t", &[0, 5]);
+            let expected = entry(Status::PREPARE_ABORT, &[0, 5]);
+            assert_eq!(Entry::parse(&bytes), Some(expected));
+            for length in 0..bytes.len() - 18 {
+                assert_eq!(Entry::parse(&bytes[..length]), None, "cut at {length}");
+            }
+        }
+        assert_eq!(Entry::parse(&[0, 9, 0, 0]), None, "of the future");
+        assert_eq!(id_in(&[0, 0, 0, 2, b'i', b'd']).as_deref(), Some("id"));
+        assert_eq!(id_in(&[0, 0, 0, 3, b'i', b'd']), None);
+    }
+
+    #[test]
+    fn an_id_is_where_java_puts_it() {
+        // Its hash is the least number there is, which has no absolute value.
+        assert_eq!(partition_of("polygenelubricants", 7), Some(0));
+        assert_eq!(partition_of("a", 50), Some(97 % 50));
+        assert_eq!(partition_of("ab", 50), Some((97 * 31 + 98) % 50));
+        assert_eq!(partition_of("a", 0), None);
+    }
+
+    #[test]
+    fn what_was_decided_last_holds_and_is_not_asked_for_while_it_is_under_way() {
+        let history = |entries: &[(u8, &[i32])]| {
+            let mut history = History::default();
+            for (status, partitions) in entries {
+                history.add(entry(*status, partitions));
+            }
+            history.decision()
+        };
+        let decided = |is_commit, partitions: &[i32]| {
+            Some(Decision {
+                is_commit,
+                partitions: entry(0, partitions).partitions,
+            })
+        };
+        assert_eq!(history(&[(0, &[]), (1, &[1])]), None, "under way");
+        assert_eq!(history(&[(0, &[]), (1, &[1]), (2, &[1])]), None, "nearly");
+        let two: &[(u8, &[i32])] = &[
+            (0, &[]),
+            (2, &[1]),
+            (4, &[]),
+            (1, &[2]),
+            (3, &[2]),
+            (5, &[]),
+        ];
+        assert_eq!(history(two), decided(false, &[2]));
+        // Fenced, and then an attempt to end it that was itself cut short.
+        let cut: &[(u8, &[i32])] = &[(2, &[1, 2]), (4, &[]), (0, &[]), (3, &[1]), (5, &[])];
+        assert_eq!(history(cut), decided(false, &[1, 2]));
+    }
+}

@@ -1,0 +1,69 @@
+//! Brokers and nodes that go and come under load: every shard is answered for again in time, nothing acknowledged is
+//! lost, nothing is carried out twice.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use cabrank_eventlog::kafka::testing::Broker;
+use support::{City, logs};
+
+const SHARDS: u16 = 6;
+
+/// From the moment the brokers answer again, on a busy machine.
+const BACK_WITHIN: Duration = Duration::from_secs(15);
+
+/// The only broker goes away in the middle of three nodes' transactions and comes back.
+fn the_broker_comes_back(seeds: std::ops::Range<u64>, goes: impl Fn(&Broker)) {
+    logs();
+    let Some(own) = Broker::start(1) else { return };
+    for seed in seeds {
+        let city = City::start(&own, SHARDS, 3);
+        city.until_all_answer("it runs", Duration::from_secs(30));
+        // Somewhere in the stream of transactions.
+        let at = Instant::now() + Duration::from_millis(500 + seed * 37);
+        support::until("the moment", || Instant::now() >= at);
+        goes(&own);
+        own.start_again(0);
+        let back = city.until_all_answer("the broker is back", Duration::from_secs(60));
+        let back_ms = back.as_millis();
+        println!("seed {seed}: every shard answers {back_ms} ms after the broker");
+        city.end();
+        assert!(back < BACK_WITHIN, "seed {seed}: {back:?}");
+    }
+}
+
+#[test]
+fn three_nodes_go_on_after_their_broker_was_killed() {
+    // Of three kills about one leaves transactions that the broker forgets to end.
+    the_broker_comes_back(0..4, |own| own.kill(0));
+}
+
+#[test]
+fn three_nodes_go_on_after_their_broker_was_restarted() {
+    the_broker_comes_back(4..6, |own| own.stop(0));
+}
+
+#[test]
+fn of_three_brokers_one_dies_under_three_nodes() {
+    logs();
+    let Some(own) = Broker::start(3) else { return };
+    let city = City::start(&own, SHARDS, 3);
+    city.until_all_answer("it runs", Duration::from_secs(40));
+    for index in 0..2 {
+        city.count_from_now();
+        own.kill(index);
+        city.until_all_answer("one is dead", Duration::from_secs(60));
+        // Leaders, coordinators and the group's place have moved; what was under way is done.
+        city.until_all_answer("one is dead", Duration::from_secs(60));
+        let silent = city.longest_silence();
+        println!(
+            "broker {index} killed: longest silence {} ms",
+            silent.as_millis()
+        );
+        assert!(silent < BACK_WITHIN, "{silent:?}");
+        own.start_again(index);
+        city.until_all_answer("it is back", Duration::from_secs(60));
+    }
+    city.end();
+}
