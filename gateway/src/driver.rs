@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::Message;
 use cabrank_events::wire::{FromDriver, Ping, PingRefusal, RideStage, RideView, ToDriver};
 use cabrank_events::{
     Attempt, ClassSet, Command, CommandId, DriverId, HoldId, RideId, SessionId, Time, proto,
@@ -18,6 +17,7 @@ use tokio::time::Instant;
 use crate::edge::Edge;
 use crate::news::DriverNews;
 use crate::people::{DriverSlot, Link};
+use crate::ping_json;
 use crate::socket::{About, Answered, Codec, Desk, Person, check_message_id, outcome_message};
 
 /// Between two `ping_refused` messages on one socket.
@@ -77,21 +77,23 @@ impl DriverSession {
     }
 
     fn handle_pings(&mut self, desk: &mut Desk<ToDriver>, pings: &[Ping]) {
-        let edge = desk.edge.clone();
-        let (slot, unsaid) = (self.slot.clone(), &mut self.unsaid);
-        let is_good = edge.take_pings(&self.driver, &slot, pings, |seq, why| {
+        let heard_ms = desk.edge.wall_ms_at(desk.now.into_std());
+        let unsaid = &mut self.unsaid;
+        let refused = |seq, why| {
             let count = unsaid.map_or(0, |unsaid| unsaid.count).saturating_add(1);
             *unsaid = Some(Unsaid {
                 newest_seq: seq,
                 why,
                 count,
             });
-        });
+        };
+        let edge = &desk.edge;
+        let is_good = edge.take_pings(heard_ms, &self.driver, &self.slot, pings, refused);
         // An accepted ping is a sign of life; a phone whose pings are refused lives, too.
         if !is_good {
-            self.give_sign(&edge);
+            self.give_sign(&desk.edge);
         }
-        self.say_refused(desk, Instant::now());
+        self.say_refused(desk, desk.now);
     }
 
     fn say_refused(&mut self, desk: &mut Desk<ToDriver>, now: Instant) {
@@ -295,7 +297,11 @@ impl Person for DriverSession {
     const ROLE: &'static str = "driver";
 
     fn read_json(text: &str) -> Result<FromDriver, String> {
-        // Nearly all frames are pings whose type stands first: read straight into place, nothing is allocated.
+        // Nearly all frames are pings.
+        if let Some(ping) = ping_json::read(text) {
+            return Ok(FromDriver::Ping(ping));
+        }
+        // Read straight into place when the type stands first.
         let message = if text.starts_with(r#"{"type":"ping","#) {
             serde_json::from_str(text).map(FromDriver::Ping)
         } else if text.starts_with(r#"{"type":"pings","#) {
@@ -310,10 +316,10 @@ impl Person for DriverSession {
         proto::decode_from_driver(bytes).map_err(|error| error.to_string())
     }
 
-    fn write(codec: Codec, out: &ToDriver) -> Message {
+    fn write(codec: Codec, out: &ToDriver) -> Vec<u8> {
         match codec {
-            Codec::Json => Message::Text(serde_json::to_string(out).unwrap_or_default().into()),
-            Codec::Proto => Message::Binary(proto::encode_to_driver(out)),
+            Codec::Json => serde_json::to_vec(out).unwrap_or_default(),
+            Codec::Proto => proto::encode_to_driver(out).into(),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{Drivers, Riders};
 use crate::problem::Problem;
 use crate::rate::RequestRates;
+use crate::threads::Threads;
 use crate::token::{BadKeys, TokenVerifier};
 
 /// The shared state of a gateway.
@@ -38,6 +39,8 @@ pub struct Edge {
     pub draining: CancellationToken,
     /// Sockets and streams close now.
     pub closing: CancellationToken,
+    /// Where the sockets live.
+    pub threads: Threads,
     started: Instant,
     /// Tells this gateway's calls from those of others and of its earlier lives.
     life: u64,
@@ -59,7 +62,11 @@ impl From<NotHandedIn> for Problem {
 }
 
 impl Edge {
-    pub fn new(config: GatewayConfig, dispatch: Arc<dyn Dispatch>) -> Result<Arc<Self>, BadKeys> {
+    pub fn new(
+        config: GatewayConfig,
+        dispatch: Arc<dyn Dispatch>,
+        threads: Threads,
+    ) -> Result<Arc<Self>, BadKeys> {
         let verifier = TokenVerifier::new(&config.keys)?;
         let sockets_max = config
             .limits
@@ -81,6 +88,7 @@ impl Edge {
             commits: watch::Sender::new(0),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+            threads,
             started: Instant::now(),
             life: RandomState::new().build_hasher().finish(),
             calls: AtomicU64::new(0),
@@ -99,7 +107,12 @@ impl Edge {
 
     /// Milliseconds of the wall clock since the gateway began; monotonic.
     pub fn wall_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.wall_ms_at(Instant::now())
+    }
+
+    /// The same for a time that is known already.
+    pub fn wall_ms_at(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.started).as_millis() as u64
     }
 
     /// A name for a call that no other call has.

@@ -6,10 +6,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -19,31 +17,34 @@ use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, Ve
 use cabrank_geo::Point;
 use cabrank_matcher::api::NearbyQuery;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::access::{Endpoint, choose_protocol, rider_for};
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
-use crate::listener::{Busy, Conn};
+use crate::frames::Outbound;
+use crate::listener::Conn;
 use crate::marks;
 use crate::outcomes::Answer;
+use crate::people::TooManyPeople;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
 use crate::rider::RiderSession;
-use crate::socket::{self, Codec, Session, command_name, count_command};
+use crate::socket::{Codec, Socket, command_name, count_command};
 use crate::stream;
+use crate::threads::{Arrived, Client};
 use crate::token::{Caller, LIFE_MAX};
+use crate::upgrade::Handshake;
 
-/// Read and write buffers of a socket begin at this size; idle sockets are many.
-const SOCKET_BUFFER_BYTES: usize = 4_096;
 /// Cars in an answer when `k` is not given.
 const NEARBY_K_DEFAULT: usize = 10;
 /// Metres when `radius` is not given.
 const NEARBY_RADIUS_DEFAULT_M: f64 = 2_000.0;
 
 pub type Shared = State<Arc<Edge>>;
-type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// All routes.
 pub fn router(edge: Arc<Edge>) -> Router {
@@ -106,114 +107,117 @@ async fn metrics(State(edge): Shared) -> impl IntoResponse {
 /// A socket that may be opened.
 struct Opening {
     caller: Caller,
-    upgrade: WebSocketUpgrade,
     codec: Codec,
+    protocol: Option<&'static str>,
+    handshake: Handshake,
     /// When the token is over.
     expires: Instant,
-    /// Room for it, and its connection's being used.
-    kept: (OwnedSemaphorePermit, Busy),
+    /// Room for it.
+    room: OwnedSemaphorePermit,
 }
 
 /// May this socket be opened? Who calls, what is spoken, and is there room?
 fn opening(
     edge: &Edge,
     endpoint: Endpoint,
-    conn: &Conn,
-    headers: &HeaderMap,
-    upgrade: Upgrade,
+    mut request: request::Parts,
 ) -> Result<Opening, Problem> {
-    let verified = edge.authorize(endpoint, headers)?;
+    let verified = edge.authorize(endpoint, &request.headers)?;
+    let (codec, protocol) = choose_protocol(&request.headers)?;
     let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
-    let (codec, protocol) = choose_protocol(headers)?;
-    let upgrade = upgrade.map_err(|rejection| {
-        let why = rejection.body_text();
-        Problem::bad_request(format!("this is a WebSocket: open it as one ({why})"))
-    })?;
-    let bytes_max = edge.config.limits.frame_bytes_max;
-    let mut upgrade = upgrade
-        .read_buffer_size(SOCKET_BUFFER_BYTES)
-        .write_buffer_size(SOCKET_BUFFER_BYTES)
-        .max_message_size(bytes_max)
-        .max_frame_size(bytes_max);
-    if let Some(protocol) = protocol {
-        upgrade.set_selected_protocol(HeaderValue::from_static(protocol));
-    }
     Ok(Opening {
         caller: verified.caller,
-        upgrade,
         codec,
+        protocol,
+        handshake: Handshake::of(&mut request)?,
         expires,
-        kept: (edge.admit()?, conn.busy()),
+        room: edge.admit()?,
     })
+}
+
+/// Answers the handshake; when the answer is written, the socket goes to a thread. `client` is made only then, so that
+/// a socket that never comes about replaces nobody's.
+fn open(
+    edge: Arc<Edge>,
+    conn: Conn,
+    (handshake, protocol): (Handshake, Option<&'static str>),
+    room: OwnedSemaphorePermit,
+    client: impl FnOnce(Arc<Edge>) -> Result<Box<dyn Client>, TurnedAway> + Send + 'static,
+) -> Response {
+    let (answer, raw) = handshake.accept(protocol);
+    let busy = conn.busy();
+    tokio::spawn(async move {
+        let raw = raw.await;
+        drop(busy);
+        let Some(raw) = raw else { return };
+        match client(edge.clone()) {
+            Ok(client) => {
+                // It fails only when the stream is broken already.
+                if let Ok(tcp) = raw.tcp.into_std() {
+                    edge.threads.adopt(Arrived {
+                        tcp,
+                        first: raw.first,
+                        client,
+                        places: [room, raw.place],
+                    });
+                }
+            }
+            Err(TurnedAway) => {
+                refused("people_remembered");
+                turn_away(raw.tcp).await;
+            }
+        }
+    });
+    answer
+}
+
+/// There is no room for this person.
+struct TurnedAway;
+
+/// Closes a socket for whose person there is no room. It is new: what it is told has room on its way.
+async fn turn_away(mut tcp: TcpStream) {
+    let mut goodbye = Outbound::default();
+    goodbye.close(1013, "no room: connect again later");
+    let _ = tcp.write_all(&goodbye.into_bytes()).await;
 }
 
 async fn driver_socket(
     State(edge): Shared,
     ConnectInfo(conn): ConnectInfo<Conn>,
-    headers: HeaderMap,
-    upgrade: Upgrade,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let Opening {
-        caller,
-        upgrade,
-        codec,
-        expires,
-        kept,
-    } = opening(&edge, Endpoint::DriverSocket, &conn, &headers, upgrade)?;
-    let Caller::Driver(driver) = caller else {
+    let opening = opening(&edge, Endpoint::DriverSocket, request.into_parts().0)?;
+    let Caller::Driver(driver) = opening.caller else {
         return Err(Problem::forbidden("use a driver's token"));
     };
-    Ok(upgrade.on_upgrade(async move |mut ws| {
-        let _kept = kept;
+    let handshake = (opening.handshake, opening.protocol);
+    let (codec, expires) = (opening.codec, opening.expires);
+    Ok(open(edge, conn, handshake, opening.room, move |edge| {
         let queue_max = edge.config.limits.session_queue_max;
-        let Ok((slot, link, queue)) = edge.drivers.connect(&driver, queue_max) else {
-            refused("people_remembered");
-            return socket::turn_away(&mut ws).await;
-        };
+        let connected = edge.drivers.connect(&driver, queue_max);
+        let (slot, link) = connected.map_err(|TooManyPeople| TurnedAway)?;
         let sign_every = Duration::from_millis(edge.config.timing.sign_of_life_ms);
         let person = DriverSession::new(driver, slot, link.clone(), sign_every);
-        let session = Session {
-            edge,
-            codec,
-            person,
-            link,
-            queue,
-            expires,
-        };
-        socket::run(session, ws).await;
+        Ok(Box::new(Socket::new(edge, codec, person, link, expires)))
     }))
 }
 
 async fn rider_socket(
     State(edge): Shared,
     ConnectInfo(conn): ConnectInfo<Conn>,
-    headers: HeaderMap,
-    upgrade: Upgrade,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let Opening {
-        caller,
-        upgrade,
-        codec,
-        expires,
-        kept,
-    } = opening(&edge, Endpoint::RiderSocket, &conn, &headers, upgrade)?;
-    let Caller::Rider(rider) = caller else {
+    let opening = opening(&edge, Endpoint::RiderSocket, request.into_parts().0)?;
+    let Caller::Rider(rider) = opening.caller else {
         return Err(Problem::forbidden("use a rider's token"));
     };
-    Ok(upgrade.on_upgrade(async move |ws| {
-        let _kept = kept;
+    let handshake = (opening.handshake, opening.protocol);
+    let (codec, expires) = (opening.codec, opening.expires);
+    Ok(open(edge, conn, handshake, opening.room, move |edge| {
         let queue_max = edge.config.limits.session_queue_max;
-        let (link, queue) = edge.riders.connect(&rider, queue_max);
+        let link = edge.riders.connect(&rider, queue_max);
         let person = RiderSession::new(rider, link.clone(), &edge);
-        let session = Session {
-            edge,
-            codec,
-            person,
-            link,
-            queue,
-            expires,
-        };
-        socket::run(session, ws).await;
+        Ok(Box::new(Socket::new(edge, codec, person, link, expires)))
     }))
 }
 

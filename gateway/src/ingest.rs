@@ -15,10 +15,11 @@ use crate::news::DriverNews;
 use crate::people::DriverSlot;
 
 impl Edge {
-    /// Checks pings of one driver and places the newest good one. `refused` hears of each that was not believed. True
-    /// when one passed the checks.
+    /// Checks pings of one driver that are here since `heard_ms` (wall clock) and places the newest good one. `refused`
+    /// hears of each that was not believed. True when one passed the checks.
     pub fn take_pings(
         &self,
+        heard_ms: u64,
         driver: &DriverId,
         slot: &DriverSlot<DriverNews>,
         pings: &[Ping],
@@ -28,13 +29,13 @@ impl Edge {
             self.counters.add_refused(why);
             refused(seq, why);
         };
-        let (now, wall_ms) = (self.dispatch.now(), self.wall_ms());
+        let now = self.dispatch.now();
         self.counters.add_sent(pings.len());
         let mut newest = None;
         {
             let mut gate = slot.gate();
             for ping in pings {
-                match gate.check(&self.config.ingest, now, wall_ms, ping) {
+                match gate.check(&self.config.ingest, now, heard_ms, ping) {
                     // Those that pass are each newer than the one before.
                     Ok(checked) => {
                         if newest.replace(checked).is_some() {
@@ -84,7 +85,8 @@ impl PartnerPings {
             refused("people_remembered");
             return;
         };
-        edge.take_pings(driver, &slot, std::slice::from_ref(ping), |_, _| {});
+        let pings = std::slice::from_ref(ping);
+        edge.take_pings(edge.wall_ms(), driver, &slot, pings, |_, _| {});
         // No socket gives signs of life for this driver: the ping is one, wherever its place is.
         let view = edge.dispatch.driver(driver);
         if let Some(session) = view.and_then(|view| view.session) {

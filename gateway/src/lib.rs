@@ -6,6 +6,7 @@
 //!
 //! - [`Gateway::bind`] opens the port, [`Gateway::run`] serves until it is told to stop, then drains.
 //! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
+//! - `upgrade` takes a socket out of HTTP, `threads` moves its bytes, `frames` reads and writes them as RFC 6455 says; `ping_json` reads most.
 //! - `ingest` is the way of every ping, whoever brings it.
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
@@ -18,6 +19,7 @@ mod config;
 mod counters;
 mod driver;
 mod edge;
+mod frames;
 mod health;
 mod http;
 mod ingest;
@@ -26,13 +28,16 @@ mod marks;
 mod news;
 mod outcomes;
 mod people;
+mod ping_json;
 mod problem;
 mod query;
 mod rate;
 mod rider;
 mod socket;
 mod stream;
+mod threads;
 pub mod token;
+mod upgrade;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
@@ -41,12 +46,13 @@ use std::time::Duration;
 
 use cabrank_matcher::api::Dispatch;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 pub use access::Endpoint;
 pub use cabrank_engine::ingest::IngestConfig;
-pub use config::{BadGatewayConfig, GatewayConfig, Limits, Timing};
+pub use config::{BadGatewayConfig, GatewayConfig, Limits, Sockets, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
 pub use health::serve_health;
 pub use ingest::PartnerPings;
@@ -54,6 +60,7 @@ pub use stream::{cursor_from_text, cursor_to_text};
 
 use edge::Edge;
 use listener::BoundedListener;
+use threads::Threads;
 
 /// Why a gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +76,9 @@ pub enum ServeError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The threads for the sockets.
+    #[error("the threads for the sockets could not be started: {0}")]
+    Threads(std::io::Error),
     /// The listener failed while serving.
     #[error("the listener failed: {0}")]
     Listener(#[from] std::io::Error),
@@ -98,6 +108,15 @@ pub(crate) fn recorder() -> &'static PrometheusHandle {
     handle
 }
 
+/// Ends the sockets' threads however serving ends: a socket keeps the edge alive, which keeps the threads.
+struct StopThreads(Arc<Edge>);
+
+impl Drop for StopThreads {
+    fn drop(&mut self) {
+        self.0.threads.stop();
+    }
+}
+
 /// A gateway with its port open.
 pub struct Gateway {
     edge: Arc<Edge>,
@@ -114,7 +133,13 @@ impl Gateway {
         config.check()?;
         recorder();
         let listen = config.listen;
-        let edge = Edge::new(config, dispatch).map_err(|bad| BadGatewayConfig {
+        let (threads, wait_us) = (config.sockets.threads(), config.sockets.wait_us);
+        let (connections_max, _) = config.limits.connections();
+        let wait = Duration::from_micros(wait_us);
+        tracing::info!(connections_max, threads, wait_us, "room for sockets");
+        let threads =
+            Threads::start(threads, wait, &Handle::current()).map_err(ServeError::Threads)?;
+        let edge = Edge::new(config, dispatch, threads).map_err(|bad| BadGatewayConfig {
             key: "keys".into(),
             value: "not usable".into(),
             remedy: bad.to_string(),
@@ -153,6 +178,7 @@ impl Gateway {
     /// are closed with 1012 and the port closes; calls under way are answered. Returns within `drain_ms`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Served, ServeError> {
         let Self { edge, listener, .. } = self;
+        let _stop = StopThreads(edge.clone());
         let router =
             http::router(edge.clone()).into_make_service_with_connect_info::<listener::Conn>();
         let stop = edge.closing.clone();
@@ -168,8 +194,10 @@ impl Gateway {
         let timing = &edge.config.timing;
         let deadline = Instant::now() + Duration::from_millis(timing.drain_ms);
         edge.draining.cancel();
+        edge.threads.wake_all();
         sleep(Duration::from_millis(timing.move_ms)).await;
         edge.closing.cancel();
+        edge.threads.wake_all();
         let all = u32::try_from(edge.sockets_max).unwrap_or(u32::MAX);
         let sockets_gone = timeout_at(deadline, edge.sockets.acquire_many(all))
             .await
@@ -179,6 +207,11 @@ impl Gateway {
         if !calls_gone {
             serving.abort();
         }
+        edge.threads.stop();
+        // They are told to end, and nothing they do blocks.
+        let ending = edge.clone();
+        let ended = tokio::task::spawn_blocking(move || ending.threads.join());
+        ended.await.map_err(std::io::Error::other)?;
         let cut_off = if sockets_gone { 0 } else { sockets_left } + usize::from(!calls_gone);
         Ok(Served { cut_off })
     }

@@ -45,7 +45,7 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedIo, SocketAddr) {
         loop {
-            let Ok(permit) = self.open.clone().acquire_owned().await else {
+            let Ok(place) = self.open.clone().acquire_owned().await else {
                 // The semaphore is never closed; should it be, nothing more is accepted.
                 return std::future::pending().await;
             };
@@ -60,7 +60,7 @@ impl Listener for BoundedListener {
                         conn,
                         idle: self.idle,
                         idle_at,
-                        _permit: permit,
+                        place,
                     };
                     return (io, address);
                 }
@@ -145,7 +145,14 @@ pub struct BoundedIo {
     idle: Duration,
     /// When to look whether it is idle.
     idle_at: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
+}
+
+impl BoundedIo {
+    /// The bare stream and its place among the open connections, for who goes on without HTTP.
+    pub fn into_parts(self) -> (TcpStream, OwnedSemaphorePermit) {
+        (self.tcp, self.place)
+    }
 }
 
 impl AsyncRead for BoundedIo {

@@ -3,8 +3,10 @@
 //! A waiter is registered before its command is handed in, so no outcome can pass it by. Several may wait for one id
 //! (a repeated message). A waiter that is dropped is forgotten. Bounded: see [`Outcomes::new`].
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use cabrank_events::command::Outcome;
 use cabrank_events::{CommandId, RideId};
@@ -100,6 +102,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// The answer, if it is here; the task hears of it when it comes. `None` when it will never come.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        Pin::new(&mut self.receiver).poll(cx).map(Result::ok)
+    }
+
     /// The answer, or `None` when there was none within `timeout`: the outcome is unknown then.
     pub async fn answer(mut self, timeout: std::time::Duration) -> Option<Answer> {
         tokio::time::timeout(timeout, &mut self.receiver)

@@ -4,15 +4,15 @@
 //! socket, so that reconnecting washes nothing away. Messages wait in a bounded queue; a full one closes the socket.
 //! Not here: the sockets themselves (`socket`), what is said to whom (`news`).
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
 
 use cabrank_engine::ingest::PingGate;
 use cabrank_events::{DriverId, RiderId, SessionId, Time};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 /// Why the server closes a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,29 +72,72 @@ impl CloseCause {
 /// The way to one open socket.
 pub struct Link<News> {
     number: u64,
-    queue: mpsc::Sender<News>,
+    queue: Mutex<VecDeque<News>>,
+    queue_max: usize,
     cause: OnceLock<CloseCause>,
-    /// Cancelled when the socket shall close; [`Link::cause`] says why.
-    pub closed: CancellationToken,
+    /// Tells the socket's thread that there is something here.
+    waker: OnceLock<Waker>,
 }
 
 impl<News> Link<News> {
+    fn new(number: u64, queue_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            queue: Mutex::default(),
+            queue_max,
+            cause: OnceLock::new(),
+            waker: OnceLock::new(),
+        })
+    }
+
+    /// From now on `waker` is told of news and of a wish to close. What came before must be looked for.
+    pub fn listen(&self, waker: Waker) {
+        // A socket listens once.
+        let _ = self.waker.set(waker);
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
     /// Queues `news` without waiting. A full queue means the client does not read: the socket is closed.
     pub fn tell(&self, news: News) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.queue.try_send(news) {
+        let is_taken = {
+            let mut queue = lock(&self.queue);
+            let has_room = queue.len() < self.queue_max;
+            if has_room {
+                queue.push_back(news);
+            }
+            has_room
+        };
+        if is_taken {
+            self.wake();
+        } else {
             self.close(CloseCause::SlowReader);
         }
+    }
+
+    /// The oldest news. The memory goes back with the last: idle sockets are many.
+    pub fn take_news(&self) -> Option<News> {
+        let mut queue = lock(&self.queue);
+        let news = queue.pop_front();
+        if queue.is_empty() {
+            *queue = VecDeque::new();
+        }
+        news
     }
 
     /// Asks the socket to close; the first cause stays.
     pub fn close(&self, cause: CloseCause) {
         let _ = self.cause.set(cause);
-        self.closed.cancel();
+        self.wake();
     }
 
-    /// Why it was asked to close.
-    pub fn cause(&self) -> CloseCause {
-        self.cause.get().copied().unwrap_or(CloseCause::Gone)
+    /// Why it was asked to close, if it was.
+    pub fn cause(&self) -> Option<CloseCause> {
+        self.cause.get().copied()
     }
 }
 
@@ -105,20 +148,9 @@ struct Links {
 }
 
 impl Links {
-    fn link<News>(&self, queue_max: usize) -> (Arc<Link<News>>, mpsc::Receiver<News>) {
-        let (queue, receiver) = mpsc::channel(queue_max);
+    fn link<News>(&self, queue_max: usize) -> Arc<Link<News>> {
         // Relaxed: only uniqueness matters.
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let closed = CancellationToken::new();
-        (
-            Arc::new(Link {
-                number,
-                queue,
-                cause: OnceLock::new(),
-                closed,
-            }),
-            receiver,
-        )
+        Link::new(self.numbers.fetch_add(1, Ordering::Relaxed), queue_max)
     }
 }
 
@@ -167,6 +199,9 @@ pub struct Drivers<News> {
     max: usize,
 }
 
+/// What is kept of a driver, and the way to the new socket.
+type Connected<News> = (Arc<DriverSlot<News>>, Arc<Link<News>>);
+
 /// As many drivers are connected as can be remembered.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooManyPeople;
@@ -182,17 +217,13 @@ impl<News> Drivers<News> {
     }
 
     /// Registers a socket; an older one of the same driver is closed.
-    #[expect(
-        clippy::type_complexity,
-        reason = "three things belong to a new socket, each used once"
-    )]
     pub fn connect(
         &self,
         driver: &DriverId,
         queue_max: usize,
-    ) -> Result<(Arc<DriverSlot<News>>, Arc<Link<News>>, mpsc::Receiver<News>), TooManyPeople> {
+    ) -> Result<Connected<News>, TooManyPeople> {
         self.make_room(driver)?;
-        let (link, receiver) = self.links.link(queue_max);
+        let link = self.links.link(queue_max);
         // The entry stays locked until the link is in its slot, so that making room cannot forget it in between.
         let slot = match self.slots.entry(driver.clone()) {
             Entry::Occupied(slot) => {
@@ -205,7 +236,7 @@ impl<News> Drivers<News> {
                 .insert(Arc::new(DriverSlot::new(Some(link.clone()))))
                 .clone(),
         };
-        Ok((slot, link, receiver))
+        Ok((slot, link))
     }
 
     /// What is kept of a driver, with or without a socket.
@@ -263,16 +294,12 @@ impl<News> Default for Riders<News> {
 
 impl<News> Riders<News> {
     /// Registers a socket; an older one of the same rider is closed.
-    pub fn connect(
-        &self,
-        rider: &RiderId,
-        queue_max: usize,
-    ) -> (Arc<Link<News>>, mpsc::Receiver<News>) {
-        let (link, receiver) = self.numbers.link(queue_max);
+    pub fn connect(&self, rider: &RiderId, queue_max: usize) -> Arc<Link<News>> {
+        let link = self.numbers.link(queue_max);
         if let Some(older) = self.links.insert(rider.clone(), link.clone()) {
             older.close(CloseCause::Replaced);
         }
-        (link, receiver)
+        link
     }
 
     /// The socket is closed. A newer one of the same rider stays.
@@ -300,15 +327,12 @@ mod tests {
     #[test]
     fn the_newest_socket_of_a_person_wins_and_the_older_one_does_not_remove_it() {
         let drivers = Drivers::<u32>::new(10);
-        let (slot, older, _queue) = drivers.connect(&driver(1), 8).unwrap();
-        let (_, newer, mut queue) = drivers.connect(&driver(1), 8).unwrap();
-        assert_eq!(
-            (older.closed.is_cancelled(), older.cause()),
-            (true, CloseCause::Replaced)
-        );
+        let (slot, older) = drivers.connect(&driver(1), 8).unwrap();
+        let (_, newer) = drivers.connect(&driver(1), 8).unwrap();
+        assert_eq!(older.cause(), Some(CloseCause::Replaced));
         drivers.disconnect(&slot, &older);
         drivers.tell(&driver(1), || 7);
-        assert_eq!(queue.try_recv(), Ok(7));
+        assert_eq!((newer.take_news(), newer.take_news()), (Some(7), None));
         drivers.disconnect(&slot, &newer);
         drivers.tell(&driver(1), || unreachable!("nobody is connected"));
     }
@@ -317,20 +341,19 @@ mod tests {
     fn a_full_queue_closes_the_socket_and_never_blocks() {
         let riders = Riders::<u32>::default();
         let rider = RiderId::new("r1").unwrap();
-        let (link, _queue) = riders.connect(&rider, 2);
-        for n in 0..3 {
+        let link = riders.connect(&rider, 2);
+        for n in 0..2 {
             riders.tell(&rider, || n);
         }
-        assert_eq!(
-            (link.closed.is_cancelled(), link.cause()),
-            (true, CloseCause::SlowReader)
-        );
+        assert_eq!(link.cause(), None);
+        riders.tell(&rider, || 2);
+        assert_eq!(link.cause(), Some(CloseCause::SlowReader));
     }
 
     #[test]
     fn drivers_without_a_socket_are_forgotten_when_room_is_needed() {
         let drivers = Drivers::<u32>::new(2);
-        let (gone, link, _) = drivers.connect(&driver(1), 8).unwrap();
+        let (gone, link) = drivers.connect(&driver(1), 8).unwrap();
         drivers.disconnect(&gone, &link);
         let _two = drivers.connect(&driver(2), 8).unwrap();
         let _three = drivers.connect(&driver(3), 8).unwrap();

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::Message;
 use cabrank_events::command::CancelledBy;
 use cabrank_events::wire::{FromRider, RideStage, RideView, ToRider};
 use cabrank_events::{Command, CommandId, RiderId, proto};
@@ -181,10 +180,10 @@ impl Person for RiderSession {
         proto::decode_from_rider(bytes).map_err(|error| error.to_string())
     }
 
-    fn write(codec: Codec, out: &ToRider) -> Message {
+    fn write(codec: Codec, out: &ToRider) -> Vec<u8> {
         match codec {
-            Codec::Json => Message::Text(serde_json::to_string(out).unwrap_or_default().into()),
-            Codec::Proto => Message::Binary(proto::encode_to_rider(out)),
+            Codec::Json => serde_json::to_vec(out).unwrap_or_default(),
+            Codec::Proto => proto::encode_to_rider(out).into(),
         }
     }
 

@@ -1,30 +1,26 @@
 //! The life of one WebSocket, whoever it belongs to.
 //!
-//! One task per socket: it reads frames, writes what is queued, keeps the heartbeat, and closes with a code and a
-//! reason. What messages mean is the [`Person`]'s matter. Bounds: the outbound queue ([`Link`]), the outcomes waited
-//! for, the frame's size, and how long a write may take. While a write is blocked nothing is read.
+//! Pure of I/O: a [`Socket`] is handed bytes, wake-ups and the time, and keeps frames to be written; `threads` moves them.
+//! It keeps the heartbeat, and closes with a code and a reason. What messages mean is the [`Person`]'s matter.
+//! Bounds: the queue of news ([`Link`]), the outcomes waited for, the frame's size, the bytes waiting to be written, and
+//! how long they may wait. While they wait nothing is read, and no news is taken.
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use cabrank_events::command::Outcome;
 use cabrank_events::wire::{OutcomeMessage, WireResult};
 use cabrank_events::{Command, CommandId, IdempotencyKey, RideId, SessionId, Time};
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{SinkExt, StreamExt};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::Error as WsError;
-use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio::time::Instant;
 
 use crate::edge::{Edge, refused};
-use crate::outcomes::Answer;
+use crate::frames::{Broken, Flushed, Frame, Inbound, Outbound};
+use crate::outcomes::{Answer, Waiting};
 use crate::people::{CloseCause, Link};
+use crate::threads::Client;
 
 /// How messages are written on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +36,13 @@ pub const JSON_PROTOCOL: &str = "cabrank.v1.json";
 /// Subprotocol of Protobuf binary frames.
 pub const PROTO_PROTOCOL: &str = "cabrank.v1.proto";
 
-/// After a message that was too large nothing more can be read; the close frame gets so long to arrive before the
+/// After a client broke the protocol nothing more can be read; the close frame gets so long to arrive before the
 /// connection is cut.
-const CLOSE_LINGER_MS: u64 = 250;
+const CLOSE_LINGER: Duration = Duration::from_millis(250);
 /// News taken from the queue before what they gave is written.
 const NEWS_PER_WRITE: usize = 32;
+/// Answers to one read are written before more of it is handled when they are as many bytes as this.
+const OUT_BYTES_MAX: usize = 32 * 1_024;
 /// Longest text of an error message to a client.
 const ERROR_CHARS_MAX: usize = 200;
 
@@ -64,54 +62,90 @@ pub struct Answered {
     pub answer: Option<Answer>,
 }
 
+/// A command whose outcome is waited for.
+struct Asked {
+    waiting: Waiting,
+    about: About,
+    kind: &'static str,
+    since: Instant,
+}
+
 /// What a person's handlers work with: the shared edge, a place for messages to the phone, and commands.
 pub struct Desk<Out> {
     pub edge: Arc<Edge>,
-    pub out: VecDeque<Out>,
-    waiting: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// The time of what is being handled.
+    pub now: Instant,
+    out: Vec<Out>,
+    asked: Vec<Asked>,
 }
 
 impl<Out> Desk<Out> {
-    fn new(edge: Arc<Edge>) -> Self {
+    fn new(edge: Arc<Edge>, now: Instant) -> Self {
         Self {
             edge,
-            out: VecDeque::new(),
-            waiting: FuturesUnordered::new(),
+            now,
+            out: Vec::new(),
+            asked: Vec::new(),
         }
     }
 
     /// Queues a message to the phone.
     pub fn say(&mut self, message: impl Into<Out>) {
-        self.out.push_back(message.into());
+        self.out.push(message.into());
     }
 
     /// Hands a command in whose outcome goes to [`Person::handle_answer`]; when there is no room, at once as unknown.
     pub fn ask(&mut self, id: CommandId, command: Command, about: About) -> Option<Answered> {
-        if self.waiting.len() >= self.edge.config.limits.session_waiting_max {
+        let unknown = |about| {
+            let answer = None;
+            Some(Answered { about, answer })
+        };
+        if self.asked.len() >= self.edge.config.limits.session_waiting_max {
             refused("session_waiting");
-            return Some(Answered {
-                about,
-                answer: None,
-            });
+            return unknown(about);
         }
         let kind = command_name(&command);
         let now: Time = self.edge.dispatch.now();
         let Ok(waiting) = self.edge.submit(id, now, command) else {
             count_command(kind, None);
-            return Some(Answered {
-                about,
-                answer: None,
-            });
+            return unknown(about);
         };
-        let patience = Duration::from_millis(self.edge.config.timing.outcome_timeout_ms);
-        self.waiting.push(Box::pin(async move {
-            let since = Instant::now();
-            let answer = waiting.answer(patience).await;
-            count_command(kind, answer.as_ref());
-            metrics::histogram!("cabrank_command_ack_seconds").record(since.elapsed());
-            Answered { about, answer }
-        }));
+        self.asked.push(Asked {
+            waiting,
+            about,
+            kind,
+            since: Instant::now(),
+        });
         None
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.edge.config.timing.outcome_timeout_ms)
+    }
+
+    /// A command whose outcome is here, or that was waited for long enough.
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> Option<Answered> {
+        let patience = self.patience();
+        let (place, answer) = self
+            .asked
+            .iter_mut()
+            .enumerate()
+            .find_map(|(place, asked)| match asked.waiting.poll(cx) {
+                Poll::Ready(answer) => Some((place, answer)),
+                Poll::Pending => (self.now >= asked.since + patience).then_some((place, None)),
+            })?;
+        let Asked {
+            about, kind, since, ..
+        } = self.asked.remove(place);
+        count_command(kind, answer.as_ref());
+        metrics::histogram!("cabrank_command_ack_seconds").record(since.elapsed());
+        Some(Answered { about, answer })
+    }
+
+    /// When the oldest command was waited for long enough.
+    fn poll_deadline(&self) -> Option<Instant> {
+        let oldest = self.asked.first()?;
+        Some(oldest.since + self.patience())
     }
 }
 
@@ -201,8 +235,8 @@ pub trait Person: Send + 'static {
     fn read_json(text: &str) -> Result<Self::In, String>;
     /// Reads a Protobuf binary frame.
     fn read_proto(bytes: &[u8]) -> Result<Self::In, String>;
-    /// Writes a frame.
-    fn write(codec: Codec, out: &Self::Out) -> Message;
+    /// Writes a message.
+    fn write(codec: Codec, out: &Self::Out) -> Vec<u8>;
     /// A message that says what was not understood.
     fn error(message: String) -> Self::Out;
     /// A message that asks the phone to connect elsewhere.
@@ -228,250 +262,374 @@ pub trait Person: Send + 'static {
     fn leave(&mut self, edge: &Edge);
 }
 
-/// What a socket is run with.
-pub struct Session<P: Person> {
-    pub edge: Arc<Edge>,
-    pub codec: Codec,
-    pub person: P,
-    pub link: Arc<Link<P::News>>,
-    pub queue: mpsc::Receiver<P::News>,
+/// Where a socket is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The goodbye is said; at `until` the connection is cut.
+    Closing {
+        until: Instant,
+        hears: Hears,
+    },
+    Over,
+}
+
+/// What is listened to after the goodbye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hears {
+    /// The client's goodbye, which ends it.
+    Goodbye,
+    /// Nothing: the end of what was written ends it.
+    Written,
+    /// Nothing: what comes is thrown away, so that the close frame is not lost to a reset.
+    Noise,
+}
+
+/// One WebSocket.
+pub struct Socket<P: Person> {
+    desk: Desk<P::Out>,
+    codec: Codec,
+    person: P,
+    link: Arc<Link<P::News>>,
+    inbound: Inbound,
+    outbound: Outbound,
+    phase: Phase,
     /// When the token is over.
-    pub expires: Instant,
+    expires: Instant,
+    heard: Instant,
+    beat: Instant,
+    /// Since when the client's window has been full.
+    stuck: Option<Instant>,
+    /// Messages in a row that were not understood.
+    misunderstood: u32,
+    has_moved: bool,
+    /// Frames are here that wait until the answers to earlier ones are written.
+    is_behind: bool,
 }
 
-/// Runs a socket to its end.
-pub async fn run<P: Person>(mut session: Session<P>, mut ws: WebSocket) {
-    metrics::gauge!("cabrank_sockets_open", "role" => P::ROLE).increment(1.0);
-    let cause = session.talk(&mut ws).await;
-    let edge = session.edge.clone();
-    session.person.leave(&edge);
-    metrics::counter!("cabrank_sockets_closed_total", "role" => P::ROLE, "cause" => cause.name())
-        .increment(1);
-    close(
-        &mut ws,
-        cause,
-        Duration::from_millis(edge.config.timing.close_ms),
-    )
-    .await;
-    metrics::gauge!("cabrank_sockets_open", "role" => P::ROLE).decrement(1.0);
-}
-
-/// Closes a socket for whose person there is no room.
-pub async fn turn_away(ws: &mut WebSocket) {
-    let reason = "no room: connect again later".into();
-    let _ = ws
-        .send(Message::Close(Some(CloseFrame { code: 1013, reason })))
-        .await;
-}
-
-/// Says why and waits, not for long, until the client has heard it.
-async fn close(ws: &mut WebSocket, cause: CloseCause, patience: Duration) {
-    let (code, reason) = cause.code();
-    let frame = Message::Close(Some(CloseFrame {
-        code,
-        reason: reason.into(),
-    }));
-    let goodbye = async {
-        let said = ws.send(frame).await;
-        while said.is_ok() && matches!(ws.next().await, Some(Ok(_))) {}
-        if matches!(
-            cause,
-            CloseCause::TooLarge | CloseCause::Protocol | CloseCause::Misunderstood
-        ) {
-            sleep(Duration::from_millis(CLOSE_LINGER_MS)).await;
-        }
-    };
-    // A client that does not answer is cut off.
-    let _ = timeout(patience, goodbye).await;
-}
-
-/// What the loop does next.
-enum Step<News> {
-    Close(CloseCause),
-    Time,
-    Drain,
-    Answered(Answered),
-    News(News),
-    Frame(Option<Result<Message, axum::Error>>),
-}
-
-impl<P: Person> Session<P> {
-    async fn talk(&mut self, ws: &mut WebSocket) -> CloseCause {
-        let (edge, link) = (self.edge.clone(), self.link.clone());
-        let timing = &edge.config.timing;
-        let heartbeat = Duration::from_millis(timing.heartbeat_ms);
-        let silence = Duration::from_millis(timing.silence_ms);
-        let mut closed = pin!(link.closed.cancelled());
-        let mut closing = pin!(edge.closing.cancelled());
-        let mut draining = pin!(edge.draining.cancelled());
-        let mut has_moved = false;
-        let mut misunderstood = 0;
-        let mut heard = Instant::now();
-        let mut beat = heard + heartbeat;
-        let mut desk = Desk::new(edge.clone());
-        self.person.greet(&mut desk);
-        let mut timer = pin!(sleep_until(beat));
-        loop {
-            if !desk.out.is_empty() {
-                let writing = write_all::<P>(ws, self.codec, &mut desk.out);
-                let written = tokio::select! {
-                    biased;
-                    written = writing => written,
-                    () = &mut closed => Err(link.cause()),
-                    () = &mut closing => Err(CloseCause::GoingDown),
-                    () = sleep(silence) => Err(CloseCause::SlowReader),
-                };
-                if let Err(cause) = written {
-                    return cause;
-                }
-            }
-            let due = [
-                Some(beat),
-                Some(heard + silence),
-                Some(self.expires),
-                self.person.poll_deadline(),
-            ]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(beat);
-            if due < timer.deadline() || timer.is_elapsed() {
-                timer.as_mut().reset(due);
-            }
-            let step = tokio::select! {
-                biased;
-                () = &mut closed => Step::Close(link.cause()),
-                () = &mut closing => Step::Close(CloseCause::GoingDown),
-                () = timer.as_mut() => Step::Time,
-                () = &mut draining, if !has_moved => Step::Drain,
-                Some(answered) = desk.waiting.next(), if !desk.waiting.is_empty() => Step::Answered(answered),
-                Some(news) = self.queue.recv() => Step::News(news),
-                frame = ws.next() => Step::Frame(frame),
-            };
-            match step {
-                Step::Close(cause) => return cause,
-                Step::Time => {
-                    let now = Instant::now();
-                    if now >= self.expires {
-                        return CloseCause::TokenOver;
-                    }
-                    if now >= heard + silence {
-                        return CloseCause::Silent;
-                    }
-                    if now >= beat {
-                        beat = now + heartbeat;
-                        let ping = ws.send(Message::Ping(axum::body::Bytes::new()));
-                        if let Err(cause) =
-                            unless_stuck(ping, closed.as_mut(), &link, silence).await
-                        {
-                            return cause;
-                        }
-                    }
-                    self.person.handle_deadline(&mut desk, now);
-                }
-                Step::Drain => {
-                    has_moved = true;
-                    desk.out.push_back(P::moved(timing.move_ms));
-                }
-                Step::Answered(answered) => self.person.handle_answer(&mut desk, answered),
-                Step::News(news) => {
-                    self.person.handle_news(&mut desk, news);
-                    for _ in 1..NEWS_PER_WRITE {
-                        let Ok(news) = self.queue.try_recv() else {
-                            break;
-                        };
-                        self.person.handle_news(&mut desk, news);
-                    }
-                }
-                Step::Frame(Some(Ok(frame))) => {
-                    heard = Instant::now();
-                    match self.handle_frame(&mut desk, frame) {
-                        Handled::Understood => misunderstood = 0,
-                        Handled::Neutral => {}
-                        Handled::Goodbye => return CloseCause::Gone,
-                        Handled::Misunderstood(why) => {
-                            misunderstood += 1;
-                            metrics::counter!("cabrank_misunderstood_total", "role" => P::ROLE)
-                                .increment(1);
-                            desk.out.push_back(P::error(shorten(why)));
-                            if misunderstood >= edge.config.limits.misunderstood_max {
-                                let last = write_all::<P>(ws, self.codec, &mut desk.out);
-                                let _ = unless_stuck(last, closed.as_mut(), &link, silence).await;
-                                return CloseCause::Misunderstood;
-                            }
-                        }
-                    }
-                }
-                Step::Frame(Some(Err(error))) => return cause_of(error),
-                Step::Frame(None) => return CloseCause::Gone,
-            }
+impl<P: Person> Socket<P> {
+    /// A socket that is about to begin.
+    pub fn new(
+        edge: Arc<Edge>,
+        codec: Codec,
+        person: P,
+        link: Arc<Link<P::News>>,
+        expires: Instant,
+    ) -> Self {
+        metrics::gauge!("cabrank_sockets_open", "role" => P::ROLE).increment(1.0);
+        let now = Instant::now();
+        let beat = now + Duration::from_millis(edge.config.timing.heartbeat_ms);
+        let inbound = Inbound::new(edge.config.limits.frame_bytes_max);
+        Self {
+            desk: Desk::new(edge, now),
+            codec,
+            person,
+            link,
+            inbound,
+            outbound: Outbound::default(),
+            phase: Phase::Open,
+            expires,
+            heard: now,
+            beat,
+            stuck: None,
+            misunderstood: 0,
+            has_moved: false,
+            is_behind: false,
         }
     }
 
-    fn handle_frame(&mut self, desk: &mut Desk<P::Out>, frame: Message) -> Handled {
+    fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    fn silence(&self) -> Duration {
+        Duration::from_millis(self.desk.edge.config.timing.silence_ms)
+    }
+
+    fn write_out(&mut self) {
+        if self.desk.out.is_empty() {
+            return;
+        }
+        for message in std::mem::take(&mut self.desk.out) {
+            self.write(&message);
+        }
+    }
+
+    fn write(&mut self, message: &P::Out) {
+        let bytes = P::write(self.codec, message);
+        match self.codec {
+            Codec::Json => self.outbound.text(&bytes),
+            Codec::Proto => self.outbound.binary(&bytes),
+        }
+    }
+
+    /// Says goodbye; the person is not here any more.
+    fn close(&mut self, cause: CloseCause, now: Instant) {
+        if self.leave(cause) {
+            let (code, reason) = cause.code();
+            self.outbound.close(code, reason);
+            let patience = Duration::from_millis(self.desk.edge.config.timing.close_ms);
+            let (hears, patience) = match cause {
+                CloseCause::Gone => (Hears::Written, patience),
+                CloseCause::TooLarge | CloseCause::Protocol | CloseCause::Misunderstood => {
+                    (Hears::Noise, patience.min(CLOSE_LINGER))
+                }
+                CloseCause::GoingDown
+                | CloseCause::TokenOver
+                | CloseCause::Silent
+                | CloseCause::SlowReader
+                | CloseCause::Replaced => (Hears::Goodbye, patience),
+            };
+            let until = now + patience;
+            self.phase = Phase::Closing { until, hears };
+        }
+    }
+
+    /// The client said goodbye first: it gets the same back.
+    fn handle_goodbye(&mut self, payload: &[u8], now: Instant) {
+        if self.leave(CloseCause::Gone) {
+            self.outbound.close_like(payload);
+            let until = now + Duration::from_millis(self.desk.edge.config.timing.close_ms);
+            let hears = Hears::Written;
+            self.phase = Phase::Closing { until, hears };
+        }
+    }
+
+    /// Nobody is reached here any more. False when that was so before.
+    fn leave(&mut self, cause: CloseCause) -> bool {
+        let is_open = self.is_open();
+        if is_open {
+            self.phase = Phase::Over;
+            self.person.leave(&self.desk.edge);
+            metrics::counter!("cabrank_sockets_closed_total", "role" => P::ROLE, "cause" => cause.name())
+                .increment(1);
+        }
+        is_open
+    }
+
+    /// Handles frames until the answers are to be written first.
+    fn read(&mut self, bytes: &mut [u8]) {
+        let mut inbound = std::mem::take(&mut self.inbound);
+        self.is_behind = false;
+        let read = inbound.take(bytes, |frame| self.handle_frame(frame));
+        self.inbound = inbound;
+        if let Err(broken) = read {
+            let cause = match broken {
+                Broken::Protocol => CloseCause::Protocol,
+                Broken::NotUtf8 => CloseCause::Misunderstood,
+                Broken::TooLarge => {
+                    refused("frame_size");
+                    CloseCause::TooLarge
+                }
+            };
+            self.close(cause, self.desk.now);
+        }
+    }
+
+    fn handle_frame(&mut self, frame: Frame<'_>) -> ControlFlow<()> {
+        if let Phase::Closing { hears, .. } = self.phase {
+            if matches!((hears, frame), (Hears::Goodbye, Frame::Close(_))) {
+                self.phase = Phase::Over;
+            }
+            return ControlFlow::Continue(());
+        }
         let message = match (self.codec, frame) {
-            (Codec::Json, Message::Text(text)) => P::read_json(text.as_str()),
-            (Codec::Proto, Message::Binary(bytes)) => P::read_proto(&bytes),
-            (Codec::Json, Message::Binary(_)) => Err(format!(
+            (Codec::Json, Frame::Text(text)) => P::read_json(text),
+            (Codec::Proto, Frame::Binary(bytes)) => P::read_proto(bytes),
+            (Codec::Json, Frame::Binary(_)) => Err(format!(
                 "send JSON text frames, or ask for {PROTO_PROTOCOL}"
             )),
-            (Codec::Proto, Message::Text(_)) => Err("send Protobuf binary frames".to_owned()),
-            (_, Message::Ping(_) | Message::Pong(_)) => return Handled::Neutral,
-            (_, Message::Close(_)) => return Handled::Goodbye,
+            (Codec::Proto, Frame::Text(_)) => Err("send Protobuf binary frames".to_owned()),
+            (_, Frame::Ping(payload)) => {
+                self.outbound.pong(payload);
+                return self.after_frame();
+            }
+            (_, Frame::Pong) => return ControlFlow::Continue(()),
+            (_, Frame::Close(payload)) => {
+                self.handle_goodbye(payload, self.desk.now);
+                return ControlFlow::Break(());
+            }
         };
-        match message.and_then(|message| self.person.handle_message(desk, message)) {
-            Ok(()) => Handled::Understood,
-            Err(why) => Handled::Misunderstood(why),
+        let handled =
+            message.and_then(|message| self.person.handle_message(&mut self.desk, message));
+        match handled {
+            Ok(()) => self.misunderstood = 0,
+            Err(why) => self.handle_nonsense(why),
+        }
+        self.write_out();
+        self.after_frame()
+    }
+
+    fn after_frame(&mut self) -> ControlFlow<()> {
+        if self.outbound.len() < OUT_BYTES_MAX {
+            return ControlFlow::Continue(());
+        }
+        self.is_behind = true;
+        ControlFlow::Break(())
+    }
+
+    fn handle_nonsense(&mut self, why: String) {
+        self.misunderstood += 1;
+        metrics::counter!("cabrank_misunderstood_total", "role" => P::ROLE).increment(1);
+        self.write(&P::error(shorten(why)));
+        if self.misunderstood >= self.desk.edge.config.limits.misunderstood_max {
+            self.close(CloseCause::Misunderstood, self.desk.now);
         }
     }
-}
 
-enum Handled {
-    Understood,
-    Neutral,
-    Goodbye,
-    Misunderstood(String),
-}
-
-async fn write_all<P: Person>(
-    ws: &mut WebSocket,
-    codec: Codec,
-    out: &mut VecDeque<P::Out>,
-) -> Result<(), CloseCause> {
-    while let Some(message) = out.pop_front() {
-        ws.feed(P::write(codec, &message))
-            .await
-            .map_err(|_| CloseCause::Gone)?;
-    }
-    ws.flush().await.map_err(|_| CloseCause::Gone)
-}
-
-/// A write that gives up when the socket shall close, or when it is stuck for as long as a silent socket lives.
-async fn unless_stuck<News, E>(
-    write: impl Future<Output = Result<(), E>>,
-    closed: Pin<&mut impl Future<Output = ()>>,
-    link: &Link<News>,
-    silence: Duration,
-) -> Result<(), CloseCause> {
-    tokio::select! {
-        biased;
-        written = write => written.map_err(|_| CloseCause::Gone),
-        () = closed => Err(link.cause()),
-        () = sleep(silence) => Err(CloseCause::SlowReader),
-    }
-}
-
-fn cause_of(error: axum::Error) -> CloseCause {
-    let inner = error.into_inner();
-    match inner.downcast_ref::<WsError>() {
-        Some(WsError::Capacity(_)) => {
-            refused("frame_size");
-            CloseCause::TooLarge
+    /// Takes answers and some news; false when there were none.
+    fn take_news(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut is_told = false;
+        while let Some(answered) = self.desk.poll_answered(cx) {
+            self.person.handle_answer(&mut self.desk, answered);
+            is_told = true;
         }
-        Some(WsError::Utf8(_)) => CloseCause::Misunderstood,
-        Some(WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => CloseCause::Gone,
-        Some(WsError::Protocol(_)) => CloseCause::Protocol,
-        _ => CloseCause::Gone,
+        for _ in 0..NEWS_PER_WRITE {
+            let Some(news) = self.link.take_news() else {
+                break;
+            };
+            self.person.handle_news(&mut self.desk, news);
+            is_told = true;
+        }
+        self.write_out();
+        is_told
+    }
+}
+
+impl<P: Person> Client for Socket<P> {
+    fn begin(&mut self, now: Instant, waker: Waker) {
+        self.link.listen(waker);
+        self.desk.now = now;
+        self.person.greet(&mut self.desk);
+        self.write_out();
+    }
+
+    fn handle_bytes(&mut self, now: Instant, bytes: &mut [u8]) -> bool {
+        self.desk.now = now;
+        match self.phase {
+            Phase::Open => self.heard = now,
+            Phase::Closing { hears, .. } if hears != Hears::Goodbye => return false,
+            Phase::Closing { .. } => {}
+            Phase::Over => return false,
+        }
+        self.read(bytes);
+        self.is_behind || !self.desk.asked.is_empty()
+    }
+
+    fn handle_end(&mut self) {
+        self.leave(CloseCause::Gone);
+        self.phase = Phase::Over;
+    }
+
+    fn handle_wake(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        self.desk.now = now;
+        if let Some(cause) = self.link.cause() {
+            self.close(cause, now);
+            return false;
+        }
+        let edge = &self.desk.edge;
+        if edge.closing.is_cancelled() {
+            self.close(CloseCause::GoingDown, now);
+            return false;
+        }
+        if !self.has_moved && edge.draining.is_cancelled() {
+            self.has_moved = true;
+            self.write(&P::moved(self.desk.edge.config.timing.move_ms));
+        }
+        if !self.outbound.is_empty() {
+            return true;
+        }
+        if self.is_behind {
+            self.read(&mut []);
+        }
+        self.is_open() && (self.take_news(cx) || self.is_behind)
+    }
+
+    fn handle_time(&mut self, now: Instant) -> bool {
+        self.desk.now = now;
+        match self.phase {
+            Phase::Open if now >= self.expires => self.close(CloseCause::TokenOver, now),
+            Phase::Open => match self.stuck {
+                Some(since) if now >= since + self.silence() => {
+                    self.close(CloseCause::SlowReader, now);
+                }
+                Some(_) => {}
+                None if now >= self.heard + self.silence() => self.close(CloseCause::Silent, now),
+                None => {
+                    if now >= self.beat {
+                        let timing = &self.desk.edge.config.timing;
+                        self.beat = now + Duration::from_millis(timing.heartbeat_ms);
+                        self.outbound.ping();
+                    }
+                    self.person.handle_deadline(&mut self.desk, now);
+                    self.write_out();
+                }
+            },
+            Phase::Closing { until, .. } if now >= until => self.phase = Phase::Over,
+            Phase::Closing { .. } | Phase::Over => {}
+        }
+        // Commands that were waited for long enough.
+        self.desk.poll_deadline().is_some_and(|due| now >= due)
+    }
+
+    fn flush(&mut self, now: Instant, to: &mut dyn Write) -> Flushed {
+        if self.outbound.is_empty() {
+            return Flushed::All;
+        }
+        match self.outbound.flush(to) {
+            Ok(Flushed::Blocked) => {
+                self.stuck.get_or_insert(now);
+                Flushed::Blocked
+            }
+            Ok(Flushed::All) => {
+                if self.stuck.take().is_some() {
+                    // Nothing was read meanwhile; but whoever reads lives.
+                    self.heard = now;
+                }
+                let hears = Hears::Written;
+                if matches!(self.phase, Phase::Closing { hears: this, .. } if this == hears) {
+                    self.phase = Phase::Over;
+                }
+                Flushed::All
+            }
+            Err(_) => {
+                self.handle_end();
+                Flushed::All
+            }
+        }
+    }
+
+    fn poll_deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open => {
+                let due = match self.stuck {
+                    Some(since) => since + self.silence(),
+                    None => {
+                        let due = self.beat.min(self.heard + self.silence());
+                        let others = [self.person.poll_deadline(), self.desk.poll_deadline()];
+                        others.into_iter().flatten().fold(due, Instant::min)
+                    }
+                };
+                Some(due.min(self.expires))
+            }
+            Phase::Closing { until, .. } => Some(until),
+            Phase::Over => None,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+}
+
+impl<P: Person> Drop for Socket<P> {
+    fn drop(&mut self) {
+        // Still open only when its thread was stopped or had to give it up.
+        self.leave(CloseCause::GoingDown);
+        metrics::gauge!("cabrank_sockets_open", "role" => P::ROLE).decrement(1.0);
     }
 }
 

@@ -1,0 +1,857 @@
+//! Which thread moves the bytes of which socket, and when does it look?
+//!
+//! A few threads share all WebSockets. Each waits for its sockets in one place (epoll), reads each ready one once into a
+//! buffer that all share, and writes what came of it. Wake-ups are what sockets cost, so a thread looks at most every
+//! `wait`: what arrives meanwhile is read together. Messages to phones do not wait: they wake the thread.
+//!
+//! Holds: whoever wakes a socket is heard, however it races with the thread going to sleep ([`Mailbox`]); a socket that
+//! sends without pause takes turns with the others; a panic in one socket's handlers closes that socket, loudly.
+//! Bounds: a socket is in the mailbox at most twice (as it arrives, and woken), in the timers once and for each earlier
+//! deadline since; what a socket keeps is its own matter ([`Client`]).
+//! TLS belongs between [`Conn`]'s `tcp` and its `client`: bytes pass in one place each way.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::frames::Flushed;
+
+/// What a thread reads of one socket at once, in bytes.
+const READ_BYTES: usize = 64 * 1_024;
+/// Sockets taken from one look.
+const EVENTS_PER_LOOK: usize = 1_024;
+/// How long a thread rests when its sockets cannot be waited for.
+const LOOK_FAILED_PAUSE: Duration = Duration::from_millis(100);
+/// Names the mailbox among the sockets.
+const MAILBOX: Token = Token(usize::MAX);
+
+/// One socket as its thread sees it. Every call is followed by [`Client::flush`].
+pub trait Client: Send {
+    /// It is on a thread now; `waker` calls for [`Client::handle_wake`].
+    fn begin(&mut self, now: Instant, waker: Waker);
+    /// Bytes have arrived; they may be changed. True when a wake is wanted.
+    fn handle_bytes(&mut self, now: Instant, bytes: &mut [u8]) -> bool;
+    /// No more bytes will come, or the connection is broken.
+    fn handle_end(&mut self);
+    /// Somebody has woken it. True when there is more to do once what it says now is written.
+    fn handle_wake(&mut self, now: Instant, cx: &mut Context<'_>) -> bool;
+    /// The deadline is here. True when a wake is wanted.
+    fn handle_time(&mut self, now: Instant) -> bool;
+    /// Writes what waits to be written.
+    fn flush(&mut self, now: Instant, to: &mut dyn Write) -> Flushed;
+    /// When [`Client::handle_time`] is wanted.
+    fn poll_deadline(&self) -> Option<Instant>;
+    /// Shall the connection be cut?
+    fn is_over(&self) -> bool;
+}
+
+/// A socket on its way to a thread.
+pub struct Arrived {
+    pub tcp: std::net::TcpStream,
+    /// What was read of it already.
+    pub first: Bytes,
+    pub client: Box<dyn Client>,
+    /// Its places among what is bounded, given back when it is cut.
+    pub places: [OwnedSemaphorePermit; 2],
+}
+
+/// Names a socket of a thread; the number tells it from earlier ones in its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    slot: u32,
+    number: u32,
+}
+
+/// What others tell a thread.
+#[derive(Default)]
+struct Post {
+    arrived: Vec<Arrived>,
+    woken: Vec<Key>,
+    /// Every socket is woken.
+    all_woken: bool,
+    /// The thread ends.
+    is_stopped: bool,
+}
+
+impl Post {
+    fn is_empty(&self) -> bool {
+        self.arrived.is_empty() && self.woken.is_empty() && !self.all_woken && !self.is_stopped
+    }
+}
+
+/// Where a thread is told of things, and how it is woken for them.
+struct Mailbox {
+    post: Mutex<Post>,
+    /// The thread waits, or is about to wait, for its sockets: only `poll_waker` reaches it there.
+    is_polling: AtomicBool,
+    poll_waker: mio::Waker,
+    thread: OnceLock<Thread>,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Post> {
+        // A panic while holding it leaves plain lists behind, which are as good as before.
+        self.post.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, put: impl FnOnce(&mut Post)) {
+        put(&mut self.lock());
+        // Relaxed: the lock orders it. The thread sets it and then looks at the post before it polls; it clears it and
+        // then takes the post. So whoever put something in too late for that look reads `true`, and whoever put
+        // something in too late to be taken after the poll reads `false`.
+        if self.is_polling.load(Ordering::Relaxed) {
+            // It fails only when the system has no more room for events, which one per thread cannot fill.
+            let _ = self.poll_waker.wake();
+        } else if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// Wakes one socket.
+struct SocketWaker {
+    mailbox: Arc<Mailbox>,
+    key: Key,
+    /// It is in the post already.
+    is_posted: AtomicBool,
+}
+
+impl Wake for SocketWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Release, so that what was done before the wake is seen by the thread, whose clearing acquires it: also when
+        // the key was in the post already.
+        if !self.is_posted.swap(true, Ordering::AcqRel) {
+            self.mailbox.tell(|post| post.woken.push(self.key));
+        }
+    }
+}
+
+/// The threads of a gateway.
+pub struct Threads {
+    mailboxes: Vec<Arc<Mailbox>>,
+    joins: Mutex<Vec<JoinHandle<()>>>,
+    turn: AtomicUsize,
+}
+
+impl Threads {
+    /// Starts `count` threads that look at their sockets at most every `wait`; handlers run inside `runtime`.
+    pub fn start(count: usize, wait: Duration, runtime: &Handle) -> io::Result<Self> {
+        let mut threads = Self {
+            mailboxes: Vec::new(),
+            joins: Mutex::default(),
+            turn: AtomicUsize::new(0),
+        };
+        for number in 0..count {
+            let poll = Poll::new()?;
+            let mailbox = Arc::new(Mailbox {
+                post: Mutex::default(),
+                is_polling: AtomicBool::new(false),
+                poll_waker: mio::Waker::new(poll.registry(), MAILBOX)?,
+                thread: OnceLock::new(),
+            });
+            threads.mailboxes.push(mailbox.clone());
+            let runtime = runtime.clone();
+            let name = format!("sockets-{number}");
+            let join = thread::Builder::new().name(name).spawn(move || {
+                let _entered = runtime.enter();
+                SocketThread::new(mailbox, poll, wait).run();
+            })?;
+            let joins = threads.joins.get_mut();
+            joins.unwrap_or_else(PoisonError::into_inner).push(join);
+        }
+        Ok(threads)
+    }
+
+    /// Gives a socket to a thread; each in turn.
+    pub fn adopt(&self, arrived: Arrived) {
+        // Relaxed: only the numbers matter.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.mailboxes.len();
+        self.mailboxes[turn].tell(|post| post.arrived.push(arrived));
+    }
+
+    /// Wakes every socket.
+    pub fn wake_all(&self) {
+        for mailbox in &self.mailboxes {
+            mailbox.tell(|post| post.all_woken = true);
+        }
+    }
+
+    /// Ends the threads; sockets that are left are cut off.
+    pub fn stop(&self) {
+        for mailbox in &self.mailboxes {
+            mailbox.tell(|post| post.is_stopped = true);
+        }
+    }
+
+    /// Waits for the end of threads that were told to stop.
+    pub fn join(&self) {
+        let joins = std::mem::take(&mut *self.joins.lock().unwrap_or_else(PoisonError::into_inner));
+        for join in joins {
+            if join.join().is_err() {
+                tracing::error!("a thread of sockets had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One socket of a thread.
+struct Conn {
+    number: u32,
+    tcp: TcpStream,
+    client: Box<dyn Client>,
+    waker: Arc<SocketWaker>,
+    /// A wake is not handled yet.
+    is_woken: bool,
+    /// There may be bytes to read.
+    is_readable: bool,
+    /// The client has said its last byte: read until that is reached.
+    is_ending: bool,
+    /// The earliest of its timers.
+    due: Option<Instant>,
+    _places: [OwnedSemaphorePermit; 2],
+}
+
+/// What a turn of a socket came to.
+enum Turned {
+    /// It waits for something to happen.
+    Waits,
+    /// There is more to read: it takes another turn after the others.
+    Again,
+    /// It is to be cut.
+    Over,
+}
+
+impl Conn {
+    /// Writes, does what it was woken for, and reads once. While it cannot write it does not read.
+    fn turn(&mut self, now: Instant, buffer: &mut [u8]) -> Turned {
+        let mut may_read = true;
+        loop {
+            if self.is_woken {
+                let waker = Waker::from(self.waker.clone());
+                self.is_woken = self
+                    .client
+                    .handle_wake(now, &mut Context::from_waker(&waker));
+            }
+            if self.client.flush(now, &mut self.tcp) == Flushed::Blocked {
+                return Turned::Waits;
+            }
+            if self.client.is_over() {
+                return Turned::Over;
+            }
+            if self.is_woken {
+                continue;
+            }
+            if !self.is_readable {
+                return Turned::Waits;
+            }
+            if !may_read {
+                return Turned::Again;
+            }
+            may_read = false;
+            self.read(now, buffer);
+        }
+    }
+
+    fn read(&mut self, now: Instant, buffer: &mut [u8]) {
+        match self.tcp.read(buffer) {
+            Ok(0) => {
+                self.is_readable = false;
+                self.client.handle_end();
+            }
+            Ok(read) => {
+                // Less than there was room for was all there was: the next bytes are a new event.
+                self.is_readable = read == buffer.len() || self.is_ending;
+                self.is_woken |= self.client.handle_bytes(now, &mut buffer[..read]);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_readable = false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => {
+                self.is_readable = false;
+                self.client.handle_end();
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Counts the sockets that were here.
+    number: u32,
+    conn: Option<Conn>,
+}
+
+/// A thread and its sockets.
+struct SocketThread {
+    mailbox: Arc<Mailbox>,
+    poll: Poll,
+    wait: Duration,
+    slots: Vec<Slot>,
+    unused: Vec<u32>,
+    timers: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Slots that have more to read.
+    again: Vec<u32>,
+    buffer: Vec<u8>,
+}
+
+impl SocketThread {
+    fn new(mailbox: Arc<Mailbox>, poll: Poll, wait: Duration) -> Self {
+        Self {
+            mailbox,
+            poll,
+            wait,
+            slots: Vec::new(),
+            unused: Vec::new(),
+            timers: BinaryHeap::new(),
+            again: Vec::new(),
+            buffer: vec![0; READ_BYTES],
+        }
+    }
+
+    fn run(&mut self) {
+        // Nobody else sets it.
+        let _ = self.mailbox.thread.set(thread::current());
+        let mut events = Events::with_capacity(EVENTS_PER_LOOK);
+        let mut looked = Instant::now();
+        loop {
+            if self.handle_post() {
+                return;
+            }
+            self.handle_timers();
+            let now = Instant::now();
+            let next = looked + self.wait;
+            if now < next && self.again.is_empty() {
+                self.pause(next - now);
+                continue;
+            }
+            if let Err(error) = self.look(&mut events, now) {
+                tracing::error!(%error, "waiting for sockets failed");
+                self.pause(LOOK_FAILED_PAUSE);
+            }
+            looked = Instant::now();
+            for slot in std::mem::take(&mut self.again) {
+                self.turn(slot, looked);
+            }
+            for event in &events {
+                self.handle_event(event, looked);
+            }
+        }
+    }
+
+    /// Waits for `pause` or until there is post.
+    fn pause(&self, pause: Duration) {
+        if self.mailbox.lock().is_empty() {
+            // Post that comes before this has left a token that ends it at once.
+            thread::park_timeout(pause);
+        }
+    }
+
+    /// Waits until a socket is ready, there is post, or the next timer is due.
+    fn look(&mut self, events: &mut Events, now: Instant) -> io::Result<()> {
+        // Relaxed: see `Mailbox::tell`.
+        self.mailbox.is_polling.store(true, Ordering::Relaxed);
+        let has_work = !self.again.is_empty() || !self.mailbox.lock().is_empty();
+        let timeout = match self.timers.peek() {
+            _ if has_work => Some(Duration::ZERO),
+            Some(Reverse((due, _))) => Some(due.saturating_duration_since(now)),
+            None => None,
+        };
+        let polled = self.poll.poll(events, timeout);
+        self.mailbox.is_polling.store(false, Ordering::Relaxed);
+        match polled {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                events.clear();
+                Ok(())
+            }
+            polled => polled,
+        }
+    }
+
+    /// True when the thread is to end.
+    fn handle_post(&mut self) -> bool {
+        let post = std::mem::take(&mut *self.mailbox.lock());
+        if post.is_empty() {
+            return false;
+        }
+        if post.is_stopped {
+            self.slots.clear();
+            return true;
+        }
+        let now = Instant::now();
+        for arrived in post.arrived {
+            self.adopt(arrived, now);
+        }
+        for key in post.woken {
+            if self.wake(key) {
+                self.turn(key.slot, now);
+            }
+        }
+        if post.all_woken {
+            for slot in 0..self.slots.len() as u32 {
+                if let Some(conn) = &mut self.slots[slot as usize].conn {
+                    conn.is_woken = true;
+                    self.turn(slot, now);
+                }
+            }
+        }
+        false
+    }
+
+    fn wake(&mut self, key: Key) -> bool {
+        let Some(conn) = self.conn(key) else {
+            return false;
+        };
+        // Acquire: see `SocketWaker::wake_by_ref`. Cleared before it is handled, so that nothing is missed.
+        conn.waker.is_posted.swap(false, Ordering::AcqRel);
+        conn.is_woken = true;
+        true
+    }
+
+    fn conn(&mut self, key: Key) -> Option<&mut Conn> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        slot.conn.as_mut().filter(|conn| conn.number == key.number)
+    }
+
+    fn adopt(&mut self, arrived: Arrived, now: Instant) {
+        let slot = self.unused.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            // Fewer sockets than files: a slot's number has room in 32 bits.
+            (self.slots.len() - 1) as u32
+        });
+        let place = &mut self.slots[slot as usize];
+        place.number = place.number.wrapping_add(1);
+        let key = Key {
+            slot,
+            number: place.number,
+        };
+        let waker = Arc::new(SocketWaker {
+            mailbox: self.mailbox.clone(),
+            key,
+            is_posted: AtomicBool::new(false),
+        });
+        let mut tcp = TcpStream::from_std(arrived.tcp);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let token = Token(slot as usize);
+        let registered = self.poll.registry().register(&mut tcp, token, both);
+        let mut conn = Conn {
+            number: key.number,
+            tcp,
+            client: arrived.client,
+            waker: waker.clone(),
+            // News may have come before anybody listened for it.
+            is_woken: true,
+            is_readable: true,
+            is_ending: false,
+            due: None,
+            _places: arrived.places,
+        };
+        if let Err(error) = registered {
+            tracing::error!(%error, "a socket could not be watched");
+            conn.client.handle_end();
+        }
+        place.conn = Some(conn);
+        let mut first = arrived.first.to_vec();
+        self.guarded(slot, |conn, buffer| {
+            conn.client.begin(now, waker.into());
+            if !first.is_empty() {
+                conn.is_woken |= conn.client.handle_bytes(now, &mut first);
+            }
+            conn.turn(now, buffer)
+        });
+    }
+
+    fn handle_event(&mut self, event: &Event, now: Instant) {
+        let slot = event.token();
+        if slot == MAILBOX {
+            return;
+        }
+        if let Some(conn) = self
+            .slots
+            .get_mut(slot.0)
+            .and_then(|slot| slot.conn.as_mut())
+        {
+            conn.is_readable |= event.is_readable();
+            if event.is_read_closed() || event.is_error() {
+                (conn.is_readable, conn.is_ending) = (true, true);
+            }
+            self.turn(slot.0 as u32, now);
+        }
+    }
+
+    fn handle_timers(&mut self) {
+        if self.timers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(Reverse((due, key))) = self.timers.peek().copied()
+            && due <= now
+        {
+            self.timers.pop();
+            let Some(conn) = self.conn(key) else {
+                continue;
+            };
+            // A later timer was replaced by an earlier one, which has come since.
+            if conn.due != Some(due) {
+                continue;
+            }
+            conn.due = None;
+            self.guarded(key.slot, |conn, buffer| {
+                if conn.client.poll_deadline().is_some_and(|due| due <= now) {
+                    conn.is_woken |= conn.client.handle_time(now);
+                }
+                conn.turn(now, buffer)
+            });
+        }
+    }
+
+    fn turn(&mut self, slot: u32, now: Instant) {
+        self.guarded(slot, |conn, buffer| conn.turn(now, buffer));
+    }
+
+    /// Works on a socket. If that panics, the socket is cut, and nobody else's.
+    fn guarded(&mut self, slot: u32, work: impl FnOnce(&mut Conn, &mut [u8]) -> Turned) {
+        let place = &mut self.slots[slot as usize];
+        let Some(conn) = &mut place.conn else { return };
+        let buffer = &mut self.buffer;
+        // Unwind safe: the socket is not used any more, the buffer's content means nothing between two turns, and what
+        // is shared is as good after a panic as before (see `people::lock`).
+        let turned = catch_unwind(AssertUnwindSafe(|| work(conn, buffer)));
+        match turned {
+            Ok(Turned::Waits) => self.plan(slot),
+            Ok(Turned::Again) => {
+                self.again.push(slot);
+                self.plan(slot);
+            }
+            Ok(Turned::Over) => self.cut(slot),
+            Err(_) => {
+                tracing::error!("a socket's handler panicked: its connection is cut");
+                metrics::counter!("cabrank_socket_panics_total").increment(1);
+                self.cut(slot);
+            }
+        }
+    }
+
+    fn cut(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        if let Some(conn) = place.conn.take() {
+            // Its drop tells who else must know; should that panic, too, the thread goes on.
+            if catch_unwind(AssertUnwindSafe(|| drop(conn))).is_err() {
+                tracing::error!("leaving a socket panicked");
+            }
+            self.unused.push(slot);
+        }
+    }
+
+    /// Sets a timer if the socket wants to be called earlier than planned.
+    fn plan(&mut self, slot: u32) {
+        let Some(conn) = &mut self.slots[slot as usize].conn else {
+            return;
+        };
+        let Some(due) = conn.client.poll_deadline() else {
+            return;
+        };
+        if conn.due.is_none_or(|planned| due < planned) {
+            conn.due = Some(due);
+            let number = conn.number;
+            self.timers.push(Reverse((due, Key { slot, number })));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream as StdStream};
+    use std::sync::atomic::AtomicU32;
+    use tokio::runtime::Runtime;
+    use tokio::sync::Semaphore;
+
+    /// Nothing here takes this long unless it is broken.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Sends back what it hears, and on a wake what `wakes` shows; told of a bug it has one.
+    #[derive(Default)]
+    struct Echo {
+        out: Vec<u8>,
+        wakes: Arc<AtomicU32>,
+        waker: Arc<OnceLock<Waker>>,
+        is_over: bool,
+    }
+
+    impl Client for Echo {
+        fn begin(&mut self, _: Instant, waker: Waker) {
+            let _ = self.waker.set(waker);
+        }
+
+        fn handle_bytes(&mut self, _: Instant, bytes: &mut [u8]) -> bool {
+            assert!(bytes != b"a bug", "as asked for");
+            self.out.extend_from_slice(bytes);
+            false
+        }
+
+        fn handle_end(&mut self) {
+            self.is_over = true;
+        }
+
+        fn handle_wake(&mut self, _: Instant, _: &mut Context<'_>) -> bool {
+            let wakes = self.wakes.load(Ordering::SeqCst);
+            self.out.extend_from_slice(&wakes.to_be_bytes());
+            false
+        }
+
+        fn handle_time(&mut self, _: Instant) -> bool {
+            false
+        }
+
+        fn flush(&mut self, _: Instant, to: &mut dyn Write) -> Flushed {
+            while !self.out.is_empty() {
+                match to.write(&self.out) {
+                    Ok(written) => drop(self.out.drain(..written)),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Flushed::Blocked,
+                    Err(_) => {
+                        self.is_over = true;
+                        return Flushed::All;
+                    }
+                }
+            }
+            Flushed::All
+        }
+
+        fn poll_deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn is_over(&self) -> bool {
+            self.is_over
+        }
+    }
+
+    /// Threads, and a way to connect to them.
+    struct Town {
+        threads: Arc<Threads>,
+        listener: TcpListener,
+        places: Arc<Semaphore>,
+        _runtime: Runtime,
+    }
+
+    impl Town {
+        fn new(wait: Duration) -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            let threads = Threads::start(1, wait, runtime.handle()).unwrap();
+            Self {
+                threads: Arc::new(threads),
+                listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+                places: Arc::new(Semaphore::new(10_000)),
+                _runtime: runtime,
+            }
+        }
+
+        fn connect(&self, client: Echo) -> StdStream {
+            let phone = StdStream::connect(self.listener.local_addr().unwrap()).unwrap();
+            phone.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (tcp, _) = self.listener.accept().unwrap();
+            tcp.set_nonblocking(true).unwrap();
+            let place = || self.places.clone().try_acquire_owned().unwrap();
+            self.threads.adopt(Arrived {
+                tcp,
+                first: Bytes::new(),
+                client: Box::new(client),
+                places: [place(), place()],
+            });
+            // A socket begins with a wake.
+            assert_eq!(heard::<4>(&phone), [0; 4]);
+            phone
+        }
+
+        fn end(self) {
+            self.threads.stop();
+            self.threads.join();
+            assert_eq!(self.places.available_permits(), 10_000);
+        }
+    }
+
+    fn heard<const N: usize>(mut phone: &StdStream) -> [u8; N] {
+        let mut bytes = [0; N];
+        phone.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn is_cut(mut phone: &StdStream) -> bool {
+        matches!(phone.read(&mut [0]), Ok(0))
+            || phone
+                .take_error()
+                .is_ok_and(|error| error.is_none_or(|e| e.kind() == ErrorKind::ConnectionReset))
+    }
+
+    fn say(mut phone: &StdStream, bytes: &[u8]) {
+        phone.write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn a_panic_cuts_its_socket_and_no_other() {
+        let town = Town::new(Duration::ZERO);
+        let (one, other) = (town.connect(Echo::default()), town.connect(Echo::default()));
+        say(&one, b"a bug");
+        assert!(is_cut(&one));
+        say(&other, b"fine");
+        assert_eq!(heard(&other), *b"fine");
+        // Its slot is somebody else's now.
+        let third = town.connect(Echo::default());
+        say(&third, b"fine");
+        assert_eq!(heard(&third), *b"fine");
+        town.end();
+    }
+
+    #[test]
+    fn a_wake_does_not_wait_for_the_next_look() {
+        // Having looked, the thread would rest for longer than anybody here has patience.
+        let town = Town::new(PATIENCE * 10);
+        let waker = Arc::<OnceLock<Waker>>::default();
+        let wakes = Arc::<AtomicU32>::default();
+        let phone = town.connect(Echo {
+            waker: waker.clone(),
+            wakes: wakes.clone(),
+            ..Echo::default()
+        });
+        for wake in 1..=100_u32 {
+            wakes.store(wake, Ordering::SeqCst);
+            waker.get().unwrap().wake_by_ref();
+            assert_eq!(heard(&phone), wake.to_be_bytes());
+        }
+        town.end();
+    }
+
+    #[test]
+    fn no_wake_is_lost_however_many_wake_at_once() {
+        const EACH: u32 = 5_000;
+        let town = Town::new(Duration::from_micros(50));
+        let waker = Arc::<OnceLock<Waker>>::default();
+        let wakes = Arc::<AtomicU32>::default();
+        let phone = town.connect(Echo {
+            waker: waker.clone(),
+            wakes: wakes.clone(),
+            ..Echo::default()
+        });
+        let wakers: Vec<_> = (0..4)
+            .map(|_| {
+                let (waker, wakes) = (waker.clone(), wakes.clone());
+                thread::spawn(move || {
+                    for _ in 0..EACH {
+                        wakes.fetch_add(1, Ordering::SeqCst);
+                        waker.get().unwrap().wake_by_ref();
+                    }
+                })
+            })
+            .collect();
+        // The last wake shows the last number; were it lost, the read would end with a timeout.
+        while u32::from_be_bytes(heard(&phone)) < 4 * EACH {}
+        for waker in wakers {
+            waker.join().unwrap();
+        }
+        town.end();
+    }
+
+    #[test]
+    fn a_thousand_sockets_are_served_by_one_thread_and_one_that_never_rests_takes_turns() {
+        let town = Town::new(Duration::from_millis(1));
+        let greedy = town.connect(Echo::default());
+        let (stop, stopping) = (
+            Arc::new(AtomicBool::new(false)),
+            greedy.try_clone().unwrap(),
+        );
+        let (reading, stopped) = (greedy.try_clone().unwrap(), stop.clone());
+        let flood = thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) && (&stopping).write_all(&[b'x'; 65_536]).is_ok()
+            {
+            }
+        });
+        let drain = thread::spawn(move || {
+            let mut bytes = vec![0; 65_536];
+            while matches!((&reading).read(&mut bytes), Ok(1..)) {}
+        });
+        let phones: Vec<_> = (0..1_000).map(|_| town.connect(Echo::default())).collect();
+        for round in 0..3_u32 {
+            for (n, phone) in phones.iter().enumerate() {
+                say(phone, &(n as u32 + round).to_be_bytes());
+            }
+            for (n, phone) in phones.iter().enumerate() {
+                assert_eq!(heard(phone), (n as u32 + round).to_be_bytes());
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        // Those who hang up make room.
+        drop(phones);
+        flood.join().unwrap();
+        greedy.shutdown(std::net::Shutdown::Write).unwrap();
+        drain.join().unwrap();
+        town.end();
+    }
+
+    #[test]
+    fn who_does_not_read_is_not_read_and_what_it_is_owed_arrives_in_order() {
+        let town = Town::new(Duration::ZERO);
+        let slow = town.connect(Echo::default());
+        let other = town.connect(Echo::default());
+        // More than fits between the two, so that the echo is stuck. Byte n of the stream is n modulo a prime.
+        let pattern: Vec<u8> = (0..251 * 1_024).map(|n| (n % 251) as u8).collect();
+        slow.set_nonblocking(true).unwrap();
+        let (mut sent, mut blocked) = (0, 0);
+        while blocked < 50 {
+            match (&slow).write(&pattern[sent % 251..]) {
+                Ok(written) => (sent, blocked) = (sent + written, 0),
+                Err(_) => {
+                    blocked += 1;
+                    // Meanwhile the other is served.
+                    say(&other, b"fine");
+                    assert_eq!(heard(&other), *b"fine");
+                }
+            }
+        }
+        slow.set_nonblocking(false).unwrap();
+        let mut bytes = vec![0; 251 * 1_024];
+        let mut read = 0;
+        while read < sent {
+            let n = (&slow).read(&mut bytes).unwrap();
+            let wanted = &pattern[read % 251..];
+            let same = n.min(wanted.len());
+            assert!(n > 0 && bytes[..same] == wanted[..same], "after {read}");
+            assert!(bytes[same..n].iter().zip(&pattern).all(|(a, b)| a == b));
+            read += n;
+        }
+        assert_eq!(read, sent);
+        town.end();
+    }
+
+    #[test]
+    fn stopping_cuts_everybody() {
+        let town = Town::new(PATIENCE);
+        let phones: Vec<_> = (0..10).map(|_| town.connect(Echo::default())).collect();
+        town.end();
+        assert!(phones.iter().all(is_cut));
+    }
+}
