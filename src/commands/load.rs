@@ -1,8 +1,8 @@
-//! `cabrank load`: the load generator, its hidden helpers (a generator process, a server of its own) and what they print.
+//! `cabrank load`: the load generator, what it prints, and when it fails. The processes it starts are in `own`, the search for
+//! the highest rate in `search`, a restart under load in `storm`, the whole table in `suite`.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,40 +10,61 @@ use std::time::Duration;
 use cabrank_gateway::token::{Role, mint};
 use cabrank_loadgen::audit::AuditReport;
 use cabrank_loadgen::client;
+use cabrank_loadgen::load::conditions::{self, Phases};
 use cabrank_loadgen::load::conduct::{Crew, Measured, Status, conduct};
 use cabrank_loadgen::load::ghosts::ghosts;
-use cabrank_loadgen::load::part::run_part;
-use cabrank_loadgen::load::plan::{Area, Frames, Plan, Shares, Target};
-use cabrank_loadgen::load::report::{Bounds, Trial, report as build_report};
-use cabrank_loadgen::load::schedule::{Arrivals, Rate};
-use cabrank_loadgen::load::search::Search;
-use cabrank_loadgen::load::sink::{Sink, serve};
+use cabrank_loadgen::load::plan::{Area, Frames, Plan, Shares, Target, TraceFiles};
+use cabrank_loadgen::load::report::{Bounds, report as build_report};
+use cabrank_loadgen::load::schedule::{Arrivals, Burst, Rate};
 use cabrank_loadgen::report::Report;
-use cabrank_matcher::clock::DomainClock;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{audit, block_on, shutdown_signal};
 use crate::report::Scratch;
-use crate::server::Server;
 use crate::{AnyError, Common};
 
-/// A server of our own may take so long to say where it listens.
-const SERVER_WITHIN: Duration = Duration::from_secs(30);
-/// ... and so long to close its store.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
+mod index;
+mod own;
+mod search;
+mod storm;
+mod suite;
+
+use own::OwnServer;
+pub use own::{ServerArgs, SinkArgs, run_load_part, run_raw_sink, run_server};
+
 /// Drivers of the look for ghosts.
 const GHOSTS_MAX: u32 = 1_000;
 
+/// What an overload offers, measured in what the server can take; and what is offered before and after it.
+const OVERLOAD_TIMES: f64 = 2.0;
+const CALM_TIMES: f64 = 0.5;
+/// Seconds after an overload, in the first [`conditions::RECOVERY_S`] of which it may recover.
+const AFTER_S: f64 = 15.0;
+
+/// What else there is below `load`.
+#[derive(Subcommand, Clone)]
+enum LoadCommand {
+    /// Measure every row of the table of what must be reached, and print it.
+    Suite(suite::SuiteArgs),
+    /// What the index alone costs, a row of the table.
+    #[command(hide = true)]
+    Index(index::IndexArgs),
+}
+
 /// Flags of `load`.
 #[derive(Args, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct LoadArgs {
+    #[command(subcommand)]
+    command: Option<LoadCommand>,
     /// A running server; several for several gateways of a cluster. Without it a server is started on a directory that is
     /// thrown away, as a process of its own.
     #[arg(long, value_name = "URL")]
     url: Vec<String>,
-    /// What is measured: a Cabrank, or `raw`, a bare WebSocket server that only reads (started here).
-    #[arg(long, value_enum, default_value = "cabrank")]
-    target: TargetArg,
+    /// What is measured: `cabrank`; `raw`, a bare WebSocket server that only reads (started here); or redis://HOST:PORT, a
+    /// running Redis that gets GEOADD and GEOSEARCH.
+    #[arg(long, default_value = "cabrank")]
+    target: String,
     /// With `--target raw`: it also parses each frame.
     #[arg(long, requires = "target")]
     decode: bool,
@@ -148,10 +169,22 @@ pub struct LoadArgs {
     /// Afterwards all drivers of a place move 5 km and then go offline: what a search still shows is stale.
     #[arg(long)]
     ghosts: bool,
-    /// More is offered than can be taken, on purpose: rides left open and pings without room in their socket do not
-    /// make the run invalid.
-    #[arg(long)]
+    /// The rates are the highest the server keeps: after `--seconds` of half of them, twice as much is offered, then half
+    /// again for 15 s. What must be kept meanwhile and afterwards is judged.
+    #[arg(long, conflicts_with_all = ["ramp", "find_max", "closed_loop", "storm"])]
     overload: bool,
+    /// How long an overload lasts.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    overload_seconds: f64,
+    /// The server is started again after a third of `--seconds`: all sockets come back at once. What must be kept is judged.
+    #[arg(long, conflicts_with_all = ["url", "find_max", "closed_loop"])]
+    storm: bool,
+    /// Recorded cabs whose ways the drivers drive; several files lie over each other.
+    #[arg(long, value_name = "FILE")]
+    gps: Vec<PathBuf>,
+    /// Recorded trips the riders ask for, in their order; several files lie over each other.
+    #[arg(long, value_name = "FILE")]
+    trips: Vec<PathBuf>,
     /// The run does not count if the generator's own lateness exceeds this (p99).
     #[arg(long, value_name = "MS", default_value_t = 5.0)]
     lateness_p99_ms: f64,
@@ -164,12 +197,6 @@ pub struct LoadArgs {
     /// Keep the log of the server started here in this directory.
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
-enum TargetArg {
-    Cabrank,
-    Raw,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -192,15 +219,43 @@ enum FramesArg {
 }
 
 impl LoadArgs {
+    /// What is measured, as far as the flag makes sense; [`LoadArgs::plan`] complains.
+    fn target(&self) -> Target {
+        match self.target.as_str() {
+            "raw" => Target::Raw,
+            url if url.contains("://") => Target::Redis,
+            _ => Target::Cabrank,
+        }
+    }
+
+    /// The seconds of an overload's phases.
+    fn phases(&self) -> Phases {
+        let normal = self.seconds.floor() as usize;
+        let overload = normal + self.overload_seconds.floor() as usize;
+        Phases {
+            normal: 0..normal,
+            overload: normal..overload,
+            after: overload..overload + AFTER_S as usize,
+        }
+    }
+
     fn plan(&self, urls: Vec<String>, secret: String) -> Result<Plan, AnyError> {
         let mut plan = Plan::new("", &secret);
         plan.urls = urls
             .iter()
             .map(|url| url.trim_end_matches('/').to_owned())
             .collect();
-        plan.target = match self.target {
-            TargetArg::Cabrank => Target::Cabrank,
-            TargetArg::Raw => Target::Raw,
+        plan.target = self.target();
+        if plan.target == Target::Cabrank && self.target != "cabrank" {
+            return Err(format!(
+                "--target {}: choose cabrank, raw or redis://HOST:PORT",
+                self.target
+            )
+            .into());
+        }
+        plan.traces = TraceFiles {
+            gps: self.gps.clone(),
+            trips: self.trips.clone(),
         };
         plan.pings = Rate::steady(self.pings_per_second);
         plan.rides = Rate::steady(self.rides_per_second);
@@ -252,6 +307,21 @@ impl LoadArgs {
         plan.radius_m = self.radius;
         plan.k = self.k;
         plan.probe = !self.no_probe;
+        if self.overload {
+            if self.seconds < 2.0 || self.overload_seconds < 2.0 {
+                return Err("--overload: --seconds and --overload-seconds at least 2".into());
+            }
+            let phases = self.phases();
+            for rate in [&mut plan.pings, &mut plan.rides, &mut plan.nearby] {
+                *rate = rate.scaled(CALM_TIMES);
+                rate.burst = Some(Burst {
+                    from_s: plan.warmup_s + phases.overload.start as f64,
+                    lasts_s: phases.overload.len() as f64,
+                    times: OVERLOAD_TIMES / CALM_TIMES,
+                });
+            }
+            plan.seconds = phases.after.end as f64;
+        }
         if plan.pings.is_zero() && plan.rides.is_zero() && plan.nearby.is_zero() && !self.ghosts {
             return Err(
                 "nothing to do: give --pings-per-second, --rides-per-second or --nearby-per-second"
@@ -280,6 +350,11 @@ fn parse_area(text: &str) -> Result<Area, AnyError> {
 
 /// Measures; exit code 1 if the run is not valid or the audit finds anything.
 pub fn run(common: &Common, args: LoadArgs) -> Result<ExitCode, AnyError> {
+    match args.command {
+        Some(LoadCommand::Suite(suite)) => return suite::run(common, suite),
+        Some(LoadCommand::Index(index)) => return index::run(&index),
+        None => {}
+    }
     let settings = common.settings(|_| {})?;
     let secret = args
         .secret
@@ -291,36 +366,41 @@ pub fn run(common: &Common, args: LoadArgs) -> Result<ExitCode, AnyError> {
         .clone()
         .or(scratch.dir().map(Path::to_path_buf));
     // Checked before anything is started.
-    args.plan(vec!["http://checked-later".into()], secret.clone())?;
-    let own = match (&args.url[..], args.target) {
-        ([], target) => Some(OwnServer::start(
-            common,
-            &args,
-            target,
-            data_dir.as_deref(),
-        )?),
+    let target = args.target();
+    let far = match target {
+        Target::Redis => vec![args.target.clone()],
+        Target::Cabrank | Target::Raw => args.url.clone(),
+    };
+    let checked = match &far[..] {
+        [] => vec!["http://checked-later".into()],
+        given => given.to_vec(),
+    };
+    args.plan(checked, secret.clone())?;
+    let own = match &far[..] {
+        [] => Some(OwnServer::start(common, &args, data_dir.as_deref(), None)?),
         _ => None,
     };
-    let urls = own
-        .as_ref()
-        .map_or(args.url.clone(), |own| vec![own.url.clone()]);
+    let urls = own.as_ref().map_or(far, |own| vec![own.url.clone()]);
     let plan = args.plan(urls, secret)?;
     let mut pids = args.server_pid.clone();
     pids.extend(own.as_ref().map(|own| own.child.id()));
-    let mut ran = match args.find_max {
-        Some(kind) => find_max(&args, &plan, &pids, kind)?,
-        None => Ran::of(&args, &plan, &pids)?,
+    let (mut ran, own) = match (args.find_max, own) {
+        (Some(kind), own) => (search::find_max(&args, &plan, &pids, kind)?, own),
+        (None, Some(own)) if args.storm => {
+            storm::run(common, &args, &plan, &pids, own, data_dir.as_deref())?
+        }
+        (None, own) => (Ran::of(&args, &plan, &pids, Arc::new(print_status))?, own),
     };
     if args.ghosts {
         ran.look_for_ghosts(&plan)?;
     }
     let is_complete = ran.report.rides.open == 0;
-    let audited = match (own, args.target, &data_dir) {
-        (Some(own), TargetArg::Cabrank, Some(dir)) => {
+    let audited = match (own, target, &data_dir) {
+        (Some(own), Target::Cabrank, Some(dir)) => {
             own.stop()?;
             Some(audit::of_store(dir, is_complete, &ran.acknowledged)?)
         }
-        (None, TargetArg::Cabrank, _) => Some(audit::of_server(
+        (None, Target::Cabrank, _) => Some(audit::of_server(
             common,
             &plan.urls[0],
             false,
@@ -360,29 +440,42 @@ fn judged(report: Report, audited: Option<&AuditReport>) -> Report {
 }
 
 /// A run that is over, before the audit.
-struct Ran {
+pub struct Ran {
     report: Report,
     acknowledged: Vec<String>,
 }
 
+/// Told about once a second.
+pub type OnStatus = Arc<dyn Fn(&Status) + Send + Sync>;
+
+fn print_status(status: &Status) {
+    eprintln!("{status}");
+}
+
 impl Ran {
-    fn of(args: &LoadArgs, plan: &Plan, pids: &[u32]) -> Result<Ran, AnyError> {
-        let (measured, ended) = conducted(plan, pids.to_vec())?;
+    fn of(
+        args: &LoadArgs,
+        plan: &Plan,
+        pids: &[u32],
+        on_status: OnStatus,
+    ) -> Result<Ran, AnyError> {
+        let (measured, ended) = conducted(plan, pids, on_status)?;
         let bounds = Bounds {
             lateness_p99_ms: args.lateness_p99_ms,
-            is_overload: args.overload,
+            is_overload: args.overload || args.storm,
         };
         let mut report = build_report(plan, &measured, &bounds, arguments());
         report.rides.open = report.rides.open.saturating_sub(ended);
         report.rides.cancelled += ended;
         if report.rides.open > 0 {
             let what = format!("{} rides did not reach an end", report.rides.open);
-            if measured.stopped || args.overload {
+            if measured.stopped || bounds.is_overload {
                 report.notes.push(what);
             } else {
                 report.invalidate(what);
             }
         }
+        judge_conditions(args, &mut report, &measured);
         let promised = measured
             .tally
             .rides
@@ -419,6 +512,28 @@ impl Ran {
     }
 }
 
+/// What had to be kept under an overload or in a storm.
+fn judge_conditions(args: &LoadArgs, report: &mut Report, measured: &Measured) {
+    let unaccounted = report.pings.unaccounted;
+    let Some(load) = &mut report.load else { return };
+    let tally = &measured.tally;
+    if args.overload {
+        load.conditions = conditions::overload(load, tally, &args.phases(), unaccounted);
+    }
+    if args.storm {
+        let storm = conditions::storm(&measured.online, u64::from(load.connections));
+        load.conditions = conditions::storm_conditions(&storm, load, tally);
+        load.storm = Some(storm);
+    }
+    let broken = load.conditions.iter().filter(|one| !one.kept);
+    let broken: Vec<String> = broken
+        .map(|one| format!("not kept: {} ({})", one.what, one.found))
+        .collect();
+    for what in broken {
+        report.invalidate(what);
+    }
+}
+
 /// The command line as it stands in a report: without the secret.
 fn arguments() -> Vec<String> {
     let mut hide = false;
@@ -433,115 +548,15 @@ fn arguments() -> Vec<String> {
     shown.collect()
 }
 
-/// Looks for the highest rate of one kind that keeps the bound; answers the best run, with all rides promised in all.
-fn find_max(args: &LoadArgs, plan: &Plan, pids: &[u32], kind: MaxKind) -> Result<Ran, AnyError> {
-    let bound = parse_ms(args.p99_below.as_deref().unwrap_or("20ms"))?;
-    let first = match kind {
-        MaxKind::Pings => plan.pings.to,
-        MaxKind::Rides => plan.rides.to,
-        MaxKind::Nearby => plan.nearby.to,
-    };
-    if first <= 0.0 {
-        return Err("--find-max: give the rate of that kind to begin with".into());
-    }
-    let mut search = Search::new(first);
-    let mut trials = Vec::new();
-    let mut best: Option<Ran> = None;
-    let mut acknowledged = Vec::new();
-    while let Some(rate) = search.rate() {
-        let mut trial_plan = plan.clone();
-        trial_plan.run = format!("{}t{}", plan.run, trials.len());
-        let steady = Rate::steady(rate);
-        let (name, p99_of) = match kind {
-            MaxKind::Pings => {
-                trial_plan.pings = steady;
-                ("ping", "ping_to_visible")
-            }
-            MaxKind::Rides => {
-                trial_plan.rides = steady;
-                ("request", "request_to_offer")
-            }
-            MaxKind::Nearby => {
-                trial_plan.nearby = steady;
-                ("nearby", "nearby")
-            }
-        };
-        let ran = Ran::of(args, &trial_plan, pids)?;
-        acknowledged.extend(ran.acknowledged.iter().cloned());
-        let load = ran.report.load.clone().unwrap_or_default();
-        let done = load
-            .kinds
-            .get(name)
-            .map_or(0.0, |kind| kind.done_per_second);
-        let offered = load
-            .kinds
-            .get(name)
-            .map_or(0.0, |kind| kind.offered_per_second);
-        let p99_ms = load
-            .kinds
-            .get(p99_of)
-            .map_or(f64::INFINITY, |kind| kind.latency_ms.p99);
-        let why = if p99_ms > bound {
-            format!("p99 {p99_ms:.1} ms")
-        } else if done < offered * 0.98 {
-            format!("only {done:.0}/s of {offered:.0}/s were done")
-        } else {
-            ran.report.invalid_because.join("; ")
-        };
-        let kept = why.is_empty();
-        eprintln!(
-            "trial: {rate:.0}/s: p99 {p99_ms:.2} ms{}{why}",
-            if kept { ", kept" } else { ", " }
-        );
-        trials.push(Trial {
-            per_second: rate,
-            done_per_second: done,
-            p99_ms,
-            kept,
-            why,
-        });
-        if kept || best.is_none() {
-            best = Some(ran);
-        }
-        search.handle(kept);
-    }
-    let mut best = best.ok_or("no trial was made")?;
-    best.acknowledged = acknowledged;
-    match search.best() {
-        Some(rate) => best.report.notes.push(format!(
-            "the highest rate with p99 below {bound} ms: {rate:.0}/s"
-        )),
-        None => best
-            .report
-            .invalidate(format!("no rate kept p99 below {bound} ms")),
-    }
-    if let Some(load) = &mut best.report.load {
-        load.search = trials;
-    }
-    Ok(best)
-}
-
-fn parse_ms(text: &str) -> Result<f64, AnyError> {
-    let number = text
-        .trim()
-        .trim_end_matches("ms")
-        .trim()
-        .parse::<f64>()
-        .ok();
-    Ok(number
-        .filter(|ms| *ms > 0.0)
-        .ok_or_else(|| format!("--p99-below {text}: give milliseconds, for example 20ms"))?)
-}
-
 /// Runs the generator; answers what it measured and how many open rides were called off afterwards.
-fn conducted(plan: &Plan, server_pids: Vec<u32>) -> Result<(Measured, u64), AnyError> {
+fn conducted(plan: &Plan, pids: &[u32], on_status: OnStatus) -> Result<(Measured, u64), AnyError> {
     let stop = Arc::new(AtomicBool::new(false));
     let crew = Crew {
         program: std::env::current_exe()?,
         arguments: vec!["load-part".into()],
-        server_pids,
+        server_pids: pids.to_vec(),
         stop: Arc::clone(&stop),
-        on_status: Arc::new(|status: &Status| eprintln!("{status}")),
+        on_status,
     };
     block_on(async move {
         let shutdown = shutdown_signal()?;
@@ -558,7 +573,7 @@ fn conducted(plan: &Plan, server_pids: Vec<u32>) -> Result<(Measured, u64), AnyE
 }
 
 /// Calls off what is still open: promised rides no phone completed, and wishes whose answer never came.
-async fn end_rides(plan: &Plan, measured: &Measured) -> Result<u64, AnyError> {
+pub(super) async fn end_rides(plan: &Plan, measured: &Measured) -> Result<u64, AnyError> {
     let tally = &measured.tally;
     let open = tally
         .rides
@@ -603,194 +618,6 @@ fn minter(secret: &str) -> client::Mint {
             client::Role::Ops => Role::Ops,
         };
         mint(&secret, role, subject, Duration::from_secs(86_400)).unwrap_or_default()
-    })
-}
-
-/// A server as a process of its own, on a free port.
-struct OwnServer {
-    child: Child,
-    url: String,
-}
-
-impl OwnServer {
-    fn start(
-        common: &Common,
-        args: &LoadArgs,
-        target: TargetArg,
-        data_dir: Option<&Path>,
-    ) -> Result<OwnServer, AnyError> {
-        let mut command = Command::new(std::env::current_exe()?);
-        if let Some(config) = &common.config {
-            command.arg("--config").arg(config);
-        }
-        match target {
-            TargetArg::Raw => command
-                .arg("raw-sink")
-                .arg("--pings-per-frame")
-                .arg(args.pings_per_frame.to_string()),
-            TargetArg::Cabrank => command.arg("load-server"),
-        };
-        if args.decode {
-            command.arg("--decode");
-        }
-        if let (TargetArg::Cabrank, Some(dir)) = (target, data_dir) {
-            command.arg("--data-dir").arg(dir);
-            if args
-                .connections
-                .is_some_and(|sockets| sockets < args.drivers)
-            {
-                command.arg("--parked");
-            }
-        }
-        command
-            .arg("--log")
-            .arg(&common.log)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        #[cfg(unix)]
-        {
-            use std::os::unix::process::CommandExt;
-            // Ctrl-C ends the generator first; the server is stopped by closing its standard input.
-            command.process_group(0);
-        }
-        let mut child = command.spawn()?;
-        let output = child.stdout.take().ok_or("the server has no output")?;
-        let (tell, said) = std::sync::mpsc::sync_channel(1);
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            // An error is an empty line: no address.
-            let _ = BufReader::new(output).read_line(&mut line);
-            let _ = tell.send(line);
-        });
-        let url = said
-            .recv_timeout(SERVER_WITHIN)
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        let server = OwnServer { child, url };
-        if !server.url.starts_with("http://") {
-            return Err("the server did not start; its reason is above".into());
-        }
-        Ok(server)
-    }
-
-    /// Closes its store and waits for its end.
-    fn stop(mut self) -> Result<(), AnyError> {
-        drop(self.child.stdin.take());
-        let deadline = std::time::Instant::now() + STOP_WITHIN;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return if status.success() {
-                    Ok(())
-                } else {
-                    Err(format!("the server ended with {status}").into())
-                };
-            }
-            if std::time::Instant::now() > deadline {
-                return Err("the server does not end".into());
-            }
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for OwnServer {
-    fn drop(&mut self) {
-        // Already over in the ordinary case; then both do nothing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Flags of the hidden `load-server`.
-#[derive(Args)]
-pub struct ServerArgs {
-    #[arg(long)]
-    data_dir: PathBuf,
-    /// Drivers without a socket stay on the map.
-    #[arg(long)]
-    parked: bool,
-}
-
-/// A server for a load run: no limits that speak of single people, ends with its standard input.
-pub fn run_server(common: &Common, args: ServerArgs) -> Result<ExitCode, AnyError> {
-    let settings = common.settings(|settings| {
-        settings.gateway.listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        settings.store.data_dir = args.data_dir.clone();
-        // A fleet of a thousand sockets stands for a larger one: each may say more than a phone would.
-        settings.gateway.ingest.pings_per_second = 0;
-        settings.gateway.limits.requests_per_minute = 0;
-        if args.parked {
-            settings.node.ping_ttl_ms = 3_600_000;
-            settings.node.silent_after_ms = 3_600_000;
-        }
-    })?;
-    block_on(async move {
-        let shutdown = shutdown_signal()?;
-        let server = Server::start(&settings, DomainClock::wall()).await?;
-        println!("http://{}", server.address());
-        let failed = server.failed();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = failed.cancelled() => {}
-            () = input_closed() => {}
-        }
-        server.stop().await?;
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Resolves when whoever started this process has let go of it.
-async fn input_closed() {
-    let (tell, closed) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        while std::io::stdin()
-            .lock()
-            .read_line(&mut line)
-            .is_ok_and(|n| n > 0)
-        {
-            line.clear();
-        }
-        // Nobody waits any more if the process ends otherwise.
-        let _ = tell.send(());
-    });
-    // A dropped sender is a closed input as well.
-    let _ = closed.await;
-}
-
-/// The hidden `load-part`: one generator process.
-pub fn run_load_part() -> Result<ExitCode, AnyError> {
-    run_part(
-        BufReader::new(std::io::stdin()),
-        std::io::stdout().lock(),
-        minter,
-    )?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Flags of the hidden `raw-sink`.
-#[derive(Args)]
-pub struct SinkArgs {
-    /// Parse each frame.
-    #[arg(long)]
-    decode: bool,
-    /// Pings counted for a frame that is not parsed.
-    #[arg(long, default_value_t = 1)]
-    pings_per_frame: u32,
-}
-
-/// The hidden `raw-sink`: a bare WebSocket server that ends with its standard input.
-pub fn run_raw_sink(args: SinkArgs) -> Result<ExitCode, AnyError> {
-    let sink = Arc::new(Sink::new(args.decode, u64::from(args.pings_per_frame)));
-    block_on(async move {
-        let shutdown = shutdown_signal()?;
-        tokio::select! {
-            served = serve(sink, |address| println!("http://{address}")) => served?,
-            () = shutdown.cancelled() => {}
-            () = input_closed() => {}
-        }
-        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -840,6 +667,10 @@ fn summary(report: &Report) -> String {
             pings.unaccounted
         );
     }
+    for one in &load.conditions {
+        let verdict = if one.kept { "pass" } else { "FAIL" };
+        text += &format!("{verdict}: {}: {}\n", one.what, one.found);
+    }
     report
         .notes
         .iter()
@@ -888,7 +719,12 @@ mod tests {
             }
         );
         assert!(parse_area("39").unwrap_err().to_string().contains("39x34"));
-        assert_eq!(parse_ms("20ms").unwrap(), 20.0);
-        assert!(parse_ms("soon").unwrap_err().to_string().contains("20ms"));
+        assert_eq!(search::parse_ms("20ms").unwrap(), 20.0);
+        assert!(
+            search::parse_ms("soon")
+                .unwrap_err()
+                .to_string()
+                .contains("20ms")
+        );
     }
 }

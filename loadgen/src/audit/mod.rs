@@ -15,6 +15,7 @@
 //! Costs some hundred bytes an event. Not here: where records come from (`source` for a running server; the root
 //! binary for a store).
 
+mod across;
 mod fold;
 mod source;
 mod state;

@@ -2,10 +2,10 @@
 //!
 //! The WebSocket is tungstenite's own, over a non-blocking stream. Commands go one at a time in order, as from a real
 //! phone: the next one leaves when the outcome of the last is known. A lost socket is opened again after a spread pause,
-//! resumes its session, and repeats what has no outcome.
+//! resumes its session, and repeats what has no outcome. Towards a Redis it only pings, and counts replies.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -26,6 +26,7 @@ use tokio_tungstenite::tungstenite::{self, Message, WebSocket, client::client_wi
 use super::clock::{now_ns, wall_ms};
 use super::place::{Places, Way};
 use super::plan::{Frames, Plan, Target};
+use super::redis;
 use super::tally::{Kind, Tally};
 use crate::client::{Mint, Role};
 
@@ -35,6 +36,8 @@ const REPEAT_NS: u64 = 5_000_000_000;
 const REPEAT_UNKNOWN_NS: u64 = 300_000_000;
 /// A lost socket is opened again after this, spread by half.
 const RECONNECT_NS: u64 = 500_000_000;
+/// What a server may ask for at most.
+const AFTER_MS_MAX: u64 = 60_000;
 /// Connecting, upgrade and session together.
 const OPEN_WITHIN_NS: u64 = 15_000_000_000;
 /// Writes that wait for a full socket; further ones are not sent.
@@ -80,6 +83,66 @@ enum Link {
     Connecting(TcpStream),
     Shaking(Box<MidHandshake<ClientHandshake<TcpStream>>>),
     Open(Box<WebSocket<TcpStream>>),
+    Redis(Box<RedisLink>),
+}
+
+/// A connection to a Redis: what is to be written, and what was read of a reply.
+struct RedisLink {
+    stream: TcpStream,
+    out: Vec<u8>,
+    written: usize,
+    read: Vec<u8>,
+    /// Replies that do not yet make up a write's pings.
+    replied: u64,
+}
+
+impl RedisLink {
+    fn new(stream: TcpStream) -> RedisLink {
+        RedisLink {
+            stream,
+            out: Vec::new(),
+            written: 0,
+            read: Vec::new(),
+            replied: 0,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.written < self.out.len() {
+            match self.stream.write(&self.out[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(why) => return Err(why),
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Counts the replies that have come; errors of Redis end it.
+    fn hear(&mut self) -> Result<(), String> {
+        let mut chunk = [0u8; 4 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err("the connection ended".into()),
+                Ok(n) => self.read.extend_from_slice(&chunk[..n]),
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => break,
+                Err(why) => return Err(why.to_string()),
+            }
+        }
+        let mut taken = 0;
+        while let Some(reply) = redis::take_reply(&self.read[taken..])? {
+            if reply.is_error {
+                let text = &self.read[taken..taken + reply.length];
+                return Err(String::from_utf8_lossy(text).trim().to_owned());
+            }
+            taken += reply.length;
+            self.replied += 1;
+        }
+        self.read.drain(..taken);
+        Ok(())
+    }
 }
 
 /// Where a phone stands.
@@ -126,6 +189,8 @@ pub struct Cab {
     last_ping_ms: i64,
     /// Server's time minus ours, ms.
     ahead_ms: i64,
+    /// The server goes down and asks not to come back earlier than this after the socket is lost.
+    after_ms: u64,
     session: Option<SessionId>,
     is_online: bool,
     opening_since: u64,
@@ -160,6 +225,7 @@ impl Cab {
             seq: 0,
             last_ping_ms: 0,
             ahead_ms: 0,
+            after_ms: 0,
             session: None,
             is_online: false,
             opening_since: 0,
@@ -280,6 +346,19 @@ impl Cab {
         let now_ms = wall_ms() + self.ahead_ms;
         let since = (now_ms - self.last_ping_ms).clamp(0, 10_000);
         let total = frames * per_frame;
+        if desk.plan.target == Target::Redis {
+            for n in 1..=frames {
+                let ping = self.position(now_ms, since, n, total, desk);
+                if let (Link::Redis(link), Ok(at)) =
+                    (&mut self.link, Point::new(ping.lat, ping.lon))
+                {
+                    redis::geo_add(&mut link.out, self.driver.as_str(), at);
+                }
+            }
+            self.last_ping_ms = now_ms;
+            self.waiting.push_back((due, pings));
+            return self.flush(now_ns(), desk);
+        }
         for frame in 0..frames {
             let message = if per_frame == 1 {
                 let ping = self.position(now_ms, since, frame + 1, total, desk);
@@ -300,6 +379,17 @@ impl Cab {
         self.last_ping_ms = now_ms;
         self.waiting.push_back((due, pings));
         self.flush(now_ns(), desk);
+    }
+
+    /// Towards a Redis: puts drivers without a connection of their own on the map.
+    pub fn add_all(&mut self, drivers: &[(DriverId, Point)], desk: &mut Desk<'_>) {
+        if let Link::Redis(link) = &mut self.link {
+            for (driver, at) in drivers {
+                redis::geo_add(&mut link.out, driver.as_str(), *at);
+            }
+            self.waiting.push_back((0, drivers.len() as u64));
+            self.flush(now_ns(), desk);
+        }
     }
 
     /// Reports exactly this place, now.
@@ -356,6 +446,11 @@ impl Cab {
     }
 
     fn flush(&mut self, now: u64, desk: &mut Desk<'_>) {
+        if let Link::Redis(link) = &mut self.link
+            && let Err(why) = link.flush()
+        {
+            return self.lose(now, desk, &why.to_string());
+        }
         let Link::Open(socket) = &mut self.link else {
             return;
         };
@@ -396,6 +491,14 @@ impl Cab {
                 }
                 if stream.peer_addr().is_err() {
                     self.link = Link::Connecting(stream);
+                    return;
+                }
+                if desk.plan.target == Target::Redis {
+                    if let Err(why) = stream.set_nodelay(true) {
+                        return self.lose(now, desk, &why.to_string());
+                    }
+                    self.link = Link::Redis(Box::new(RedisLink::new(stream)));
+                    self.is_online = true;
                     return;
                 }
                 match self.begin_handshake(stream, desk) {
@@ -476,7 +579,10 @@ impl Cab {
         }
         desk.tally.pings_unsent += self.waiting.drain(..).map(|(_, pings)| pings).sum::<u64>();
         self.is_online = false;
-        let pause = RECONNECT_NS / 2 + desk.rng.random_range(0..RECONNECT_NS);
+        // What the server asked for, spread by as much again: a fleet must not come back in one breath.
+        let asked = std::mem::take(&mut self.after_ms) * 1_000_000;
+        let spread = asked.max(RECONNECT_NS);
+        let pause = asked.max(RECONNECT_NS / 2) + desk.rng.random_range(0..spread);
         self.link = Link::Down {
             again_at: now + pause,
         };
@@ -487,6 +593,22 @@ impl Cab {
     }
 
     fn read(&mut self, desk: &mut Desk<'_>) {
+        if let Link::Redis(link) = &mut self.link {
+            if let Err(why) = link.hear() {
+                desk.tally.complain(|| format!("Redis: {why}"));
+                return self.lose(now_ns(), desk, &why);
+            }
+            let done = now_ns();
+            while let Some((due, pings)) = self.waiting.front().copied()
+                && link.replied >= pings
+            {
+                link.replied -= pings;
+                self.waiting.pop_front();
+                desk.tally.done(Kind::Ping, due, done, pings);
+                desk.tally.pings_sent += pings;
+            }
+            return;
+        }
         loop {
             let Link::Open(socket) = &mut self.link else {
                 return;
@@ -583,7 +705,7 @@ impl Cab {
                 tracing::debug!(driver = %self.driver, ?reason, "ping refused");
             }
             ToDriver::Ride(_) => {}
-            ToDriver::Move { .. } => {}
+            ToDriver::Move { after_ms } => self.after_ms = after_ms.min(AFTER_MS_MAX),
             ToDriver::Error { message } => {
                 desk.tally
                     .complain(|| format!("the server does not understand: {message}"));
@@ -654,6 +776,7 @@ impl Cab {
             Say::Arrived => Some((step, Say::Started)),
             Say::Started => Some((step, Say::Completed)),
             Say::Completed => {
+                desk.tally.completed += 1;
                 if let Some(seen) = desk.tally.ride(hold.ride) {
                     seen.completed = true;
                 }

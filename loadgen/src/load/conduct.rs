@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::clock::now_ns;
 use super::part::{Far, Said, Told};
-use super::plan::Plan;
+use super::plan::{Plan, Target};
+use super::redis;
 use super::tally::Tally;
 use super::usage::{self, Usage};
 use crate::client::counters::{PingCounts, ServerCounters};
@@ -26,6 +27,9 @@ const END_WITHIN_NS: u64 = 60_000_000_000;
 /// How long the server may take to count the last pings.
 const COUNTED_WITHIN_NS: u64 = 10_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// Changes of the number of drivers online that a run remembers.
+const ONLINE_MAX: usize = 100_000;
 
 /// Who does the work, and where to look.
 #[derive(Clone)]
@@ -108,6 +112,10 @@ pub struct Measured {
     pub counted: Option<PingCounts>,
     /// What it counted in the whole run.
     pub counted_all: Option<PingCounts>,
+    /// The server before the first socket, if it runs here.
+    pub idle: Option<Usage>,
+    /// Drivers online whenever that changed: seconds since the measured time began, how many.
+    pub online: Vec<(f64, u64)>,
     /// The run was ended early.
     pub stopped: bool,
 }
@@ -151,6 +159,8 @@ struct Troupe {
     crew: Crew,
     began: u64,
     last: (u64, Far, Option<Usage>, Usage),
+    online: Vec<(f64, u64)>,
+    measured_from: u64,
 }
 
 /// Carries out `plan`; its `parts` says with how many processes.
@@ -164,6 +174,7 @@ pub fn conduct(plan: &Plan, crew: &Crew) -> Result<Measured, ConductError> {
     let has_counters = read()
         .map(|reading| counters.handle_reading(reading))
         .is_some();
+    let idle = usage::of_all(&crew.server_pids);
     let mut troupe = Troupe::hire(plan, crew)?;
     troupe.wait_ready()?;
     let start = now_ns() + START_AFTER_NS;
@@ -171,7 +182,11 @@ pub fn conduct(plan: &Plan, crew: &Crew) -> Result<Measured, ConductError> {
     troupe.order(&Told::Start(start))?;
     let measured_from = start + (plan.warmup_s * 1e9) as u64;
     let ends = measured_from + (plan.seconds * 1e9) as u64;
-    let mut measured = Measured::default();
+    troupe.measured_from = measured_from;
+    let mut measured = Measured {
+        idle,
+        ..Measured::default()
+    };
     troupe.run_until("warming up", measured_from)?;
     let before = has_counters.then(&read).flatten();
     let mut next = measured_from;
@@ -188,6 +203,7 @@ pub fn conduct(plan: &Plan, crew: &Crew) -> Result<Measured, ConductError> {
         measured.stopped = true;
         troupe.order(&Told::Stop(true))?;
     }
+    measured.online = std::mem::take(&mut troupe.online);
     for tally in troupe.wait_tallies()? {
         measured.tally.merge(tally);
     }
@@ -220,6 +236,10 @@ fn wait_counted(
 fn read_counters(http: &reqwest::blocking::Client, plan: &Plan) -> Option<PingCounts> {
     let mut all = PingCounts::default();
     for url in &plan.urls {
+        if plan.target == Target::Redis {
+            all.accepted += redis::read_geo_adds(url)?;
+            continue;
+        }
         let answer = http
             .get(format!("{url}/metrics"))
             .send()
@@ -274,6 +294,8 @@ impl Troupe {
             crew: crew.clone(),
             began: now,
             last: (now, Far::default(), None, Usage::default()),
+            online: Vec::new(),
+            measured_from: u64::MAX,
         };
         troupe.status("connecting");
         Ok(troupe)
@@ -291,7 +313,10 @@ impl Troupe {
     fn hear(&mut self, until: u64) -> Result<bool, ConductError> {
         let left = Duration::from_nanos(until.saturating_sub(now_ns()));
         match self.said.recv_timeout(left) {
-            Ok((n, Some(Said::Far(far)))) => self.parts[n].far = far,
+            Ok((n, Some(Said::Far(far)))) => {
+                self.parts[n].far = far;
+                self.note_online();
+            }
             Ok((n, Some(Said::Ready))) => self.parts[n].is_ready = true,
             Ok((n, Some(Said::Tally(tally)))) => self.parts[n].tally = Some(tally),
             Ok((_, Some(Said::Failed(why)))) => return Err(ConductError::Failed(why)),
@@ -300,6 +325,17 @@ impl Troupe {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn note_online(&mut self) {
+        let Some(since) = now_ns().checked_sub(self.measured_from) else {
+            return;
+        };
+        let online = self.parts.iter().map(|part| part.far.online).sum();
+        let is_news = self.online.last().is_none_or(|(_, last)| *last != online);
+        if is_news && self.online.len() < ONLINE_MAX {
+            self.online.push((since as f64 / 1e9, online));
+        }
     }
 
     fn wait_ready(&mut self) -> Result<(), ConductError> {

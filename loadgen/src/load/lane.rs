@@ -1,10 +1,13 @@
-//! One HTTP/1.1 keep-alive connection with at most one call under way. Non-blocking; the caller owns the poll.
+//! One keep-alive connection with at most one call under way: HTTP/1.1, or a Redis' protocol.
+//! Non-blocking; the caller owns the poll.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+
+use super::redis;
 
 /// A longer answer ends the connection.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -17,11 +20,23 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
+    /// There was a Retry-After.
+    pub says_when: bool,
+}
+
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speech {
+    /// HTTP/1.1.
+    Http,
+    /// RESP2: an error is shown as status 500, anything else as 200.
+    Redis,
 }
 
 /// The connection. `busy` is whatever the caller wants to know when the answer comes.
 pub struct Lane<C> {
     address: SocketAddr,
+    speech: Speech,
     token: Token,
     stream: Option<TcpStream>,
     out: Vec<u8>,
@@ -42,9 +57,10 @@ pub enum Heard<C> {
 
 impl<C> Lane<C> {
     /// A lane that connects with its first call.
-    pub fn new(address: SocketAddr, token: Token) -> Lane<C> {
+    pub fn new(address: SocketAddr, speech: Speech, token: Token) -> Lane<C> {
         Lane {
             address,
+            speech,
             token,
             stream: None,
             out: Vec::new(),
@@ -177,21 +193,55 @@ impl<C> Lane<C> {
         if self.busy.is_none() || self.read.is_empty() {
             return Ok(None);
         }
-        let Some((status, begins, length, keeps)) = head(&self.read)? else {
-            return Ok(None);
+        let (answer, keeps) = match self.speech {
+            Speech::Redis => {
+                let Some(reply) = redis::take_reply(&self.read)? else {
+                    return Ok(None);
+                };
+                let status = if reply.is_error { 500 } else { 200 };
+                let body = self.read[..reply.length].to_vec();
+                let answer = Answer {
+                    status,
+                    body,
+                    says_when: false,
+                };
+                (answer, true)
+            }
+            Speech::Http => {
+                let Some(head) = head(&self.read)? else {
+                    return Ok(None);
+                };
+                let Some(body) = self.read.get(head.begins..head.begins + head.length) else {
+                    return Ok(None);
+                };
+                let answer = Answer {
+                    status: head.status,
+                    body: body.to_vec(),
+                    says_when: head.says_when,
+                };
+                (answer, head.keeps)
+            }
         };
-        let Some(body) = self.read.get(begins..begins + length) else {
-            return Ok(None);
-        };
-        let body = body.to_vec();
         self.read.clear();
         let call = self.busy.take().expect("looked at above");
-        Ok(Some((Answer { status, body }, call, keeps)))
+        Ok(Some((answer, call, keeps)))
     }
 }
 
-/// Status, where the body begins, its length, and whether the connection stays. None: not all there yet.
-fn head(bytes: &[u8]) -> Result<Option<(u16, usize, usize, bool)>, String> {
+/// The first lines of an answer.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    status: u16,
+    /// Where the body begins.
+    begins: usize,
+    length: usize,
+    /// The connection stays.
+    keeps: bool,
+    says_when: bool,
+}
+
+/// None: not all there yet.
+fn head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let parsed = response.parse(bytes).map_err(|why| why.to_string())?;
@@ -214,20 +264,35 @@ fn head(bytes: &[u8]) -> Result<Option<(u16, usize, usize, bool)>, String> {
         None => return Err("an answer without a length".into()),
     };
     let keeps = !value("connection").is_some_and(|v| v.eq_ignore_ascii_case("close"));
-    Ok(Some((status, begins, length, keeps)))
+    Ok(Some(Head {
+        status,
+        begins,
+        length,
+        keeps,
+        says_when: value("retry-after").is_some(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::head;
+    use super::{Head, head};
 
     #[test]
     fn an_answer_is_taken_when_it_is_complete() {
         let text = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nbody";
-        assert_eq!(head(text).unwrap(), Some((201, text.len() - 4, 4, true)));
+        let whole = Head {
+            status: 201,
+            begins: text.len() - 4,
+            length: 4,
+            keeps: true,
+            says_when: false,
+        };
+        assert_eq!(head(text).unwrap(), Some(whole));
         assert_eq!(head(&text[..40]).unwrap(), None);
-        let closing = b"HTTP/1.1 503 x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        assert_eq!(head(closing).unwrap(), Some((503, closing.len(), 0, false)));
+        let closing =
+            b"HTTP/1.1 503 x\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+        let head_of_it = head(closing).unwrap().unwrap();
+        assert!(head_of_it.status == 503 && !head_of_it.keeps && head_of_it.says_when);
         assert!(
             head(b"HTTP/1.1 200 OK\r\n\r\n").is_err(),
             "no length: the end would never be known"

@@ -7,7 +7,8 @@
 //! - [`clock`]: the clock they share. [`usage`]: CPU and memory.
 //!
 //! - [`html`], [`compare`]: reports for people. [`search`]: the highest rate. [`sink`]: the other side of a comparison.
-//!   [`ghosts`]: cars that are not there.
+//!   [`redis`]: another. [`ghosts`]: cars that are not there. [`conditions`]: what must be kept under overload. [`suite`]: the
+//!   table of what must be reached.
 //!
 //! A thread and its sockets are one event loop without a runtime: what is measured is the server, and whatever the
 //! generator spends is missing there when both share a machine.
@@ -15,6 +16,7 @@
 pub mod cab;
 pub mod clock;
 pub mod compare;
+pub mod conditions;
 pub mod conduct;
 pub mod ghosts;
 pub mod html;
@@ -22,10 +24,12 @@ pub mod lane;
 pub mod part;
 pub mod place;
 pub mod plan;
+pub mod redis;
 pub mod report;
 pub mod schedule;
 pub mod search;
 pub mod sink;
+pub mod suite;
 pub mod tally;
 pub mod usage;
 pub mod words;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::path::PathBuf;
+
 use super::schedule::{Arrivals, Rate};
 
 /// Sockets of one run: more need more source ports than a machine has.
@@ -31,6 +33,8 @@ pub enum Target {
     Cabrank,
     /// A bare WebSocket server that reads frames and does nothing with them.
     Raw,
+    /// A Redis: GEOADD for a ping, GEOSEARCH for a search.
+    Redis,
 }
 
 /// How drivers answer offers. Shares are 0 to 1 and sum up to at most 1; the rest accepts.
@@ -42,6 +46,22 @@ pub struct Shares {
     pub ignore: f64,
     /// Riders who call their ride off as soon as it is promised.
     pub cancel: f64,
+}
+
+/// Recorded days as a source of places. Several lie over each other, each from its own beginning on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceFiles {
+    /// Cabs' reports: each driver of the run drives one recorded cab's way, round and round.
+    pub gps: Vec<PathBuf>,
+    /// Trips: riders ask where and whither these went, in their order.
+    pub trips: Vec<PathBuf>,
+}
+
+impl TraceFiles {
+    /// Is nothing recorded used?
+    pub fn is_empty(&self) -> bool {
+        self.gps.is_empty() && self.trips.is_empty()
+    }
 }
 
 /// Where drivers are and riders ask.
@@ -115,6 +135,9 @@ pub struct Plan {
     pub step_ms: u64,
     /// Where.
     pub area: Area,
+    /// Recorded days instead, as far as given.
+    #[serde(default)]
+    pub traces: TraceFiles,
     /// Radius of a search, metres.
     pub radius_m: f64,
     /// Cars wanted by a search.
@@ -161,6 +184,7 @@ impl Plan {
             think_ms: 0,
             step_ms: 0,
             area: Area::City,
+            traces: TraceFiles::default(),
             radius_m: 2_000.0,
             k: 10,
             probe: true,
@@ -212,11 +236,30 @@ impl Plan {
         if !(0.5..=86_400.0).contains(&self.seconds) || !(0.0..=3_600.0).contains(&self.warmup_s) {
             return bad("--seconds: choose 0.5 to 86400; --warmup: 0 to 3600".into());
         }
+        let is_alone = self.parts == 1 && self.threads == 1;
+        if self.closed_loop.is_some() && !self.rides.is_zero() && !is_alone {
+            return bad(
+                "--closed-loop with rides: one process with one thread, which sees all of them end"
+                    .into(),
+            );
+        }
         if self.drivers < self.parts * self.threads {
             return bad("--drivers: at least one for each thread of each process".into());
         }
         if self.target == Target::Raw && (!self.rides.is_zero() || !self.nearby.is_zero()) {
             return bad("--target raw takes pings only".into());
+        }
+        if self.target == Target::Redis {
+            if !self.rides.is_zero() || self.pings_per_frame > 1 {
+                return bad(
+                    "--target redis:// takes pings and searches, one ping a frame (--frames-per-write pipelines)"
+                        .into(),
+                );
+            }
+            if let Some(url) = self.urls.iter().find(|url| !url.starts_with("redis://")) {
+                return bad(format!("--target {url}: give redis://host:port"));
+            }
+            return Ok(());
         }
         if let Some(url) = self.urls.iter().find(|url| !url.starts_with("http://")) {
             return bad(format!(

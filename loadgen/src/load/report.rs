@@ -17,6 +17,9 @@ use crate::report::{
 /// A generator that used more than this share of what its threads could use was itself the limit.
 pub const BUSY_MAX: f64 = 0.9;
 
+/// A machine of which this share is used has no more to give.
+pub const MACHINE_FULL: f64 = 0.85;
+
 /// A load run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadReport {
@@ -48,8 +51,17 @@ pub struct LoadReport {
     /// The server's cost in the measured time, if it ran on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Cost>,
+    /// Memory of the server before the first socket, if it ran on this machine, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_memory_before_mib: Option<f64>,
     /// The generator's cost in the measured time.
     pub generator: Cost,
+    /// What had to be kept, and was or was not (`--overload`, `--storm`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// How all came back after a restart (`--storm`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storm: Option<Storm>,
     /// The search for the highest rate, if there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<Trial>,
@@ -118,6 +130,29 @@ pub struct Cost {
     pub memory_end_mib: f64,
     /// The most it ever held, MiB.
     pub memory_max_mib: f64,
+}
+
+/// Something that had to be kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Condition {
+    /// What.
+    pub what: String,
+    /// It was.
+    pub kept: bool,
+    /// What was found.
+    pub found: String,
+}
+
+/// All sockets at once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Storm {
+    /// Drivers online before.
+    pub sockets: u64,
+    /// The fewest online that were seen.
+    pub fewest: u64,
+    /// From the first lost socket until all were online again, seconds; absent if that did not happen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_after_s: Option<f64>,
 }
 
 /// One step of a search for the highest rate.
@@ -309,6 +344,7 @@ fn section(plan: &Plan, measured: &Measured) -> LoadReport {
         target: match plan.target {
             Target::Cabrank => "cabrank",
             Target::Raw => "raw",
+            Target::Redis => "redis",
         }
         .to_owned(),
         open_loop: plan.closed_loop.is_none(),
@@ -336,6 +372,9 @@ fn section(plan: &Plan, measured: &Measured) -> LoadReport {
             .zip(last)
             .map(|(a, b)| cost(a.generator, b.generator))
             .unwrap_or_default(),
+        server_memory_before_mib: measured.idle.map(|idle| idle.memory_mib),
+        conditions: Vec::new(),
+        storm: None,
         search: Vec::new(),
         ghosts: None,
     }
@@ -362,6 +401,18 @@ fn judge(report: &mut Report, plan: &Plan, measured: &Measured, bounds: &Bounds)
             report.invalidate(format!(
                 "the generator itself was late: p99 {late:.1} ms, bound {:.1} ms",
                 bounds.lateness_p99_ms
+            ));
+        }
+    }
+    // A closed loop is as fast as the slower side. Where neither that nor the machine is the server's fault:
+    if let (false, Some(server)) = (load.open_loop, &load.server) {
+        let threads = f64::from(plan.parts * plan.threads);
+        let cores = f64::from(report.machine.cores);
+        let both = load.generator.cores + server.cores;
+        if load.generator.cores > BUSY_MAX * threads.min(cores) && both < MACHINE_FULL * cores {
+            report.invalidate(format!(
+                "the generator itself was the limit: its {:.2} cores were all its threads can use, the server used {:.2} of {cores}",
+                load.generator.cores, server.cores
             ));
         }
     }
@@ -473,7 +524,7 @@ mod tests {
             samples: (0..3).map(sample).collect(),
             counted: Some(counted.clone()),
             counted_all: Some(counted),
-            stopped: false,
+            ..Measured::default()
         };
         report(&plan, &measured, &Bounds::default(), vec!["load".into()])
     }

@@ -1,12 +1,23 @@
 //! When should each message leave? Open loop: the moments are drawn beforehand and know nothing of the answers.
 //!
-//! A [`Rate`] is a straight line from one rate to another, then flat. Messages are numbered by a process of rate one
+//! A [`Rate`] is a straight line from one rate to another, then flat; or flat with one [`Burst`] in it. Messages are numbered by a process of rate one
 //! (every whole number, or exponential gaps), and a message leaves when the expected count has reached its number. So
 //! a ramp costs nothing special, and whoever handles a message late knows by how much.
 
 use rand::Rng;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
+
+/// A time in which a flat rate is several times itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Burst {
+    /// Begins so long after the start, seconds.
+    pub from_s: f64,
+    /// Lasts, seconds.
+    pub lasts_s: f64,
+    /// The rate is multiplied by this.
+    pub times: f64,
+}
 
 /// Messages a second over time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +28,9 @@ pub struct Rate {
     pub to: f64,
     /// How long it takes from one to the other, seconds.
     pub ramp_s: f64,
+    /// Only of a rate without a ramp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Burst>,
 }
 
 /// How the gaps between messages are drawn.
@@ -42,6 +56,7 @@ impl Rate {
             from: per_second,
             to: per_second,
             ramp_s: 0.0,
+            burst: None,
         }
     }
 
@@ -57,6 +72,7 @@ impl Rate {
             from: number(from)?,
             to: number(to)?,
             ramp_s: number(lasts.trim_end_matches('s'))?,
+            burst: None,
         };
         if parts.next().is_some() || !rate.is_sensible() || rate.is_zero() {
             return Err(bad());
@@ -83,6 +99,7 @@ impl Rate {
             from: self.from * by,
             to: self.to * by,
             ramp_s: self.ramp_s,
+            burst: self.burst,
         }
     }
 
@@ -94,11 +111,29 @@ impl Rate {
         } else {
             0.0
         };
-        self.from * ramp + slope * ramp * ramp / 2.0 + self.to * (seconds - self.ramp_s).max(0.0)
+        let more = self.burst.map_or(0.0, |burst| {
+            let within = (seconds - burst.from_s).clamp(0.0, burst.lasts_s);
+            within * self.to * (burst.times - 1.0)
+        });
+        self.from * ramp
+            + slope * ramp * ramp / 2.0
+            + self.to * (seconds - self.ramp_s).max(0.0)
+            + more
     }
 
     /// When so many messages are expected to have left; `None` if never.
     pub fn time_of(&self, count: f64) -> Option<f64> {
+        if let Some(burst) = self.burst.filter(|_| self.to > 0.0) {
+            let ends = burst.from_s + burst.lasts_s;
+            let (before, until) = (self.count_at(burst.from_s), self.count_at(ends));
+            return Some(if count <= before {
+                count / self.to
+            } else if count <= until {
+                burst.from_s + (count - before) / (self.to * burst.times)
+            } else {
+                ends + (count - until) / self.to
+            });
+        }
         let in_ramp = self.count_at(self.ramp_s);
         if count > in_ramp || self.ramp_s <= 0.0 {
             return (self.to > 0.0).then(|| self.ramp_s + (count - in_ramp) / self.to);
@@ -225,6 +260,21 @@ mod tests {
         assert!(within(0.0, 1.0).abs_diff(110) <= 1);
         assert!(within(9.0, 10.0).abs_diff(290) <= 1);
         assert!(within(11.0, 12.0).abs_diff(300) <= 1);
+    }
+
+    #[test]
+    fn a_burst_is_several_times_the_rate_for_its_time_only() {
+        let mut rate = Rate::steady(100.0);
+        rate.burst = Some(Burst {
+            from_s: 2.0,
+            lasts_s: 3.0,
+            times: 4.0,
+        });
+        assert_eq!(rate.count_at(7.0), 200.0 + 1_200.0 + 200.0);
+        for count in [1.0, 200.0, 201.0, 1_400.0, 1_500.0] {
+            let at = rate.time_of(count).unwrap();
+            assert!((rate.count_at(at) - count).abs() < 1e-6, "{count} at {at}");
+        }
     }
 
     #[test]

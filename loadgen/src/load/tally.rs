@@ -20,6 +20,9 @@ pub const SECONDS_MAX: usize = 7_200;
 /// Rides one process may ask for or be offered.
 pub const RIDES_MAX: usize = 4_000_000;
 
+/// Ends the reason of a refusal that should say when to come again and does not.
+pub const NO_RETRY_AFTER: &str = " without Retry-After";
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -245,6 +248,12 @@ pub struct Tally {
     pub pings_unsent: u64,
     /// Wishes sent, the whole time.
     pub requested: u64,
+    /// Wishes promised, the whole time.
+    #[serde(default)]
+    pub promised: u64,
+    /// Rides that ended with a phone of ours, the whole time.
+    #[serde(default)]
+    pub completed: u64,
     /// Wishes without a clear answer: their keys, to be called off.
     pub unclear: Vec<(String, String)>,
     /// Rides by id.
@@ -376,6 +385,8 @@ impl Tally {
         self.pings_sent += other.pings_sent;
         self.pings_unsent += other.pings_unsent;
         self.requested += other.requested;
+        self.promised += other.promised;
+        self.completed += other.completed;
         self.unclear.extend(other.unclear);
         for (ride, seen) in other.rides {
             self.rides.entry(ride).or_default().merge(&seen);

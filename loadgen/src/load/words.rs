@@ -13,6 +13,14 @@ pub fn workload(plan: &Plan) -> String {
         fleet += &format!(", and {parked} more who came online and reported once");
     }
     parts.push(fleet);
+    let (cabs, trips) = (plan.traces.gps.len(), plan.traces.trips.len());
+    if !plan.traces.is_empty() {
+        parts.push(format!(
+            "drivers on the ways of {}, riders as in {}",
+            count(cabs as u32, "recorded fleet"),
+            count(trips as u32, "file") + " of recorded trips"
+        ));
+    }
     parts.push(match plan.area {
         Area::City => "in a city of 12 x 12 km with hot spots".to_owned(),
         Area::Even { east_km, north_km } => format!("evenly over {east_km} x {north_km} km"),
@@ -54,6 +62,7 @@ pub fn workload(plan: &Plan) -> String {
     let against = match plan.target {
         Target::Cabrank => "a Cabrank",
         Target::Raw => "a bare WebSocket server that only reads",
+        Target::Redis => "a Redis (GEOADD, GEOSEARCH)",
     };
     let how = match (plan.closed_loop, plan.arrivals) {
         (Some(n), _) => {
@@ -80,6 +89,15 @@ pub fn workload(plan: &Plan) -> String {
 fn rate(rate: &Rate, what: &str, plan: &Plan) -> String {
     if plan.closed_loop.is_some() {
         return format!("as many {what} as are taken");
+    }
+    if let Some(burst) = rate.burst {
+        return format!(
+            "{} {what}/s, {} from {} s on for {} s",
+            rate.to,
+            rate.to * burst.times,
+            burst.from_s,
+            burst.lasts_s
+        );
     }
     if rate.ramp_s > 0.0 {
         return format!(

@@ -2,7 +2,7 @@
 //!
 //! The loop sends what is due, then looks at what is ready, then waits for whichever comes first. Nothing in it blocks;
 //! so a message that leaves late does so because this thread had no time (that is [`Kind::Lateness`]) or because
-//! the server did not take it (that is in the message's own latency).
+//! the server did not take it (that is in the message's own latency). HTTP calls are in `calls`, the probe's car in `probe`.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -11,36 +11,32 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use cabrank_events::wire::{Nearby, Problem, RideOpened, RideRequest};
-use cabrank_events::{DriverId, Place, Time, VehicleClass};
-use cabrank_geo::Point;
+use cabrank_events::DriverId;
 use mio::{Events, Poll, Registry, Token};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 use super::cab::{Cab, Desk, Standing};
-use super::clock::{TIMER, Waiter, now_ns, wall_ms};
-use super::lane::{Answer, Heard, Lane};
-use super::place::{Places, Way};
+use super::clock::{TIMER, Waiter, now_ns};
+use super::lane::Speech;
+use super::place::{NoTrace, Places, Way};
 use super::plan::{Plan, Target};
 use super::schedule::Schedule;
 use super::tally::{Kind, Tally};
 use crate::client::{Mint, Role};
 
+mod calls;
+mod probe;
+
+use calls::{Call, Pool, Wanted};
+use probe::{Probe, probe_place};
+
 /// Sockets of one thread that may be under construction at the same time.
 const OPENING_MAX: usize = 48;
-/// Calls that wait for an idle connection; further ones are not sent, which makes the run invalid.
-const CALLS_WAITING_MAX: usize = 100_000;
 /// So many due messages are sent before readiness is looked at again.
 const BURST_MAX: usize = 128;
-/// The probe pings so often, ns; slower where the server's limit is the default one.
-const PROBE_EVERY_NS: u64 = 50_000_000;
-const PROBE_EVERY_LIMITED_NS: u64 = 330_000_000;
-/// A ping that no search shows after this counts as this.
-const PROBE_GIVE_UP_NS: u64 = 2_000_000_000;
-/// Steps of the probe's car, and how near is the same place.
-const PROBE_STEP_M: f64 = 2.0;
-const PROBE_SAME_M: f64 = 0.7;
+/// Drivers that one write puts into a Redis.
+const ADDED_AT_ONCE: usize = 500;
 /// A loop that has nothing to do looks at the orders so often.
 const LOOK_NS: u64 = 20_000_000;
 /// How long open rides may take to end.
@@ -84,6 +80,9 @@ pub enum WorkerError {
     /// The system refuses sockets or timers.
     #[error("the generator's event loop: {0}")]
     Io(#[from] io::Error),
+    /// A recorded day cannot be read.
+    #[error(transparent)]
+    Trace(#[from] NoTrace),
     /// No such server.
     #[error("{url}: {why}: is that the server's address?")]
     Url {
@@ -102,30 +101,6 @@ pub enum WorkerError {
         /// The first complaint or refusal.
         why: String,
     },
-}
-
-/// What a call on a lane is about.
-enum Call {
-    Nearby {
-        due: u64,
-    },
-    Ride {
-        due: u64,
-        rider: String,
-        key: String,
-    },
-    Cancel,
-    Probe {
-        due: u64,
-        place: Point,
-    },
-}
-
-/// A call that waits for a connection.
-enum Wanted {
-    Nearby { due: u64 },
-    Ride { due: u64 },
-    Cancel { ride: String, rider: String },
 }
 
 struct Shared {
@@ -148,26 +123,6 @@ impl Shared {
             rng: &mut self.rng,
             places: &self.places,
             is_draining: self.is_draining,
-        }
-    }
-}
-
-/// Connections for calls of one kind, and what waits for them.
-struct Pool {
-    first_token: usize,
-    lanes: Vec<Lane<Call>>,
-    idle: Vec<usize>,
-    waiting: VecDeque<Wanted>,
-}
-
-impl Pool {
-    fn new(first_token: usize, count: usize, servers: &[(SocketAddr, Arc<str>)]) -> Pool {
-        let lane = |n: usize| Lane::new(servers[n % servers.len()].0, Token(first_token + n));
-        Pool {
-            first_token,
-            lanes: (0..count).map(lane).collect(),
-            idle: (0..count).rev().collect(),
-            waiting: VecDeque::new(),
         }
     }
 }
@@ -198,13 +153,6 @@ pub struct Worker {
     ops_token: String,
 }
 
-struct Probe {
-    cab: usize,
-    lane: Pool,
-    next: u64,
-    step: u32,
-}
-
 /// The thread's share of `total`: what index `n` of `of` gets.
 pub fn share(total: u32, n: u32, of: u32) -> u32 {
     total / of + u32::from(n < total % of)
@@ -229,7 +177,11 @@ impl Worker {
         let mut rng = SmallRng::seed_from_u64(
             plan.seed ^ (u64::from(index) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         );
-        let places = Places::new(plan.area, plan.seed);
+        let places = Places::new(plan.area, plan.seed, &plan.traces)?;
+        let speech = match plan.target {
+            Target::Redis => Speech::Redis,
+            Target::Cabrank | Target::Raw => Speech::Http,
+        };
         let sockets = plan.connections.min(plan.drivers);
         let own = share(sockets, index, of);
         let cabs = (0..own).map(|n| {
@@ -260,11 +212,11 @@ impl Worker {
         let searches_from = cabs.len() + OPENING_MAX;
         let n_searches = share(plan.nearby_connections, index, of).max(1) as usize;
         let n_requests = share(plan.ride_connections, index, of).max(1) as usize;
-        let searches = Pool::new(searches_from, n_searches, &servers);
-        let requests = Pool::new(searches_from + n_searches, n_requests, &servers);
+        let searches = Pool::new(searches_from, n_searches, &servers, speech);
+        let requests = Pool::new(searches_from + n_searches, n_requests, &servers, speech);
         let probe = probe_cab.map(|cab| Probe {
             cab,
-            lane: Pool::new(searches_from + n_searches + n_requests, 1, &servers),
+            lane: Pool::new(searches_from + n_searches + n_requests, 1, &servers, speech),
             next: 0,
             step: 0,
         });
@@ -376,8 +328,35 @@ impl Worker {
                 self.touch(begun, |cab, desk| cab.handle_time(now_ns(), desk));
                 begun += 1;
             }
-            self.open_visitors(own);
+            if self.shared.plan.target == Target::Redis {
+                self.add_visitors();
+            } else {
+                self.open_visitors(own);
+            }
             self.turn(events, now_ns() + LOOK_NS / 4)?;
+        }
+    }
+
+    /// Towards a Redis the first connection reports for those without one.
+    fn add_visitors(&mut self) {
+        if !self.cabs[0].is_writable() {
+            return;
+        }
+        let count = self.visitors.len().min(ADDED_AT_ONCE);
+        let numbers: Vec<u32> = self.visitors.drain(..count).collect();
+        let shared = &mut self.shared;
+        let places = numbers.iter().map(|number| {
+            let driver =
+                DriverId::new(&format!("load-{number}")).expect("letters, digits and a dash");
+            (
+                driver,
+                shared.places.wish(shared.plan.seed as i64, &mut shared.rng),
+            )
+        });
+        let places: Vec<_> = places.collect();
+        self.visited += count;
+        if count > 0 {
+            self.touch(0, |cab, desk| cab.add_all(&places, desk));
         }
     }
 
@@ -443,8 +422,12 @@ impl Worker {
                 self.tell();
             }
             let next = if plan.closed_loop.is_some() {
-                self.send_closed(now, ends);
-                now
+                // Nobody is free: whoever becomes so is heard of.
+                if self.send_closed(now, ends) {
+                    now
+                } else {
+                    now + LOOK_NS
+                }
             } else {
                 let mut burst = 0;
                 for (kind, schedule) in [
@@ -504,20 +487,27 @@ impl Worker {
         }
     }
 
-    /// Closed loop: whoever is free asks again.
-    fn send_closed(&mut self, now: u64, ends: u64) {
+    /// Closed loop: whoever is free asks again. False: nobody was.
+    fn send_closed(&mut self, now: u64, ends: u64) -> bool {
+        let mut is_any = false;
         let plan = Arc::clone(&self.shared.plan);
         let of = plan.parts * plan.threads;
         let width = share(plan.closed_loop.unwrap_or(1), self.index, of).max(1) as usize;
         if !plan.nearby.is_zero() {
             let busy = self.searches.lanes.len() - self.searches.idle.len();
             for _ in busy..width.min(self.searches.lanes.len()) {
+                is_any = true;
                 self.send_one(Kind::Nearby, now);
             }
         }
         if !plan.rides.is_zero() {
             let busy = self.requests.lanes.len() - self.requests.idle.len();
-            for _ in busy..width.min(self.requests.lanes.len()) {
+            // A requester is a rider, who asks again when the ride is over.
+            let tally = &self.shared.tally;
+            let riding = tally.promised.saturating_sub(tally.completed) as usize;
+            let free = width.saturating_sub(busy + riding);
+            for _ in 0..free.min(self.requests.idle.len()) {
+                is_any = true;
                 self.send_one(Kind::Request, now);
             }
         }
@@ -532,16 +522,18 @@ impl Worker {
                 if self.cabs[self.next_cab].is_writable() {
                     let due = now_ns();
                     if due >= ends {
-                        return;
+                        return true;
                     }
                     self.touch(self.next_cab, |cab, desk| cab.ping(due, desk));
+                    is_any = true;
                     burst += 1;
                     if burst >= BURST_MAX {
-                        return;
+                        return true;
                     }
                 }
             }
         }
+        is_any
     }
 
     fn tell(&self) {
@@ -551,6 +543,14 @@ impl Worker {
         live.pings.store(tally.pings_sent, Ordering::Relaxed);
         live.nearby.store(done(Kind::Nearby), Ordering::Relaxed);
         live.rides.store(done(Kind::Request), Ordering::Relaxed);
+        let own = self
+            .probe
+            .as_ref()
+            .map_or(self.cabs.len(), |probe| probe.cab);
+        let is_ready = |cab: &&Cab| cab.standing() == Standing::Ready;
+        let ready = self.cabs[..own].iter().filter(is_ready).count();
+        live.online
+            .store((ready + self.visited) as u64, Ordering::Relaxed);
     }
 
     /// Lets what is under way end.
@@ -624,258 +624,6 @@ impl Worker {
             self.timers.push(Reverse((at, n)));
         }
     }
-
-    fn want(&mut self, is_search: bool, wanted: Wanted) {
-        let pool = if is_search {
-            &mut self.searches
-        } else {
-            &mut self.requests
-        };
-        if pool.waiting.len() >= CALLS_WAITING_MAX {
-            self.shared.tally.overflowed += 1;
-            return;
-        }
-        pool.waiting.push_back(wanted);
-        self.pump(is_search);
-    }
-
-    /// Gives waiting calls to idle connections.
-    fn pump(&mut self, is_search: bool) {
-        loop {
-            let pool = if is_search {
-                &mut self.searches
-            } else {
-                &mut self.requests
-            };
-            if pool.idle.is_empty() {
-                return;
-            }
-            let Some(wanted) = pool.waiting.pop_front() else {
-                return;
-            };
-            let n = pool.idle.pop().expect("looked at above");
-            let token = pool.first_token + n;
-            let host = Arc::clone(&self.servers[n % self.servers.len()].1);
-            let (request, call) = self.write_call(wanted, &host);
-            let pool = if is_search {
-                &mut self.searches
-            } else {
-                &mut self.requests
-            };
-            let heard = pool.lanes[n].call(&self.shared.registry, &request, call);
-            self.handle_heard(token, heard);
-        }
-    }
-
-    fn write_call(&mut self, wanted: Wanted, host: &str) -> (Vec<u8>, Call) {
-        let shared = &mut self.shared;
-        let now_ms = wall_ms();
-        match wanted {
-            Wanted::Nearby { due } => {
-                let at = shared.places.wish(now_ms, &mut shared.rng);
-                let request = search(
-                    host,
-                    &self.ops_token,
-                    at,
-                    shared.plan.radius_m,
-                    shared.plan.k,
-                );
-                (request, Call::Nearby { due })
-            }
-            Wanted::Ride { due } => {
-                self.asked += 1;
-                let key = format!("{}-{}-{}", shared.plan.run, self.index, self.asked);
-                let rider = format!("rider-{key}");
-                let pickup = shared.places.wish(now_ms, &mut shared.rng);
-                let dropoff = shared.places.destination(pickup, &mut shared.rng);
-                let body = RideRequest {
-                    pickup: Place(pickup),
-                    dropoff: Some(Place(dropoff)),
-                    class: VehicleClass::Economy,
-                    issued_at: None::<Time>,
-                };
-                let body = serde_json::to_string(&body).unwrap_or_default();
-                shared.tally.requested += 1;
-                let token = (shared.mint)(Role::Rider, &rider);
-                let request = post(
-                    host,
-                    "/v1/rides",
-                    &token,
-                    &format!("Idempotency-Key: {key}\r\n"),
-                    &body,
-                );
-                (request, Call::Ride { due, rider, key })
-            }
-            Wanted::Cancel { ride, rider } => {
-                let token = (shared.mint)(Role::Rider, &rider);
-                (
-                    post(host, &format!("/v1/rides/{ride}/cancel"), &token, "", ""),
-                    Call::Cancel,
-                )
-            }
-        }
-    }
-
-    fn handle_lane(&mut self, token: usize) {
-        let is_search = token < self.requests.first_token;
-        let is_probe = self
-            .probe
-            .as_ref()
-            .is_some_and(|probe| token >= probe.lane.first_token);
-        let pool = match &mut self.probe {
-            Some(probe) if is_probe => &mut probe.lane,
-            _ if is_search => &mut self.searches,
-            _ => &mut self.requests,
-        };
-        let Some(lane) = pool.lanes.get_mut(token - pool.first_token) else {
-            return;
-        };
-        let heard = lane.handle_ready();
-        self.handle_heard(token, heard);
-        if !is_probe {
-            self.pump(is_search);
-        }
-    }
-
-    fn handle_heard(&mut self, token: usize, heard: Heard<Call>) {
-        let (call, answer) = match heard {
-            Heard::Nothing => return,
-            Heard::Answer(call, answer) => (call, Ok(answer)),
-            Heard::Lost(call, why) => (call, Err(why)),
-        };
-        let now = now_ns();
-        if let Call::Probe { due, place } = call {
-            return self.handle_probe_answer(due, place, answer, now);
-        }
-        let is_search = token < self.requests.first_token;
-        let pool = if is_search {
-            &mut self.searches
-        } else {
-            &mut self.requests
-        };
-        pool.idle.push(token - pool.first_token);
-        match call {
-            Call::Nearby { due } => {
-                let tally = &mut self.shared.tally;
-                match answer {
-                    Ok(answer) if answer.status == 200 => tally.done(Kind::Nearby, due, now, 1),
-                    Ok(answer) => tally.refuse(Kind::Nearby, &reason(&answer)),
-                    Err(why) => tally.refuse(Kind::Nearby, &format!("connection lost: {why}")),
-                }
-            }
-            Call::Ride { due, rider, key } => self.handle_ride_answer(due, rider, key, answer, now),
-            Call::Cancel | Call::Probe { .. } => {}
-        }
-    }
-
-    fn handle_ride_answer(
-        &mut self,
-        due: u64,
-        rider: String,
-        key: String,
-        answer: Result<Answer, String>,
-        now: u64,
-    ) {
-        let shared = &mut self.shared;
-        let tally = &mut shared.tally;
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(why) => {
-                tally.refuse(Kind::Request, &format!("connection lost: {why}"));
-                tally.unclear.push((rider, key));
-                return;
-            }
-        };
-        if !matches!(answer.status, 200 | 201) {
-            tally.refuse(Kind::Request, &reason(&answer));
-            if answer.status >= 500 {
-                tally.unclear.push((rider, key));
-            }
-            return;
-        }
-        match serde_json::from_slice::<RideOpened>(&answer.body) {
-            Ok(opened) => {
-                tally.done(Kind::Request, due, now, 1);
-                let cancels = shared
-                    .rng
-                    .random_bool(shared.plan.shares.cancel.clamp(0.0, 1.0));
-                if let Some(seen) = tally.ride(opened.ride) {
-                    seen.due = Some(due);
-                    seen.promised = Some(now);
-                    seen.cancelled = cancels;
-                }
-                if cancels {
-                    let ride = opened.ride.to_string();
-                    self.requests
-                        .waiting
-                        .push_front(Wanted::Cancel { ride, rider });
-                }
-            }
-            Err(why) => tally.complain(|| format!("an answer does not parse: {why}")),
-        }
-    }
-
-    /// Sends the probe's ping if it is due; answers when to look again.
-    fn handle_probe(&mut self, now: u64) -> u64 {
-        let Some(probe) = &mut self.probe else {
-            return u64::MAX;
-        };
-        if now < probe.next || !probe.lane.lanes[0].is_idle() {
-            return if probe.lane.lanes[0].is_idle() {
-                probe.next
-            } else {
-                u64::MAX
-            };
-        }
-        let cab = &mut self.cabs[probe.cab];
-        let every = if cab.pings_per_second == 0 {
-            PROBE_EVERY_NS
-        } else {
-            PROBE_EVERY_LIMITED_NS
-        };
-        let due = probe.next;
-        // A search that took longer than the pause has used up the pings between.
-        probe.next = due + every * ((now - due) / every + 1);
-        probe.step += 1;
-        let place = probe_place(probe.step);
-        let mut desk = self.shared.desk();
-        if cab.ping_at(place, &mut desk) {
-            self.look(due, place);
-        }
-        self.probe.as_ref().map_or(u64::MAX, |probe| probe.next)
-    }
-
-    fn look(&mut self, due: u64, place: Point) {
-        let Some(probe) = &mut self.probe else { return };
-        let request = search(&self.servers[0].1, &self.ops_token, place, 200.0, 5);
-        let call = Call::Probe { due, place };
-        let heard = probe.lane.lanes[0].call(&self.shared.registry, &request, call);
-        if let Heard::Lost(_, why) = heard {
-            self.shared.tally.refuse(Kind::PingToVisible, &why);
-        }
-    }
-
-    fn handle_probe_answer(
-        &mut self,
-        due: u64,
-        place: Point,
-        answer: Result<Answer, String>,
-        now: u64,
-    ) {
-        let cars = answer.ok().filter(|answer| answer.status == 200);
-        let cars = cars.and_then(|answer| serde_json::from_slice::<Nearby>(&answer.body).ok());
-        let is_seen = cars.is_some_and(|near| {
-            near.cars
-                .iter()
-                .any(|car| car.at.0.distance_m(place) < PROBE_SAME_M)
-        });
-        if is_seen || now - due > PROBE_GIVE_UP_NS || self.shared.is_draining {
-            self.shared.tally.offered(Kind::PingToVisible, due, 1);
-            self.shared.tally.done(Kind::PingToVisible, due, now, 1);
-        } else {
-            self.look(due, place);
-        }
-    }
 }
 
 fn new_cab(
@@ -889,16 +637,8 @@ fn new_cab(
 ) -> Cab {
     let driver = DriverId::new(&format!("load-{number}")).expect("letters, digits and a dash");
     let (address, host) = servers[number as usize % servers.len()].clone();
-    let way = Way::standing(places.wish(plan.seed as i64, rng));
+    let way = places.way(number, plan.seed as i64, rng);
     Cab::new(driver, address, host, Token(slot), way, is_visitor)
-}
-
-/// The probe drives alone over the sea, to and fro.
-fn probe_place(step: u32) -> Point {
-    let start = Point::new(36.2, -124.5).expect("a constant inside the ranges");
-    let n = step % 1_000;
-    let east = if n < 500 { n } else { 1_000 - n };
-    start.offset_m(0.0, f64::from(east) * PROBE_STEP_M)
 }
 
 fn resolve(url: &str) -> Result<(SocketAddr, Arc<str>), WorkerError> {
@@ -908,39 +648,12 @@ fn resolve(url: &str) -> Result<(SocketAddr, Arc<str>), WorkerError> {
     };
     let host = url
         .strip_prefix("http://")
+        .or(url.strip_prefix("redis://"))
         .unwrap_or(url)
         .trim_end_matches('/');
     let mut addresses = host.to_socket_addrs().map_err(|why| bad(why.to_string()))?;
     let address = addresses.next().ok_or_else(|| bad("no address".into()))?;
     Ok((address, host.into()))
-}
-
-fn search(host: &str, token: &str, at: Point, radius_m: f64, k: u32) -> Vec<u8> {
-    format!(
-        "GET /v1/nearby?lat={}&lon={}&radius={radius_m}&k={k} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n",
-        at.lat_deg(),
-        at.lon_deg()
-    )
-    .into_bytes()
-}
-
-fn post(host: &str, path: &str, token: &str, headers: &str, body: &str) -> Vec<u8> {
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n{headers}Content-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-/// Why a call was refused, in one word.
-fn reason(answer: &Answer) -> String {
-    let problem = serde_json::from_slice::<Problem>(&answer.body).ok();
-    let kind = problem.and_then(|problem| problem.kind.rsplit(':').next().map(str::to_owned));
-    match kind {
-        Some(kind) if !kind.is_empty() => format!("{} {kind}", answer.status),
-        _ => format!("{}", answer.status),
-    }
 }
 
 #[cfg(test)]
