@@ -83,13 +83,22 @@ struct Post {
     woken: Vec<Key>,
     /// Every socket is woken.
     all_woken: bool,
-    /// The thread ends.
+    /// The thread ends, or has ended. It stays so: nothing is taken any more.
     is_stopped: bool,
 }
 
 impl Post {
     fn is_empty(&self) -> bool {
         self.arrived.is_empty() && self.woken.is_empty() && !self.all_woken && !self.is_stopped
+    }
+
+    fn take(&mut self) -> Post {
+        Post {
+            arrived: std::mem::take(&mut self.arrived),
+            woken: std::mem::take(&mut self.woken),
+            all_woken: std::mem::take(&mut self.all_woken),
+            is_stopped: self.is_stopped,
+        }
     }
 }
 
@@ -172,7 +181,16 @@ impl Threads {
             let name = format!("sockets-{number}");
             let join = thread::Builder::new().name(name).spawn(move || {
                 let _entered = runtime.enter();
-                SocketThread::new(mailbox, poll, wait).run();
+                let mut poll = poll;
+                // Handlers' panics do not come so far. Should the loop itself panic, its sockets are cut as it unwinds,
+                // and it begins anew: unwind safe, because nothing of it is kept but the empty poll.
+                while catch_unwind(AssertUnwindSafe(|| {
+                    SocketThread::new(mailbox.clone(), &mut poll, wait).run();
+                }))
+                .is_err()
+                {
+                    tracing::error!("a thread of sockets panicked: all of them were cut");
+                }
             })?;
             let joins = threads.joins.get_mut();
             joins.unwrap_or_else(PoisonError::into_inner).push(join);
@@ -180,11 +198,16 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Gives a socket to a thread; each in turn.
+    /// Gives a socket to a thread; each in turn. After [`Threads::stop`] it is cut.
     pub fn adopt(&self, arrived: Arrived) {
         // Relaxed: only the numbers matter.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.mailboxes.len();
-        self.mailboxes[turn].tell(|post| post.arrived.push(arrived));
+        let mut arrived = Some(arrived);
+        self.mailboxes[turn].tell(|post| {
+            if !post.is_stopped {
+                post.arrived.extend(arrived.take());
+            }
+        });
     }
 
     /// Wakes every socket.
@@ -305,9 +328,9 @@ struct Slot {
 }
 
 /// A thread and its sockets.
-struct SocketThread {
+struct SocketThread<'a> {
     mailbox: Arc<Mailbox>,
-    poll: Poll,
+    poll: &'a mut Poll,
     wait: Duration,
     slots: Vec<Slot>,
     unused: Vec<u32>,
@@ -317,8 +340,8 @@ struct SocketThread {
     buffer: Vec<u8>,
 }
 
-impl SocketThread {
-    fn new(mailbox: Arc<Mailbox>, poll: Poll, wait: Duration) -> Self {
+impl<'a> SocketThread<'a> {
+    fn new(mailbox: Arc<Mailbox>, poll: &'a mut Poll, wait: Duration) -> Self {
         Self {
             mailbox,
             poll,
@@ -392,7 +415,7 @@ impl SocketThread {
 
     /// True when the thread is to end.
     fn handle_post(&mut self) -> bool {
-        let post = std::mem::take(&mut *self.mailbox.lock());
+        let post = self.mailbox.lock().take();
         if post.is_empty() {
             return false;
         }
@@ -671,7 +694,7 @@ mod tests {
             }
         }
 
-        fn connect(&self, client: Echo) -> StdStream {
+        fn arrive(&self, client: Echo) -> StdStream {
             let phone = StdStream::connect(self.listener.local_addr().unwrap()).unwrap();
             phone.set_read_timeout(Some(PATIENCE)).unwrap();
             let (tcp, _) = self.listener.accept().unwrap();
@@ -683,6 +706,11 @@ mod tests {
                 client: Box::new(client),
                 places: [place(), place()],
             });
+            phone
+        }
+
+        fn connect(&self, client: Echo) -> StdStream {
+            let phone = self.arrive(client);
             // A socket begins with a wake.
             assert_eq!(heard::<4>(&phone), [0; 4]);
             phone
@@ -848,10 +876,13 @@ mod tests {
     }
 
     #[test]
-    fn stopping_cuts_everybody() {
+    fn stopping_cuts_everybody_and_whoever_comes_later() {
         let town = Town::new(PATIENCE);
-        let phones: Vec<_> = (0..10).map(|_| town.connect(Echo::default())).collect();
-        town.end();
+        let mut phones: Vec<_> = (0..10).map(|_| town.connect(Echo::default())).collect();
+        town.threads.stop();
+        town.threads.join();
+        phones.push(town.arrive(Echo::default()));
         assert!(phones.iter().all(is_cut));
+        town.end();
     }
 }
