@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cabrank_eventlog::kafka::testing::Broker;
@@ -10,12 +11,19 @@ use support::{City, logs};
 
 const SHARDS: u16 = 6;
 
-/// From the moment the brokers answer again, on a busy machine.
-const BACK_WITHIN: Duration = Duration::from_secs(15);
+/// Each test measures time and has brokers of its own: one after the other.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From the moment the brokers answer again. On a quiet machine it is 4 to 6 s, of which the broker itself takes most.
+const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// The only broker goes away in the middle of three nodes' transactions and comes back.
 fn the_broker_comes_back(seeds: std::ops::Range<u64>, goes: impl Fn(&Broker)) {
     logs();
+    let _alone = alone();
     let Some(own) = Broker::start(1) else { return };
     for seed in seeds {
         let city = City::start(&own, SHARDS, 3);
@@ -44,26 +52,40 @@ fn three_nodes_go_on_after_their_broker_was_restarted() {
     the_broker_comes_back(4..6, |own| own.stop(0));
 }
 
+/// Shards may be silent for so long while nodes come and go by themselves. On a quiet machine it is 0.2 to 0.6 s.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
 #[test]
-fn of_three_brokers_one_dies_under_three_nodes() {
+fn shards_hardly_pause_when_nodes_join_and_leave() {
     logs();
-    let Some(own) = Broker::start(3) else { return };
-    let city = City::start(&own, SHARDS, 3);
-    city.until_all_answer("it runs", Duration::from_secs(40));
-    for index in 0..2 {
-        city.count_from_now();
-        own.kill(index);
-        city.until_all_answer("one is dead", Duration::from_secs(60));
-        // Leaders, coordinators and the group's place have moved; what was under way is done.
-        city.until_all_answer("one is dead", Duration::from_secs(60));
-        let silent = city.longest_silence();
-        println!(
-            "broker {index} killed: longest silence {} ms",
-            silent.as_millis()
-        );
-        assert!(silent < BACK_WITHIN, "{silent:?}");
-        own.start_again(index);
-        city.until_all_answer("it is back", Duration::from_secs(60));
+    let _alone = alone();
+    let Some(own) = Broker::start(1) else { return };
+    let mut city = City::start(&own, 8, 1);
+    city.until_all_answer("it runs", Duration::from_secs(30));
+    let mut pauses = Vec::new();
+    for round in 0..4 {
+        for joins in [true, false] {
+            // The first round warms the broker up.
+            city.count_from_now();
+            if joins {
+                city.join();
+            } else {
+                city.leave();
+            }
+            let nodes = if joins { 2 } else { 1 };
+            support::until("the shards are spread", || city.owners() == nodes);
+            (0..2).for_each(|_| {
+                city.until_all_answer("they answer", Duration::from_secs(20));
+            });
+            let pause = city.longest_silence();
+            let pause_ms = pause.as_millis();
+            println!("round {round}, joins: {joins}: longest silence {pause_ms} ms");
+            pauses.push(pause);
+        }
     }
     city.end();
+    let pauses = &mut pauses[2..];
+    pauses.sort();
+    // One may meet something else that this machine does.
+    assert!(pauses[pauses.len() / 2] < PAUSE_MAX, "{pauses:?}");
 }

@@ -435,11 +435,9 @@ fn with_the_fresh_generation_old_memory_is_committed() {
     );
 }
 
-#[test]
-fn a_node_that_hangs_may_not_commit_what_it_computed() {
-    logs();
-    let Some(broker) = broker() else { return };
-    let log = KafkaLog::open(impatient(broker.city(1))).unwrap();
+/// A node hangs, its shard goes to another, and it commits what it had computed. Gives what came of it.
+fn a_node_that_hangs_commits(sabotage: Sabotage) -> (KafkaLog, Node, Result<(), CommitError>) {
+    let log = KafkaLog::open(impatient(broker().unwrap().city(1))).unwrap();
     let mut old = Node::new(&log, "old");
     old.until_owns(1);
     submit(&log, 0, "pick up");
@@ -450,13 +448,39 @@ fn a_node_that_hangs_may_not_commit_what_it_computed() {
     let mut other = Node::new(&log, "other");
     other.until_owns(1);
     // It has not polled, so it does not know: the brokers do.
+    old.owner.sabotage(sabotage);
     let late = old.work();
+    (log, other, late)
+}
+
+#[test]
+fn a_node_that_hangs_may_not_commit_what_it_computed() {
+    logs();
+    if broker().is_none() {
+        return;
+    }
+    let (log, mut other, late) = a_node_that_hangs_commits(Sabotage::Nothing);
     assert!(matches!(late, Err(CommitError::Moved(_))), "{late:?}");
     assert_eq!(events(&log, 0), Vec::<String>::new());
     until("the other did the work", || {
         other.look();
         other.work().unwrap();
         events(&log, 0) == ["pick up"]
+    });
+}
+
+#[test]
+fn metadata_without_generation_and_member_are_not_checked_by_the_broker() {
+    logs();
+    if broker().is_none() {
+        return;
+    }
+    let (log, mut other, late) = a_node_that_hangs_commits(Sabotage::NoMembership);
+    assert!(late.is_ok(), "{late:?}");
+    until("both did the work", || {
+        other.look();
+        other.work().unwrap();
+        events(&log, 0) == ["pick up", "pick up"]
     });
 }
 

@@ -32,7 +32,8 @@ pub struct KafkaConfig {
     /// it is lowered) is the least it accepts.
     pub session_timeout_ms: u32,
     /// How often a node shows that it lives, in ms. At most a quarter of the session timeout, so that three can be lost,
-    /// and so that the lease ends in time (`lease`).
+    /// and so that the lease ends in time (`lease`). It is also how long shards pause when nodes come and go: a node that
+    /// has given its shards back waits until the last of the others has heard of it, with its next heartbeat.
     pub heartbeat_ms: u32,
     /// How long a node may take between two polls before its shards go to others, in ms, from the session timeout to
     /// 300,000. It is the backstop for a node that hangs; a rebalance waits no longer than this for anyone.
@@ -118,7 +119,7 @@ impl Default for KafkaConfig {
             group: "cabrank-matcher".into(),
             instance: None,
             session_timeout_ms: 6_000,
-            heartbeat_ms: 1_000,
+            heartbeat_ms: 250,
             max_poll_ms: 10_000,
             transaction_timeout_ms: 10_000,
             delivery_timeout_ms: 5_000,

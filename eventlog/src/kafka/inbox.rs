@@ -7,7 +7,7 @@
 
 use std::ffi::{CStr, CString};
 use std::mem::ManuallyDrop;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::bindings as rd;
@@ -22,6 +22,10 @@ use crate::{Record, Topic};
 /// Kafka's header that carries our own bookkeeping beside a record's value.
 pub(super) const NOTE: &CStr = c"cabrank";
 
+/// Longest wait for the group's word that a consumer which leaves has nothing any more.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
+/// Between two looks for it.
+const LEAVE_LOOK: Duration = Duration::from_millis(10);
 /// Longest wait for a consumer to leave its group and close.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -118,11 +122,28 @@ unsafe impl Sync for Inbox {}
 impl Drop for Inbox {
     fn drop(&mut self) {
         // What the group said last is answered while it still listens: an answer given during the close can wait for
-        // ever in the client library.
-        while let Some(inward) = self.next(Duration::ZERO) {
-            if matches!(inward, Inward::Assigned(_) | Inward::Revoked) {
+        // ever in the client library. The group is left before the close, which takes its time for other things: whoever
+        // gets the shards is waiting.
+        let count = |list: KafkaResult<TopicPartitionList>| list.map_or(0, |list| list.count());
+        let mut is_leaving =
+            count(self.consumer.subscription()) > 0 && count(self.consumer.assignment()) > 0;
+        self.consumer.unsubscribe();
+        let deadline = Instant::now() + LEAVE_MAX;
+        loop {
+            let wait = if is_leaving {
+                LEAVE_LOOK
+            } else {
+                Duration::ZERO
+            };
+            let inward = self.next(wait);
+            if matches!(inward, Some(Inward::Assigned(_) | Inward::Revoked)) {
                 // A consumer that is beyond this is closed below all the same.
                 let _ = self.consumer.unassign();
+                is_leaving = false;
+            }
+            is_leaving &= Instant::now() < deadline;
+            if inward.is_none() && !is_leaving {
+                break;
             }
         }
         // SAFETY: the handle is ours and not used after this. It goes before the client it belongs to.

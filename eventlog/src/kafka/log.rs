@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{Producer, ThreadedProducer};
 
 use super::client::{self, Isolation};
 use super::config::{BadSetting, KafkaConfig};
+use super::inbox::{Words, membership};
 use super::names::Names;
 use super::owner::KafkaOwner;
 use super::producing::{self, Deliveries, Outward};
@@ -374,6 +376,16 @@ impl Shared {
         }
         *probed = Some(Instant::now());
         Ok(())
+    }
+
+    /// What a consumer says of the group of nodes that never joined it, for a test.
+    pub(super) fn metadata_of_a_stranger(
+        &self,
+    ) -> Result<Option<ConsumerGroupMetadata>, KafkaError> {
+        let stranger: BaseConsumer<Words> =
+            client::member(&self.config).create_with_context(Words)?;
+        debug_assert_eq!(membership(&stranger), None, "PROTOCOL 24 refuses it");
+        Ok(stranger.group_metadata())
     }
 
     /// Takes the committed records of a shard's states from `from` to `to` into the image.

@@ -46,6 +46,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const SAMPLE_MAX: Duration = Duration::from_millis(1_500);
 /// Longest wait between two looks at lease and clock.
 const SLICE: Duration = Duration::from_millis(100);
+/// Longest wait for producers that are being made.
+const PRODUCERS_WAIT: Duration = Duration::from_secs(2);
 /// How long `recover` waits for shards that have just begun to come: nearly always they are here by then.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 /// How long it waits for a shard whose takeover takes longer: the caller asks again, and does other things between.
@@ -67,6 +69,8 @@ pub enum Sabotage {
     NoFenceNoWait,
     /// PROTOCOL 24: memory survives its assignment and is committed under the next one's metadata.
     FreshGeneration,
+    /// PROTOCOL 24: metadata without generation and member, as of a consumer that is in no group, is used.
+    NoMembership,
     /// PROTOCOL 23: the lease has no end.
     EndlessLease,
     /// PROTOCOL 15: the clock is given out without looking for the end of the commands.
@@ -407,11 +411,21 @@ impl KafkaOwner {
         }));
     }
 
-    /// The producers of this assignment, made when first needed.
+    /// The producers of this assignment. They were made before it began, and the next ones are begun now: making them can
+    /// take half a second, and shards would wait for it.
     fn producers(&mut self) -> KafkaResult<&mut Pair> {
         if self.producers.is_none() {
             self.make_producers();
+            let deadline = Instant::now() + PRODUCERS_WAIT;
+            while self.making.as_ref().is_some_and(|m| !m.is_finished()) {
+                if Instant::now() > deadline {
+                    // They are still being made; what needed them is tried again.
+                    return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+                }
+                std::thread::park_timeout(TAKEOVER_SLICE);
+            }
             let made = self.making.take().map(JoinHandle::join);
+            self.make_producers();
             let pair = made
                 .and_then(Result::ok)
                 .unwrap_or(Err(KafkaError::Canceled))?;

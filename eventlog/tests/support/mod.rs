@@ -1,6 +1,6 @@
 //! A city of nodes as small as nodes can be, and the load on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use cabrank_eventlog::{
 };
 
 /// Between two commands of a shard.
-const LOAD_EVERY: Duration = Duration::from_millis(10);
+const LOAD_EVERY: Duration = Duration::from_millis(20);
 /// Before a node tries again to take a shard over.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -138,6 +138,13 @@ impl City {
         let node = self.nodes.pop().unwrap();
         node.leaves.store(true, Ordering::SeqCst);
         node.thread.join().unwrap();
+    }
+
+    /// How many nodes have shards.
+    pub fn owners(&self) -> usize {
+        let owners = self.log.owners().unwrap_or_default();
+        let names: BTreeSet<String> = owners.into_iter().map(|owner| owner.node).collect();
+        names.len()
     }
 
     /// Forgets how long nobody answered.

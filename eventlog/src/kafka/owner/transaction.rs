@@ -241,6 +241,7 @@ impl KafkaOwner {
         }
         let fresh = match self.sabotage {
             Sabotage::FreshGeneration => self.inbox.consumer().group_metadata(),
+            Sabotage::NoMembership => self.shared.metadata_of_a_stranger()?,
             _ => None,
         };
         let captured = self.assignment.as_ref().map(|a| &a.metadata);
