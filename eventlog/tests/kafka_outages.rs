@@ -52,6 +52,31 @@ fn three_nodes_go_on_after_their_broker_was_restarted() {
     the_broker_comes_back(4..6, |own| own.stop(0));
 }
 
+#[test]
+fn of_three_brokers_one_dies_under_three_nodes() {
+    logs();
+    let _alone = alone();
+    let Some(own) = Broker::start(3) else { return };
+    let city = City::start(&own, SHARDS, 3);
+    city.until_all_answer("it runs", Duration::from_secs(90));
+    for index in 0..2 {
+        city.count_from_now();
+        own.kill(index);
+        city.until_all_answer("one is dead", Duration::from_secs(90));
+        // Leaders, coordinators and the group's place have moved; what was under way is done.
+        city.until_all_answer("one is dead", Duration::from_secs(90));
+        let silent = city.longest_silence();
+        println!(
+            "broker {index} killed: longest silence {} ms",
+            silent.as_millis()
+        );
+        assert!(silent < BACK_WITHIN, "{silent:?}");
+        own.start_again(index);
+        city.until_all_answer("it is back", Duration::from_secs(90));
+    }
+    city.end();
+}
+
 /// Shards may be silent for so long while nodes come and go by themselves. On a quiet machine it is 0.2 to 0.6 s.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 

@@ -114,6 +114,8 @@ struct Lane {
     next_out: u64,
     /// Everything before this was seen, by records and by the partition's end.
     seen_to: u64,
+    /// Where the next event of each topic will be, as far as that is known: whoever else wrote last was not asked.
+    next_event: [Option<u64>; EVENTS.len()],
 }
 
 /// "At `clock_ms` the commands ended at `ends`" (PROTOCOL 15).
@@ -728,6 +730,7 @@ impl ShardOwner for KafkaOwner {
             consumed: taken.next_input,
             next_out: taken.next_input,
             seen_to: taken.next_input,
+            next_event: [None; EVENTS.len()],
         };
         self.lanes.insert(shard, lane);
         self.is_moved = true;

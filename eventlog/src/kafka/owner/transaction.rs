@@ -1,8 +1,9 @@
 //! One transaction from begin to commit, in the order that makes a takeover sound (PROTOCOL 25 to 28).
 //!
-//! Commands, events and states are produced and acknowledged first, which tells where the events ended; then the
-//! headers, which say so; then the offsets, where the group's generation is checked; then the commit. An announcement is
-//! the same with headers first and the announcement after them.
+//! Commands, events, states and headers are produced and acknowledged; then come the offsets, where the group's generation
+//! is checked; then the commit. A header says where its shard's events end. A shard has one writer, so that is mostly known
+//! beforehand; a header that turns out wrong is written again before the offsets, and the later record counts. An
+//! announcement is the same with headers first and the announcement after them.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +11,13 @@ use bytes::Bytes;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{KafkaOwner, Moment, Sabotage, place, wall_ms};
+use super::{KafkaOwner, Lane, Moment, Sabotage, place, wall_ms};
 use crate::kafka::producing::{Meaning, Outward, Transactor, meaning, retire};
-use crate::kafka::stored::{Announcement, Committed, HEADER_KEY, Note};
+use crate::kafka::stored::{Announcement, Committed, EVENTS, HEADER_KEY, Note};
 use crate::transaction::{LaneState, check_transaction};
-use crate::{Append, CommitError, Topic, Transaction};
+use crate::{Append, CommitError, Header, Topic, Transaction};
 
 /// How far a transaction came before it failed.
 struct Broken {
@@ -113,7 +114,8 @@ impl KafkaOwner {
         }
         let producer = self.producers()?.next();
         producer.begin()?;
-        write_headers(producer, &headers)?;
+        send_headers(producer, &headers.iter().collect::<Vec<_>>())?;
+        producer.acknowledged()?;
         for (key, value) in &said {
             producer.send(&Outward {
                 topic: Topic::ShardOwners,
@@ -139,6 +141,10 @@ impl KafkaOwner {
                 }
                 for ((topic, shard), end) in ends {
                     self.shared.reader.raise_floor(topic, shard, end);
+                    if let (Some(place), Some(lane)) = (place(topic), self.lanes.get_mut(&shard)) {
+                        // This transaction's own marker comes between.
+                        lane.next_event[place] = Some(end + 1);
+                    }
                 }
                 Ok(())
             }
@@ -174,28 +180,61 @@ impl KafkaOwner {
                 note: None,
             })?;
         }
-        // Only events tell something that the headers need.
-        let ends = if tx.events.is_empty() {
-            BTreeMap::new()
-        } else {
-            producer.acknowledged()?
+        // One round of acknowledgements and one request a partition less than with headers that wait for the events.
+        let mut counts: BTreeMap<(Topic, u16), u64> = BTreeMap::new();
+        for event in &tx.events {
+            *counts.entry((event.topic, event.shard)).or_default() += 1;
+        }
+        let expected = self.headers(tx, |lane, topic, shard| {
+            let count = counts.get(&(topic, shard))?;
+            Some(lane.next_event[place(topic)?].map(|next| next + count))
+        });
+        let producer = self.current()?;
+        let known: Vec<&NewHeader> = expected.iter().flatten().collect();
+        send_headers(producer, &known)?;
+        let mut ends = producer.acknowledged()?;
+        let headers: Vec<NewHeader> = self
+            .headers(tx, |_, topic, shard| {
+                ends.get(&(topic, shard)).map(|end| Some(*end))
+            })
+            .into_iter()
+            .flatten()
+            .collect();
+        let is_as_written = |header: &&NewHeader| {
+            known
+                .iter()
+                .any(|known| known.shard == header.shard && known.note == header.note)
         };
-        let mut headers = Vec::with_capacity(tx.headers.len());
-        for (shard, header) in &tx.headers {
-            let Some(lane) = self.lanes.get(shard) else {
-                continue;
-            };
+        let wrong: Vec<&NewHeader> = headers.iter().filter(|it| !is_as_written(it)).collect();
+        if !wrong.is_empty() {
+            debug!(shards = wrong.len(), "headers are written again");
+            send_headers(producer, &wrong)?;
+            ends = producer.acknowledged()?;
+        }
+        let appended_ms = producer.appended_ms();
+        self.compare_clocks(sent_ms, appended_ms);
+        self.finish(&headers)?;
+        Ok((headers, ends))
+    }
+
+    /// The headers of a transaction. `end_of` says where a topic's events end in a shard: nothing if none are written,
+    /// nothing inside if that is not known; then the shard has no header yet.
+    fn headers(
+        &self,
+        tx: &Transaction,
+        end_of: impl Fn(&Lane, Topic, u16) -> Option<Option<u64>>,
+    ) -> Vec<Option<NewHeader>> {
+        let header = |shard: u16, header: &Header| {
+            let lane = self.lanes.get(&shard)?;
             let before = lane.note.committed.as_ref();
             let mut event_ends = before.map(|before| before.event_ends).unwrap_or_default();
-            for event in tx.events.iter().filter(|event| event.shard == *shard) {
-                if let (Some(place), Some(end)) =
-                    (place(event.topic), ends.get(&(event.topic, *shard)))
-                {
-                    event_ends[place] = *end;
+            for (end, topic) in event_ends.iter_mut().zip(EVENTS) {
+                if let Some(new) = end_of(lane, topic, shard) {
+                    *end = new?;
                 }
             }
-            headers.push(NewHeader {
-                shard: *shard,
+            Some(NewHeader {
+                shard,
                 note: Note {
                     committed: Some(Committed {
                         next_input: header.next_input,
@@ -208,15 +247,10 @@ impl KafkaOwner {
                 },
                 engine: header.engine.clone(),
                 next_input: header.next_input,
-            });
-        }
-        let producer = self.current()?;
-        write_headers(producer, &headers)?;
-        let ends = producer.acknowledged()?;
-        let appended_ms = producer.appended_ms();
-        self.compare_clocks(sent_ms, appended_ms);
-        self.finish(&headers)?;
-        Ok((headers, ends))
+            })
+        };
+        let headers = tx.headers.iter();
+        headers.map(|(shard, it)| header(*shard, it)).collect()
     }
 
     /// The producer whose turn it is.
@@ -306,7 +340,7 @@ fn send(producer: &Transactor, append: &Append) -> KafkaResult<()> {
     })
 }
 
-fn write_headers(producer: &Transactor, headers: &[NewHeader]) -> KafkaResult<()> {
+fn send_headers(producer: &Transactor, headers: &[&NewHeader]) -> KafkaResult<()> {
     for header in headers {
         let note = json(&header.note)?;
         producer.send(&Outward {
@@ -317,7 +351,7 @@ fn write_headers(producer: &Transactor, headers: &[NewHeader]) -> KafkaResult<()
             note: Some(&note),
         })?;
     }
-    producer.acknowledged().map(drop)
+    Ok(())
 }
 
 fn json<T: serde::Serialize>(value: &T) -> KafkaResult<Vec<u8>> {
