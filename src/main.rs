@@ -140,6 +140,10 @@ enum Command {
     Matcher(commands::matcher::MatcherArgs),
     /// Make or check a city's topics.
     Topics(commands::topics::TopicsArgs),
+    /// Measure the floor of what a Kafka allows: request to offer without a Cabrank.
+    Probe(commands::probe::ProbeArgs),
+    /// Measure a city over Kafka on this machine beside the probe, and print one table.
+    Figures(commands::figures::FiguresArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
     /// Break a city over Kafka on purpose while it works, and audit it.
@@ -164,6 +168,8 @@ enum Command {
     Audit(commands::audit::AuditArgs),
     /// Print the event log for a person to read.
     Events(commands::events::EventsArgs),
+    /// Print the contract of the topics as an AsyncAPI 3 document.
+    Asyncapi,
     /// Print the effective configuration with a comment per knob.
     Config,
     /// Mint a development token.
@@ -185,6 +191,8 @@ fn main() -> ExitCode {
             Command::Gateway(args) => commands::gateway::run(&cli.common, args),
             Command::Matcher(args) => commands::matcher::run(&cli.common, args),
             Command::Topics(args) => commands::topics::run(&cli.common, args),
+            Command::Probe(args) => commands::probe::run(&cli.common, args),
+            Command::Figures(args) => commands::figures::run(&cli.common, args),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
@@ -195,6 +203,10 @@ fn main() -> ExitCode {
             Command::Report(command) => commands::report::run(command),
             Command::Audit(args) => commands::audit::run(&cli.common, args),
             Command::Events(args) => commands::events::run(&cli.common, args),
+            Command::Asyncapi => {
+                print!("{}", include_str!("../docs/asyncapi.json"));
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Config => {
                 print!("{}", cli.common.settings(|_| {})?.to_commented_toml());
                 Ok(ExitCode::SUCCESS)

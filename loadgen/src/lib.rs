@@ -2,7 +2,7 @@
 //!
 //! - [`demo`]: a synthetic city. [`replay`]: a recorded day. Both speak HTTP and WebSocket to a server's URL, like
 //!   everybody else, and end in a [`report`].
-//! - [`load`]: the load generator.
+//! - [`load`]: the load generator. [`kafka_probe`]: the floor of what Kafka allows.
 //! - [`audit`]: are the invariants kept? Knows nothing of the engine.
 //! - [`trace`]: recorded data. [`tail`]: events for a person to read.
 //! - [`client`]: the phones. [`cabbie`]: what a driver does. [`city`]: where people want to go.
@@ -14,6 +14,7 @@ pub mod cabbie;
 pub mod city;
 pub mod client;
 pub mod demo;
+pub mod kafka_probe;
 pub mod load;
 mod probe;
 pub mod replay;

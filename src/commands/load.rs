@@ -160,6 +160,10 @@ pub struct LoadArgs {
     /// Do not measure how soon a ping is visible.
     #[arg(long)]
     no_probe: bool,
+    /// Probe these brokers before and after the load, at the same rate of rides, and say how many times the probe's
+    /// median request to offer took. Shards and copies are `kafka.shards` and `kafka.replication`.
+    #[arg(long, value_name = "HOST:PORT,...", requires = "url")]
+    kafka_probe: Option<String>,
     /// Find the highest rate of one kind that keeps `--p99-below`; begins with the rate given for it, `--seconds` a trial.
     #[arg(long, value_enum, value_name = "KIND")]
     find_max: Option<MaxKind>,
@@ -384,6 +388,13 @@ pub fn run(common: &Common, args: LoadArgs) -> Result<ExitCode, AnyError> {
     let plan = args.plan(urls, secret)?;
     let mut pids = args.server_pid.clone();
     pids.extend(own.as_ref().map(|own| own.child.id()));
+    let floor =
+        |probe: &String| super::probe::beside(&settings.kafka, probe, args.rides_per_second);
+    let mut probes: Vec<_> = args
+        .kafka_probe
+        .iter()
+        .map(floor)
+        .collect::<Result<_, _>>()?;
     let (mut ran, own) = match (args.find_max, own) {
         (Some(kind), own) => (search::find_max(&args, &plan, &pids, kind)?, own),
         (None, Some(own)) if args.storm => {
@@ -393,6 +404,12 @@ pub fn run(common: &Common, args: LoadArgs) -> Result<ExitCode, AnyError> {
     };
     if args.ghosts {
         ran.look_for_ghosts(&plan)?;
+    }
+    if let Some(brokers) = &args.kafka_probe {
+        probes.push(floor(brokers)?);
+        let offer = &ran.report.latency_ms.request_to_offer;
+        let note = super::probe::note(&probes, offer.p50);
+        ran.report.notes.push(note);
     }
     let is_complete = ran.report.rides.open == 0;
     let audited = match (own, target, &data_dir) {
