@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::matching::SwapRules;
+
 /// Settings of one market. All times are domain milliseconds, all distances metres.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -55,6 +57,8 @@ pub struct EngineConfig {
     /// Drivers of one shard who are suspended or kept apart from somebody: they are never forgotten. Beyond it
     /// suspensions and blocks of further drivers are refused with 503.
     pub marked_drivers_max: usize,
+    /// When rides whose drivers are on the way may change them; for the policy `rematch`.
+    pub swaps: SwapRules,
 }
 
 impl Default for EngineConfig {
@@ -84,6 +88,7 @@ impl Default for EngineConfig {
             rides_max: 100_000,
             blocks_max: 256,
             marked_drivers_max: 20_000,
+            swaps: SwapRules::default(),
         }
     }
 }
@@ -203,7 +208,25 @@ impl EngineConfig {
                 "choose at least 1 (and at most what the docs say)",
             )?;
         }
-        Ok(())
+        for (key, value) in [
+            ("engine.swaps.gain_min_ms", self.swaps.gain_min_ms),
+            ("engine.swaps.worsen_max_ms", self.swaps.worsen_max_ms),
+            ("engine.swaps.close_ms", self.swaps.close_ms),
+        ] {
+            demand(value <= HOUR, key, value, "choose 0 to 3600000")?;
+        }
+        demand(
+            (1_000..=600_000).contains(&self.swaps.every_ms),
+            "engine.swaps.every_ms",
+            self.swaps.every_ms,
+            "choose 1000 to 600000",
+        )?;
+        demand(
+            self.swaps.swaps_max <= 100,
+            "engine.swaps.swaps_max",
+            self.swaps.swaps_max,
+            "choose at most 100",
+        )
     }
 }
 

@@ -13,12 +13,15 @@
 //! (`ride`), the exact assignment on plain numbers (`assignment`).
 
 mod assignment;
+pub mod pace;
+pub mod price;
 mod rematch;
 #[cfg(test)]
 mod tests;
 
 pub use rematch::SwapRules;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -26,7 +29,7 @@ use cabrank_events::event::Move;
 use cabrank_events::{DriverId, RideId, Time};
 use serde::{Deserialize, Serialize};
 
-use assignment::{Costs, Served};
+use assignment::{Costs, NEW_ROW, NONE, Served, Start};
 use rematch::Holders;
 
 /// The most rides one round looks at; the youngest beyond it wait for the next one. Keeps the exact policy's sums
@@ -251,6 +254,67 @@ impl Policy for Batched {
 
     fn name(&self) -> &'static str {
         "batched"
+    }
+}
+
+/// What the last round leaves for the next one: what each ride paid, and each driver's price. As large as that round.
+///
+/// It only saves work: whatever it holds, the result is the best. Which of several equally good ones it is may depend on
+/// it, so who replays choices keeps it, too.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    unserved: i64,
+    prices: BTreeMap<DriverId, i64>,
+    /// What a ride paid, and for whom.
+    paid: BTreeMap<RideId, (i64, Option<DriverId>)>,
+}
+
+impl Batched {
+    /// As [`Policy::solve`], going on from where the last round ended. Pays when most of the round is as it was.
+    pub fn solve_from(&self, round: &Round, budget_steps: u64, memory: &mut Memory) -> RoundResult {
+        let ordered = Ordered::new(round, &Holders::pinned(round), false);
+        let drivers = 0..ordered.drivers.len() as u32;
+        let column_of: BTreeMap<&DriverId, u32> = drivers
+            .clone()
+            .map(|column| (ordered.driver(column), column))
+            .collect();
+        let paid = |row: usize| memory.paid.get(&ordered.ask(row).ride);
+        let rows = 0..ordered.rows.len();
+        let price = |column| memory.prices.get(ordered.driver(column));
+        let had = |row| {
+            let driver = paid(row).and_then(|(_, driver)| driver.as_ref());
+            driver.and_then(|driver| column_of.get(driver).copied())
+        };
+        let start = Start {
+            unserved: memory.unserved,
+            prices: drivers
+                .clone()
+                .map(|column| price(column).copied().unwrap_or(0))
+                .collect(),
+            had: rows.clone().map(|row| had(row).unwrap_or(NONE)).collect(),
+            pays: rows
+                .clone()
+                .map(|row| paid(row).map_or(NEW_ROW, |(ms, _)| *ms))
+                .collect(),
+        };
+        let (served, next) = assignment::exact_from(&ordered.costs, budget_steps, &start);
+        let known = next.prices.len().min(ordered.drivers.len()) as u32;
+        let driver = |column: u32| ordered.driver(column).clone();
+        let prices = (0..known).map(|column| (driver(column), next.prices[column as usize]));
+        let had = next
+            .had
+            .iter()
+            .map(|column| (*column != NONE).then(|| driver(*column)));
+        let paid = next.pays.iter().copied().zip(had);
+        *memory = Memory {
+            unserved: next.unserved,
+            prices: prices.collect(),
+            paid: rows
+                .zip(paid)
+                .map(|(row, paid)| (ordered.ask(row).ride, paid))
+                .collect(),
+        };
+        ordered.told(&served)
     }
 }
 

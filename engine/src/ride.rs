@@ -170,6 +170,9 @@ pub struct Ride {
     pub current: Option<Attempt>,
     /// How often it lost its driver.
     pub redispatches: u32,
+    /// How often a swap gave it another driver.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub swaps: u32,
     /// Drivers who were asked and did not come: never again.
     pub asked: BTreeSet<DriverId>,
     /// Drivers whose entity refused: left out while the index knows nothing newer (PROTOCOL 4).
@@ -182,6 +185,11 @@ pub struct Ride {
     pub exchange: Exchange,
     /// Outcomes of its newest commands.
     pub recent: Recent,
+}
+
+/// Keeps what happens seldom out of the stored states.
+fn is_none_yet(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Ride {
@@ -203,6 +211,7 @@ impl Ride {
             attempt: 0,
             current: None,
             redispatches: 0,
+            swaps: 0,
             asked: BTreeSet::new(),
             avoid: BTreeMap::new(),
             stage: Stage::Waiting,
@@ -298,6 +307,8 @@ impl Ride {
             Event::DriverReassigned(e) => {
                 self.seq = e.ride_seq;
                 self.current = (e.attempt != self.attempt).then_some(e.attempt);
+                // A car that was brought back is no other one.
+                self.swaps += u32::from(e.driver != e.before);
                 self.exchange = Exchange::default();
                 self.stage = Stage::EnRoute {
                     driver: e.driver.clone(),

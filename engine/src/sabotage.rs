@@ -84,4 +84,6 @@ pub enum Sabotage {
     ReuseCounterAttempt,
     /// The second hold is kept by a ride that has ended.
     KeepIncoming,
+    /// A ride changes its driver as often as rounds like.
+    SwapForEver,
 }

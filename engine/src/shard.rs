@@ -233,6 +233,24 @@ impl Shard {
         self.waiting.iter().filter_map(|(_, id)| self.rides.get(id))
     }
 
+    /// The rides whose drivers are on the way and may be exchanged as far as the engine is concerned, by id. Looks at
+    /// every ride of the shard.
+    pub fn on_the_way(&self) -> impl Iterator<Item = &Ride> {
+        self.rides.values().filter(|ride| {
+            matches!(ride.stage, Stage::EnRoute { .. })
+                && ride.exchange.is_idle()
+                && ride.asked.len() < self.config.asked_max
+                && self.may_change_driver(ride)
+        })
+    }
+
+    /// A ride that may lose its driver once more, as a swap that fails in the middle makes it, and change it once more.
+    fn may_change_driver(&self, ride: &Ride) -> bool {
+        let changes_left = ride.swaps < self.config.swaps.swaps_max;
+        ride.redispatches < self.config.redispatch_max
+            && (changes_left || self.broken(Sabotage::SwapForEver))
+    }
+
     /// How many rides wait.
     pub fn waiting_count(&self) -> usize {
         self.waiting.len()

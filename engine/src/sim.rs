@@ -12,6 +12,7 @@
 mod checks;
 mod model;
 mod people;
+mod rounds;
 mod world;
 
 use std::collections::BTreeMap;
@@ -121,10 +122,10 @@ fn everything_happens() {
         }
     }
     println!("{COVERED} seeds: {seen:?}");
-    for name in Event::NAMES {
+    for name in Event::NAMES.iter().chain(&rounds::BY_POLICY) {
         let times = seen.get(name).copied().unwrap_or(0);
         assert!(
-            u64::from(times) >= COVERED / 20,
+            u64::from(times) >= COVERED / 40,
             "{name} happened {times} times in {COVERED} seeds"
         );
     }
@@ -192,6 +193,7 @@ finds! {
     never_bring_back: Fault::Engine(Sabotage::NeverBringBack);
     reuse_counter_attempt: Fault::Engine(Sabotage::ReuseCounterAttempt);
     keep_incoming: Fault::Engine(Sabotage::KeepIncoming);
+    swap_for_ever: Fault::Engine(Sabotage::SwapForEver);
     counters_lost: Fault::CountersLost;
     clock_ahead: Fault::ClockAhead;
     nothing_saved: Fault::NothingSaved;

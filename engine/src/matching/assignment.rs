@@ -95,7 +95,7 @@ pub(super) struct Served {
 
 impl Served {
     /// Larger is better: rows served, then what they cost.
-    fn worth(&self, costs: &Costs) -> (usize, i64) {
+    pub(super) fn worth(&self, costs: &Costs) -> (usize, i64) {
         let served = self.edges.iter().flatten();
         (
             served.clone().count(),
@@ -165,13 +165,46 @@ pub(super) fn fill_greedily(costs: &Costs, served: &mut Served) {
     }
 }
 
+/// Where a search may begin that has been made before on nearly the same: prices and who had what. Any prices do, good
+/// ones save work; the result is the best in any case.
+#[derive(Default)]
+pub(super) struct Start {
+    /// What it cost to leave a row unserved.
+    pub(super) unserved: i64,
+    /// Column to its price; those left out have none.
+    pub(super) prices: Vec<i64>,
+    /// Row to the column it had, or [`NONE`].
+    pub(super) had: Vec<u32>,
+    /// Row to what its column cost it with its price, or staying unserved; [`NEW_ROW`] where that is not known.
+    pub(super) pays: Vec<i64>,
+}
+
+/// A row that no search has settled before.
+pub(super) const NEW_ROW: i64 = i64::MIN;
+
 /// The most rows served, at the least cost; or what is found when `budget_steps` are used up.
 pub(super) fn exact(costs: &Costs, budget_steps: u64) -> Served {
-    let mut solver = Solver::new(costs, budget_steps);
-    let left = solver.bid();
+    exact_from(costs, budget_steps, &Start::default()).0
+}
+
+/// The same, beginning at `start`; also gives where the next search may begin, unless the budget ended.
+pub(super) fn exact_from(costs: &Costs, budget_steps: u64, start: &Start) -> (Served, Start) {
+    let mut solver = Solver::new(costs, budget_steps, start.unserved);
+    let unsettled = solver.begin(start);
+    let left = solver.bid(unsettled);
     let exhausted = left
         .into_iter()
-        .any(|row| solver.search(row) == Outcome::OutOfBudget);
+        .any(|row| solver.search(row) == Outcome::OutOfBudget)
+        || solver.lift_prices() == Outcome::OutOfBudget;
+    let next = match exhausted {
+        true => Start::default(),
+        false => solver.next_start(),
+    };
+    (finish(costs, &solver, exhausted), next)
+}
+
+/// Fills in what a budget left over, and gives the longest wait its due.
+fn finish(costs: &Costs, solver: &Solver<'_>, exhausted: bool) -> Served {
     let mut served = solver.served();
     if exhausted {
         served.exhausted = true;
@@ -242,26 +275,81 @@ enum Outcome {
     OutOfBudget,
 }
 
+/// All that a search asks of a column, in one half of a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+struct Column {
+    /// What its owner is asked to pay less: at most 0.
+    price: i64,
+    /// Its row.
+    row: u32,
+    /// The last search that has seen it; what follows is that search's own.
+    seen: u32,
+    distance: i64,
+    /// The edge it was reached by, and whose.
+    edge: u32,
+    from: u32,
+}
+
 struct Solver<'a> {
     costs: &'a Costs,
     budget_steps: u64,
     steps: u64,
     /// What staying unserved costs.
     unserved: i64,
-    /// Column to what its owner is asked to pay less: at most 0.
-    price: Vec<i64>,
-    /// Column to its row.
-    row_of: Vec<u32>,
+    columns: Vec<Column>,
     /// Row to its edge.
     edge_of: Vec<u32>,
-    // The search's own, per column, valid where `seen` is the number of the search.
+    /// The number of the search.
     search: u32,
-    seen: Vec<u32>,
-    distance: Vec<i64>,
-    /// The edge the column was reached by, and its row.
-    reached: Vec<(u32, u32)>,
     queue: BinaryHeap<Reverse<(i64, u32)>>,
     settled: Vec<u32>,
+}
+
+/// What lifting a price ends with.
+#[derive(Clone, Copy)]
+enum Lifted {
+    /// Nobody wants this column at any price.
+    Free(u32),
+    /// A row that had none takes one.
+    Serves { row: u32, edge: u32 },
+}
+
+/// Edges by column.
+struct ByColumn {
+    starts: Vec<u32>,
+    /// Edge and row.
+    edges: Vec<(u32, u32)>,
+}
+
+impl ByColumn {
+    fn of(costs: &Costs) -> ByColumn {
+        let mut starts = vec![0_u32; costs.columns + 1];
+        for column in &costs.column {
+            starts[*column as usize + 1] += 1;
+        }
+        for column in 0..costs.columns {
+            starts[column + 1] += starts[column];
+        }
+        let mut next = starts.clone();
+        let mut edges = vec![(NONE, NONE); costs.column.len()];
+        for row in 0..costs.rows() as u32 {
+            for edge in costs.edges_of(row) {
+                let place = &mut next[costs.column[edge] as usize];
+                edges[*place as usize] = (edge as u32, row);
+                *place += 1;
+            }
+        }
+        ByColumn { starts, edges }
+    }
+
+    fn edges_of(&self, column: u32) -> impl Iterator<Item = (u32, u32)> {
+        let (from, to) = (
+            self.starts[column as usize],
+            self.starts[column as usize + 1],
+        );
+        self.edges[from as usize..to as usize].iter().copied()
+    }
 }
 
 /// Where a search ends.
@@ -272,25 +360,34 @@ enum End {
 }
 
 impl<'a> Solver<'a> {
-    fn new(costs: &'a Costs, budget_steps: u64) -> Self {
+    fn new(costs: &'a Costs, budget_steps: u64, unserved_least: i64) -> Self {
         let (least, most) = costs.cost.iter().fold((0, 0), |(least, most), cost| {
             (cost.min(&least).to_owned(), *cost.max(&most))
         });
-        // Serving one row more may make every other one dearer by `most - least` and must still pay. At most
-        // (2^33 + 1) * (2^20 + 1) + 2^33: far from the end of 64 bits, as are all sums of two such.
+        // Serving one row more may make every other one dearer by `most - least` and must still pay. At most twice
+        // (2^33 + 1) * (2^20 + 1) + 2^33: far from the end of 64 bits, as are all sums of two such. Twice, so that the
+        // next round, which may be a little larger, can go on from this one's prices.
         let unserved = (most - least + 1) * (costs.rows() as i64 + 1) + most;
+        let column = Column {
+            price: 0,
+            row: NONE,
+            seen: 0,
+            distance: 0,
+            edge: NONE,
+            from: NONE,
+        };
         Solver {
             costs,
             budget_steps,
             steps: 0,
-            unserved,
-            price: vec![0; costs.columns],
-            row_of: vec![NONE; costs.columns],
+            unserved: if unserved <= unserved_least {
+                unserved_least
+            } else {
+                2 * unserved
+            },
+            columns: vec![column; costs.columns],
             edge_of: vec![NONE; costs.rows()],
             search: 0,
-            seen: vec![0; costs.columns],
-            distance: vec![0; costs.columns],
-            reached: vec![(NONE, NONE); costs.columns],
             queue: BinaryHeap::new(),
             settled: Vec::new(),
         }
@@ -308,6 +405,171 @@ impl<'a> Solver<'a> {
         }
     }
 
+    /// Takes over prices, and who had what where that is still the best at these prices. Returns the other rows.
+    fn begin(&mut self, start: &Start) -> Vec<u32> {
+        for (column, price) in self.columns.iter_mut().zip(&start.prices) {
+            column.price = (*price).clamp(-2 * self.unserved, 0);
+        }
+        // A column that comes to rows cheaper than what they have costs as much as they would pay for it: else it would
+        // unsettle them all.
+        for (row, pays) in start.pays.iter().enumerate().take(self.costs.rows()) {
+            if *pays != NEW_ROW {
+                for edge in self.costs.edges_of(row as u32) {
+                    let at = &mut self.columns[self.costs.column[edge] as usize];
+                    at.price = at.price.min(self.costs.cost[edge] - pays);
+                }
+            }
+        }
+        let mut unsettled = Vec::new();
+        for row in 0..self.costs.rows() as u32 {
+            let had = start.had.get(row as usize).copied().unwrap_or(NONE);
+            let (mut least, mut its) = (self.way_out(row), None);
+            if had != NONE {
+                for edge in self.costs.edges_of(row) {
+                    let column = self.costs.column[edge];
+                    let cost = self.costs.cost[edge] - self.columns[column as usize].price;
+                    least = least.min(cost);
+                    if column == had {
+                        its = Some((edge as u32, cost));
+                    }
+                }
+                self.steps += self.costs.edges_of(row).len() as u64;
+            }
+            match its {
+                Some((edge, cost)) if cost == least && self.columns[had as usize].row == NONE => {
+                    self.columns[had as usize].row = row;
+                    self.edge_of[row as usize] = edge;
+                }
+                _ => unsettled.push(row),
+            }
+        }
+        unsettled
+    }
+
+    fn next_start(&self) -> Start {
+        let had = self.edge_of.iter().map(|edge| {
+            let column = self.costs.column.get(*edge as usize);
+            column.copied().unwrap_or(NONE)
+        });
+        let pays = self.edge_of.iter().map(|edge| {
+            let column = self.costs.column.get(*edge as usize);
+            column.map_or(self.unserved, |column| {
+                self.costs.cost[*edge as usize] - self.columns[*column as usize].price
+            })
+        });
+        Start {
+            unserved: self.unserved,
+            pays: pays.collect(),
+            prices: self.columns.iter().map(|column| column.price).collect(),
+            had: had.collect(),
+        }
+    }
+
+    /// A column that nobody has must cost nothing (what makes the result the best), but taken over prices may say
+    /// otherwise: each such column is offered, cheaper and cheaper, until a row takes it, and that row's column, and
+    /// so on, until one costs nothing any more or a row that had none is served.
+    fn lift_prices(&mut self) -> Outcome {
+        let is_dear = |column: &Column| column.row == NONE && column.price < 0;
+        if !self.columns.iter().any(is_dear) {
+            return Outcome::Settled;
+        }
+        let by_column = ByColumn::of(self.costs);
+        for column in 0..self.columns.len() as u32 {
+            if is_dear(&self.columns[column as usize])
+                && self.lift(column, &by_column) == Outcome::OutOfBudget
+            {
+                return Outcome::OutOfBudget;
+            }
+        }
+        Outcome::Settled
+    }
+
+    fn lift(&mut self, root: u32, by_column: &ByColumn) -> Outcome {
+        self.search += 1;
+        self.queue.clear();
+        self.settled.clear();
+        let at = &mut self.columns[root as usize];
+        (at.seen, at.distance) = (self.search, 0);
+        let (mut best, mut end) = (-at.price, Lifted::Free(root));
+        let (mut column, mut base) = (root, 0);
+        loop {
+            self.settled.push(column);
+            let price = self.columns[column as usize].price;
+            for (edge, row) in by_column.edges_of(column) {
+                self.steps += 1;
+                let cost = self.costs.cost[edge as usize] - price;
+                let its = self.edge_of[row as usize];
+                if its == NONE {
+                    let distance = base + cost - self.unserved;
+                    if distance < best {
+                        (best, end) = (distance, Lifted::Serves { row, edge });
+                    }
+                    continue;
+                }
+                let other = self.costs.column[its as usize];
+                if other == column {
+                    continue;
+                }
+                let at = &mut self.columns[other as usize];
+                let pays = self.costs.cost[its as usize] - at.price;
+                let distance = base + cost - pays;
+                if distance >= best || at.seen == self.search && distance >= at.distance {
+                    continue;
+                }
+                (at.seen, at.distance) = (self.search, distance);
+                (at.edge, at.from) = (edge, row);
+                if distance - at.price < best {
+                    (best, end) = (distance - at.price, Lifted::Free(other));
+                }
+                self.queue.push(Reverse((distance, other)));
+            }
+            if self.steps >= self.budget_steps {
+                return Outcome::OutOfBudget;
+            }
+            let nearest = loop {
+                match self.queue.pop() {
+                    Some(Reverse((distance, column))) => {
+                        self.steps += 1;
+                        if distance == self.columns[column as usize].distance {
+                            break Some((distance, column)).filter(|_| distance < best);
+                        }
+                    }
+                    None => break None,
+                }
+            };
+            let Some(nearest) = nearest else {
+                break;
+            };
+            (base, column) = nearest;
+        }
+        for column in &self.settled {
+            let at = &mut self.columns[*column as usize];
+            at.price += best - at.distance;
+        }
+        let mut freed = match end {
+            Lifted::Free(column) => column,
+            Lifted::Serves { edge, .. } => self.costs.column[edge as usize],
+        };
+        let last = freed;
+        while freed != root {
+            let (edge, row) = (
+                self.columns[freed as usize].edge,
+                self.columns[freed as usize].from,
+            );
+            freed = self.costs.column[edge as usize];
+            self.columns[freed as usize].row = row;
+            self.edge_of[row as usize] = edge;
+        }
+        match end {
+            Lifted::Free(_) => self.columns[last as usize].row = NONE,
+            Lifted::Serves { row, edge } => {
+                self.columns[last as usize].row = row;
+                self.edge_of[row as usize] = edge;
+            }
+        }
+        Outcome::Settled
+    }
+
     /// What it costs to leave a row unserved.
     fn way_out(&self, row: u32) -> i64 {
         if self.costs.own[row as usize] == NONE {
@@ -321,12 +583,12 @@ impl<'a> Solver<'a> {
     ///
     /// A row takes its cheapest column, whoever has it, and lowers the price to where its second choice would be
     /// as good. Who is pushed out bids again at once if a price has moved, else in the next pass.
-    fn bid(&mut self) -> Vec<u32> {
+    fn bid(&mut self, rows: Vec<u32>) -> Vec<u32> {
         let looks = self.costs.column.len() as u64 * BIDS_LOOKS_MAX;
         let steps_max = self.budget_steps.min(looks);
         let mut left = Vec::new();
         let mut row_next = None;
-        let mut rows = 0..self.costs.rows() as u32;
+        let mut rows = rows.into_iter();
         while let Some(row) = row_next.take().or_else(|| rows.next()) {
             if self.steps >= steps_max {
                 left.push(row);
@@ -341,7 +603,7 @@ impl<'a> Solver<'a> {
                 if cost >= second.0 {
                     break; // prices only add to it, and the edges after cost more
                 }
-                let cost = cost - self.price[self.costs.column[edge] as usize];
+                let cost = cost - self.columns[self.costs.column[edge] as usize].price;
                 if cost < first.0 {
                     (first, second) = ((cost, edge as u32), first);
                 } else if cost < second.0 {
@@ -358,12 +620,12 @@ impl<'a> Solver<'a> {
             let mut column = self.costs.column[edge as usize] as usize;
             let moved = first.0 < second.0;
             if moved {
-                self.price[column] -= second.0 - first.0;
-            } else if self.row_of[column] != NONE && second.1 != NONE {
+                self.columns[column].price -= second.0 - first.0;
+            } else if self.columns[column].row != NONE && second.1 != NONE {
                 edge = second.1;
                 column = self.costs.column[edge as usize] as usize;
             }
-            let out = std::mem::replace(&mut self.row_of[column], row);
+            let out = std::mem::replace(&mut self.columns[column].row, row);
             self.edge_of[row as usize] = edge;
             if out != NONE {
                 self.edge_of[out as usize] = NONE;
@@ -395,20 +657,21 @@ impl<'a> Solver<'a> {
                     break;
                 }
                 let column = self.costs.column[edge];
-                let at = column as usize;
-                let distance = distance - self.price[at];
+                let at = &mut self.columns[column as usize];
+                let distance = distance - at.price;
                 if distance >= best {
                     continue;
                 }
-                if self.row_of[at] == NONE {
+                if at.row == NONE {
                     (best, end) = (distance, End::Column(column));
-                    self.reached[at] = (edge as u32, row);
-                } else if self.seen[at] != self.search || distance < self.distance[at] {
-                    self.seen[at] = self.search;
-                    self.distance[at] = distance;
-                    self.reached[at] = (edge as u32, row);
+                } else if at.seen != self.search || distance < at.distance {
+                    at.seen = self.search;
+                    at.distance = distance;
                     self.queue.push(Reverse((distance, column)));
+                } else {
+                    continue;
                 }
+                (at.edge, at.from) = (edge as u32, row);
             }
             let out = base + self.way_out(row);
             if out < best {
@@ -421,7 +684,7 @@ impl<'a> Solver<'a> {
                 match self.queue.pop() {
                     Some(Reverse((distance, column))) => {
                         self.steps += 1;
-                        if distance == self.distance[column as usize] {
+                        if distance == self.columns[column as usize].distance {
                             break Some((distance, column)).filter(|_| distance < best);
                         } // else it has been reached on a shorter way since
                     }
@@ -432,13 +695,14 @@ impl<'a> Solver<'a> {
                 break;
             };
             self.settled.push(column);
-            row = self.row_of[column as usize];
+            let at = &self.columns[column as usize];
+            row = at.row;
             let edge = self.edge_of[row as usize] as usize;
-            base = distance - (self.costs.cost[edge] - self.price[column as usize]);
+            base = distance - (self.costs.cost[edge] - at.price);
         }
         for column in &self.settled {
-            let at = *column as usize;
-            self.price[at] += self.distance[at] - best;
+            let at = &mut self.columns[*column as usize];
+            at.price += at.distance - best;
         }
         self.hand_over(root, end);
         Outcome::Settled
@@ -457,8 +721,9 @@ impl<'a> Solver<'a> {
             }
         };
         loop {
-            let (edge, row) = self.reached[column as usize];
-            self.row_of[column as usize] = row;
+            let at = &mut self.columns[column as usize];
+            let (edge, row) = (at.edge, at.from);
+            at.row = row;
             let before = std::mem::replace(&mut self.edge_of[row as usize], edge);
             if row == root {
                 return;

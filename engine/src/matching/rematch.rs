@@ -31,6 +31,8 @@ pub struct SwapRules {
     pub worsen_max_ms: u64,
     /// A driver nearer to the pickup than this is left alone.
     pub close_ms: u64,
+    /// How often rides on the way are looked at again.
+    pub every_ms: u64,
 }
 
 impl Default for SwapRules {
@@ -40,6 +42,7 @@ impl Default for SwapRules {
             swaps_max: 3,
             worsen_max_ms: 180_000,
             close_ms: 60_000,
+            every_ms: 10_000,
         }
     }
 }
@@ -143,6 +146,10 @@ pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
         assignment::fill_greedily(&ordered.costs, &mut served);
         // What was filled in may have made another one too long.
         cut_long(&ordered, &mut served);
+        let plain = assignment::greedy(&ordered.costs);
+        if plain.worth(&ordered.costs) > served.worth(&ordered.costs) {
+            served.edges = plain.edges;
+        }
     }
     let mut result = ordered.told(&served);
     result.swaps = Changes::of(&ordered, &served)

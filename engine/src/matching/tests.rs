@@ -1,5 +1,7 @@
 //! Stories of single rounds, and the policies against oracles that are obviously right.
 
+mod rematch;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cabrank_events::{DriverId, RideId, ShardId, Time};
@@ -508,6 +510,41 @@ fn batched_agrees_with_the_dense_method() {
         let result = Batched.solve(&round, ENDLESS);
         assert_possible(&round, &result, why);
         assert_eq!(worth(&result), best_by_dense(&round), "{why}");
+    });
+}
+
+/// Round after round, each a little different: rides come and go, cars come and go, ways change.
+#[test]
+fn going_on_from_the_last_round_gives_the_best_as_well() {
+    for_seeds("warm", 400, |random, why| {
+        let mut memory = Memory::default();
+        let (rides, cars) = (random.random_range(1..16), random.random_range(1..16));
+        let spread = [2, 30, 1_000_000][random.random_range(0..3)];
+        let mut table: Vec<Vec<Option<i64>>> = vec![vec![None; cars]; rides];
+        let mut number: Vec<usize> = (0..rides).collect();
+        for turn in 0..6 {
+            for row in &mut table {
+                for cost in row {
+                    if turn == 0 || random.random_bool(0.15) {
+                        let is_near = random.random_bool(0.4);
+                        *cost = is_near.then(|| random.random_range(0..spread));
+                    }
+                }
+            }
+            if let Some(gone) = number.get_mut(random.random_range(0..rides * 2)) {
+                *gone += 100 * (turn + 1);
+            }
+            let mut round = round(&table);
+            for (ask, number) in round.rides.iter_mut().zip(&number) {
+                ask.ride = ride(*number);
+            }
+            let budget = [ENDLESS, ENDLESS, ENDLESS, 10][random.random_range(0..4)];
+            let result = Batched.solve_from(&round, budget, &mut memory);
+            assert_possible(&round, &result, why);
+            if !result.exhausted {
+                assert_eq!(worth(&result), best_by_dense(&round), "{why}, round {turn}");
+            }
+        }
     });
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Holds: while the first hold may be another ride's, arrival and start wait. If it was moved and its driver has said
 //! so, the car is brought back by a transfer of its own, and then they apply: whoever is in the car stays in the car.
-//! A ride that may lose no driver any more takes no part.
+//! A ride that may lose no driver any more takes no part, nor one that has changed it `swaps_max` times.
 
 use std::collections::BTreeSet;
 
@@ -67,7 +67,7 @@ impl Shard {
         let patience = self.config.request_patience_ms;
         let takes_part = match ride.stage {
             Stage::Waiting => ride.looked || ride.issued_at.plus_ms(patience) >= self.time,
-            Stage::EnRoute { .. } => ride.redispatches < self.config.redispatch_max,
+            Stage::EnRoute { .. } => self.may_change_driver(ride),
             Stage::Claiming { .. }
             | Stage::Offered { .. }
             | Stage::Arrived { .. }

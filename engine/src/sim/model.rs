@@ -51,6 +51,8 @@ pub struct RideFacts {
     pub reported: bool,
     /// Was its car asked back?
     pub asked_back: bool,
+    /// How often another driver came by a swap.
+    pub swaps: u32,
     pub asked: BTreeSet<DriverId>,
     pub until: Time,
     pub deadline: Time,
@@ -226,6 +228,7 @@ impl Model {
                     moved: false,
                     reported: false,
                     asked_back: false,
+                    swaps: 0,
                     asked: BTreeSet::new(),
                     until: now,
                     deadline: e.deadline,
@@ -358,6 +361,7 @@ impl Model {
                 self.parked.extend(e.command.clone());
             }
             Event::DriverReassigned(e) => {
+                let swaps_max = self.config.swaps.swaps_max;
                 let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
                 demand!(ride.out.is_none(), "{} may still lose its car", e.ride);
                 demand!(
@@ -372,6 +376,8 @@ impl Model {
                 demand!(same, "{} is not the second driver of {}", e.driver, e.ride);
                 let stays = !ride.reported || e.driver == e.before;
                 demand!(stays, "the rider of {} is taken out of the car", e.ride);
+                ride.swaps += u32::from(e.driver != e.before);
+                demand!(ride.swaps <= swaps_max, "{} swapped too often", e.ride);
                 (ride.driver, ride.held_by) = (Some(e.driver.clone()), e.attempt);
                 ride.until = e.arrive_by;
                 ride.settle();

@@ -7,7 +7,7 @@ use cabrank_events::command::{EntityId, Outcome, RefusedBecause};
 use cabrank_events::event::Move;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, Place, RideId, RiderId,
-    ShardId, Time,
+    SessionId, ShardId, Time,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -19,7 +19,7 @@ use super::checks::fold;
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
-use crate::matching::{Pair, RoundResult, Swap};
+use crate::matching::{Pair, RoundResult, Swap, SwapRules};
 use crate::ride::{Bounds, Ride, Stage};
 use crate::shard::{Counters, EntityState, Shard};
 
@@ -147,6 +147,13 @@ impl World {
             rides_max: if tight && !busy { FULL } else { 1_000 },
             blocks_max: if tight { 1 } else { 8 },
             marked_drivers_max: if tight { 1 } else { 100 },
+            swaps: SwapRules {
+                swaps_max: rng.random_range(1..4),
+                gain_min_ms: [0, 0, 60_000][rng.random_range(0..3)],
+                close_ms: [0, 30_000][rng.random_range(0..2)],
+                worsen_max_ms: [0, 60_000, 600_000][rng.random_range(0..3)],
+                ..SwapRules::default()
+            },
             ..EngineConfig::default()
         });
         config.check().expect("the simulation's settings are sound");
@@ -450,6 +457,9 @@ impl World {
             true => 0,
             false => self.rng.random_range(0..self.home.len()),
         };
+        if self.chance(if self.busy { 0.35 } else { 0.2 }) {
+            return self.rematch(shard);
+        }
         let id = ShardId(shard as u16);
         let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
             return;
@@ -487,7 +497,7 @@ impl World {
             .rides()
             .filter(|ride| matches!(ride.stage, Stage::EnRoute { .. } | Stage::Waiting))
             .partition(|ride| matches!(ride.stage, Stage::EnRoute { .. }));
-        if !on_the_way.is_empty() && self.rng.random_bool(0.6) {
+        if !on_the_way.is_empty() && self.rng.random_bool(0.9) {
             let first = self.rng.random_range(0..on_the_way.len());
             on_the_way.rotate_left(first);
             on_the_way.truncate([1, 2, 2, 2, 3][self.rng.random_range(0..5)]);
@@ -518,9 +528,15 @@ impl World {
             result.swaps.push(swap);
         }
         let empty = result.looked.is_empty() && result.swaps.is_empty();
-        // Old rounds are mostly void; a busy city does not wait for them.
-        if !empty && self.rounds.len() < if self.busy { 2 } else { 8 } {
-            self.rounds.push((id, result));
+        if !empty {
+            self.hand_in(id, result);
+        }
+    }
+
+    /// Old rounds are mostly void; a busy city does not wait for them.
+    pub(super) fn hand_in(&mut self, shard: ShardId, result: RoundResult) {
+        if self.rounds.len() < if self.busy { 2 } else { 8 } {
+            self.rounds.push((shard, result));
         }
     }
 
@@ -662,13 +678,21 @@ impl World {
                     command,
                     Command::RequestRide { .. } | Command::CancelByKey { .. }
                 );
-                let nobody = |o: &Outcome| {
-                    matches!(
-                        o,
-                        Outcome::Refused {
-                            why: RefusedBecause::UnknownRide | RefusedBecause::NotOnline
-                        }
-                    )
+                // A driver nobody has seen has no memory; session 0 is old even there.
+                let never = matches!(
+                    command,
+                    Command::GoOnline {
+                        session: SessionId(0),
+                        ..
+                    }
+                );
+                let nobody = |o: &Outcome| match o {
+                    Outcome::Refused { why } => match why {
+                        RefusedBecause::UnknownRide | RefusedBecause::NotOnline => true,
+                        RefusedBecause::OldSession => never,
+                        _ => false,
+                    },
+                    _ => false,
                 };
                 let remembered = self.config.outcomes_max > 2
                     && !by_rider

@@ -1,0 +1,148 @@
+//! Rounds as the policy `rematch` solves them, on what the simulation knows of its drivers.
+//!
+//! Cars have no place here: what a way takes is drawn from ride, driver and the quarter of a minute, so that it changes as
+//! cars move and the policy finds chains and circles of all kinds. Other rounds, careless ones too, are made in `world`.
+
+use cabrank_events::{ShardId, Time};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::world::World;
+use crate::matching::{Candidate, OnTheWay, Policy, Rematch, RideAsk, Round, RoundResult, Swap};
+use crate::ride::{Ride, Stage};
+use crate::shard::Shard;
+
+/// What the policy is to come up with again and again.
+pub(super) const BY_POLICY: [&str; 4] = [
+    "policy: a free car for a ride on the way",
+    "policy: a circle",
+    "policy: a chain of three",
+    "policy: a ride that waits gets a car on the way",
+];
+
+/// No way takes longer.
+const WAY_MAX_MS: i64 = 300_000;
+
+fn ask(ride: &Ride) -> RideAsk {
+    RideAsk {
+        ride: ride.id,
+        version: ride.seq,
+        since: ride.issued_at,
+    }
+}
+
+/// Milliseconds from a driver to a ride's pickup, as things are now.
+fn way_ms(ride: &Ride, driver: usize, now: Time) -> i64 {
+    let quarter = now.0 as u64 / 15_000;
+    let seed = ride.id.offset << 32 | quarter << 8 | driver as u64;
+    SmallRng::seed_from_u64(seed).random_range(0..WAY_MAX_MS)
+}
+
+impl World {
+    /// A round of the policy; its result may be handed in much later.
+    pub(super) fn rematch(&mut self, shard: usize) {
+        let id = ShardId(shard as u16);
+        let (round, budget) = {
+            let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
+                return;
+            };
+            let budget = [40, u64::MAX, u64::MAX][self.now.0 as usize % 3];
+            (self.round_of(owner), budget)
+        };
+        let result = Rematch.solve(&round, budget);
+        if let Some(owner) = self.hosts[self.home[shard]].shard(id) {
+            all_begin(owner, &round, &result);
+        }
+        for swap in &result.swaps {
+            for (name, happens) in BY_POLICY.iter().zip(kinds(&round, swap)) {
+                *self.seen.entry(*name).or_insert(0) += u32::from(happens);
+            }
+        }
+        self.tell(|| format!("rematch of shard {shard}: {:?}", result.swaps));
+        if !round.rides.is_empty() || !result.swaps.is_empty() {
+            self.hand_in(id, result);
+        }
+    }
+
+    fn round_of(&self, owner: &Shard) -> Round {
+        let going: Vec<&Ride> = owner.on_the_way().collect();
+        let place_of = |ride: &Ride| self.drivers.iter().position(|d| Some(d) == ride.driver());
+        let cars_for = |ride: &Ride| {
+            let mut cars = Vec::new();
+            for (at, driver) in self.drivers.iter().enumerate() {
+                let Some(facts) = self.model.drivers.get(driver) else {
+                    continue;
+                };
+                let serves = facts
+                    .online
+                    .is_some_and(|classes| classes.contains(ride.class));
+                let comes = going.iter().any(|other| other.driver() == Some(driver));
+                let is_there = !facts.leaving && (facts.held.is_none() || comes);
+                if serves && is_there && ride.may_ask(driver, facts.seq) {
+                    cars.push(Candidate {
+                        driver: at as u32,
+                        cost: way_ms(ride, at, self.now),
+                    });
+                }
+            }
+            cars
+        };
+        let on_the_way = going.iter().filter_map(|ride| {
+            let driver = place_of(ride)?;
+            let remaining_ms = way_ms(ride, driver, self.now);
+            Some(OnTheWay {
+                ask: ask(ride),
+                driver: driver as u32,
+                remaining_ms,
+                promised_ms: remaining_ms,
+                swaps: ride.swaps,
+                candidates: cars_for(ride),
+            })
+        });
+        Round {
+            rides: owner.waiting().map(ask).collect(),
+            drivers: self.drivers.clone(),
+            candidates: owner.waiting().map(cars_for).collect(),
+            on_the_way: on_the_way.collect(),
+            rules: self.config.swaps,
+        }
+    }
+}
+
+/// Which of [`BY_POLICY`] this is.
+fn kinds(round: &Round, swap: &Swap) -> [bool; 4] {
+    let waits = |at: usize| {
+        round
+            .rides
+            .iter()
+            .any(|ask| ask.ride == swap.moves[at].ride)
+    };
+    let last = swap.moves.len() - 1;
+    let first_car = &swap.moves[0].driver;
+    let is_held = round
+        .on_the_way
+        .iter()
+        .any(|going| round.drivers[going.driver as usize] == *first_car);
+    [last == 0, is_held, !is_held && last >= 2, waits(last)]
+}
+
+/// What the policy decides is what the engine takes: handed in at once, every swap begins.
+fn all_begin(owner: &Shard, round: &Round, result: &RoundResult) {
+    let mut copy = owner.clone();
+    copy.handle_round(result);
+    for swap in &result.swaps {
+        let first = &swap.moves[0];
+        // A ride that waits at the end may be too old for its first look.
+        let waits = |ride| round.rides.iter().any(|ask| ask.ride == ride);
+        if swap.moves.iter().any(|next| waits(next.ride)) {
+            continue;
+        }
+        let ride = copy.ride(first.ride);
+        let begun = ride.is_some_and(|ride| {
+            let incoming = ride.exchange.incoming.as_ref();
+            matches!(ride.stage, Stage::EnRoute { .. })
+                && incoming.is_some_and(|incoming| incoming.driver == first.driver)
+        });
+        assert!(begun, "the engine does not begin {swap:?}");
+    }
+}
