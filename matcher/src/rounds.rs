@@ -1,14 +1,16 @@
 //! Rounds: the candidates of waiting rides from the live index, priced and solved beside the commit loop.
 //!
 //! A round is data (PROTOCOL 18): a job goes out with the rides as they are, a result comes back, and the engine takes
-//! from it what still holds.
+//! from it what still holds. Under the policy `rematch` some jobs also carry the rides whose drivers are on the way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use cabrank_engine::matching::{Candidate, Policy, RideAsk, Round, RoundResult};
-use cabrank_engine::ride::Ride;
+use cabrank_engine::matching::{
+    Candidate, OnTheWay, Policy, RideAsk, Round, RoundResult, SwapRules,
+};
+use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::StraightLine;
 use cabrank_events::{DriverId, RideId, Time, VehicleClass};
 use cabrank_geo::{DriverKey, Filter, Near, Point, Query, Status};
@@ -48,10 +50,34 @@ impl Asking {
     }
 }
 
+/// A ride whose driver is on the way, as a round sees it.
+#[derive(Debug)]
+pub(crate) struct Going {
+    asking: Asking,
+    driver: DriverId,
+    swaps: u32,
+}
+
+impl Going {
+    /// `None`: nobody is on the way.
+    pub fn of(ride: &Ride) -> Option<Going> {
+        let Stage::EnRoute { driver, .. } = &ride.stage else {
+            return None;
+        };
+        Some(Going {
+            asking: Asking::of(ride),
+            driver: driver.clone(),
+            swaps: ride.swaps,
+        })
+    }
+}
+
 /// What the solver is given.
 pub(crate) struct Job {
     pub now: Time,
     pub rides: Vec<Asking>,
+    /// Rides that may change their driver; none unless the policy makes use of them.
+    pub going: Vec<Going>,
 }
 
 /// What comes back.
@@ -66,45 +92,85 @@ pub(crate) struct Solver {
     pub people: Arc<People>,
     pub config: NodeConfig,
     pub policy: &'static dyn Policy,
+    pub rules: SwapRules,
+    pub promises: Mutex<Promises>,
+}
+
+/// How long a promise is remembered while its ride takes part in no round.
+const PROMISE_MEMORY_MS: u64 = 60_000;
+
+/// When riders were first told to expect their car. Not in the log: after a restart the next estimate counts. Bounded by
+/// the rides on the way within [`PROMISE_MEMORY_MS`].
+#[derive(Default)]
+pub(crate) struct Promises(HashMap<RideId, Promise>);
+
+struct Promise {
+    arrives: Time,
+    used: Time,
+}
+
+impl Promises {
+    /// What is left of the promise to this ride; made now, if there was none.
+    fn remaining_ms(&mut self, ride: RideId, remaining_ms: i64, now: Time) -> i64 {
+        let promise = self.0.entry(ride).or_insert(Promise {
+            arrives: Time(now.0 + remaining_ms),
+            used: now,
+        });
+        promise.used = now;
+        promise.arrives.since(now)
+    }
+
+    fn forget_old(&mut self, now: Time) {
+        self.0
+            .retain(|_, promise| promise.used.plus_ms(PROMISE_MEMORY_MS) >= now);
+    }
+}
+
+/// The cars of a round, each by its place in [`Round::drivers`].
+#[derive(Default)]
+struct Cars {
+    drivers: Vec<DriverId>,
+    places: HashMap<DriverKey, Option<u32>>,
+}
+
+impl Cars {
+    fn place(&mut self, key: DriverKey, people: &People) -> Option<u32> {
+        *self.places.entry(key).or_insert_with(|| {
+            people.name(key).map(|id| {
+                self.drivers.push(id);
+                (self.drivers.len() - 1) as u32
+            })
+        })
+    }
 }
 
 impl Solver {
     pub fn solve(&self, job: Job) -> Solved {
         // Only for the metric: what a round decides never depends on how long it takes.
         let began = Instant::now();
-        let mut drivers: Vec<DriverId> = Vec::new();
-        let mut places: HashMap<DriverKey, Option<u32>> = HashMap::new();
-        let mut near: Vec<Near> = Vec::with_capacity(self.config.candidates_max);
+        let mut cars = Cars::default();
         let mut candidates = Vec::with_capacity(job.rides.len());
-        let travel = StraightLine {
-            speed_mps: self.config.speed_mps,
-        };
+        let on_the_way = self.on_the_way(&job, &mut cars);
+        let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
         for asking in &job.rides {
-            self.find(asking, job.now, &mut near);
-            let mut row = Vec::with_capacity(near.len());
-            for car in &near {
-                let place = places.entry(car.key).or_insert_with(|| {
-                    self.people.name(car.key).map(|id| {
-                        drivers.push(id);
-                        (drivers.len() - 1) as u32
-                    })
-                });
-                if let Some(driver) = *place {
-                    row.push(Candidate {
-                        driver,
-                        cost: travel.drive_ms_for(car.distance_m),
-                    });
-                }
-            }
-            candidates.push(row);
+            candidates.push(self.candidates(asking, job.now, &movers, &mut cars));
         }
-        let rides: Vec<RideId> = job.rides.iter().map(|asking| asking.ask.ride).collect();
-        let asks = job.rides.into_iter().map(|asking| asking.ask).collect();
+        let on_the_way: Vec<OnTheWay> = on_the_way
+            .into_iter()
+            .map(|(going, mut on_the_way)| {
+                on_the_way.candidates = self.candidates(&going.asking, job.now, &movers, &mut cars);
+                on_the_way
+            })
+            .collect();
+        let waiting = job.rides.iter().map(|asking| asking.ask.ride);
+        let going = on_the_way.iter().map(|going| going.ask.ride);
+        let rides: Vec<RideId> = waiting.chain(going).collect();
         let round = Round {
-            rides: asks,
-            drivers,
+            rides: job.rides.into_iter().map(|asking| asking.ask).collect(),
+            drivers: cars.drivers,
             candidates,
-            ..Round::default()
+            on_the_way,
+            rules: self.rules,
         };
         let result = self.policy.solve(&round, self.config.round_steps_max);
         Solved {
@@ -114,7 +180,75 @@ impl Solver {
         }
     }
 
-    fn find(&self, asking: &Asking, now: Time, near: &mut Vec<Near>) {
+    fn travel(&self) -> StraightLine {
+        StraightLine {
+            speed_mps: self.config.speed_mps,
+        }
+    }
+
+    /// The rides on the way whose drivers were heard of lately, still without other cars.
+    fn on_the_way<'a>(&self, job: &'a Job, cars: &mut Cars) -> Vec<(&'a Going, OnTheWay)> {
+        let mut promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest_ms = job.now.0 - self.config.ping_ttl_ms;
+        let going = job.going.iter().filter_map(|going| {
+            let seen = self.people.seen(&going.driver)?;
+            let placement = seen.placement.filter(|at| at.time_ms >= oldest_ms)?;
+            let distance_m = placement.at.distance_m(going.asking.pickup);
+            let remaining_ms = self.travel().drive_ms_for(distance_m);
+            let ask = going.asking.ask.clone();
+            let on_the_way = OnTheWay {
+                driver: cars.place(seen.key, &self.people)?,
+                remaining_ms,
+                promised_ms: promises.remaining_ms(ask.ride, remaining_ms, job.now),
+                swaps: going.swaps,
+                candidates: Vec::new(),
+                ask,
+            };
+            Some((going, on_the_way))
+        });
+        let going = going.collect();
+        promises.forget_old(job.now);
+        going
+    }
+
+    /// The free cars near a ride, and those on their way to rides of this round.
+    fn candidates(
+        &self,
+        asking: &Asking,
+        now: Time,
+        movers: &HashSet<DriverKey>,
+        cars: &mut Cars,
+    ) -> Vec<Candidate> {
+        let mut near: Vec<Near> = Vec::with_capacity(self.config.candidates_max);
+        let mut row = Vec::with_capacity(self.config.candidates_max);
+        let mut take = |near: &[Near]| {
+            for car in near {
+                if let Some(driver) = cars.place(car.key, &self.people) {
+                    row.push(Candidate {
+                        driver,
+                        cost: self.travel().drive_ms_for(car.distance_m),
+                    });
+                }
+            }
+        };
+        self.find(asking, now, Status::Free, |_| true, &mut near);
+        take(&near);
+        if !movers.is_empty() {
+            let is_mover = |car: &Near| movers.contains(&car.key);
+            self.find(asking, now, Status::Busy, is_mover, &mut near);
+            take(&near);
+        }
+        row
+    }
+
+    fn find(
+        &self,
+        asking: &Asking,
+        now: Time,
+        status: Status,
+        is_meant: impl Fn(&Near) -> bool,
+        near: &mut Vec<Near>,
+    ) {
         let query = Query {
             at: asking.pickup,
             radius_m: f64::from(asking.radius_m),
@@ -122,18 +256,19 @@ impl Solver {
             filter: Filter {
                 now_ms: now.0,
                 ping_ttl_ms: self.config.ping_ttl_ms,
-                status: Some(Status::Free),
+                status: Some(status),
                 classes: asking.class.bit(),
             },
         };
         near.clear();
         let anybody = asking.asked.is_empty() && asking.avoid.is_empty();
         let may_ask = |car: &Near| {
-            anybody
-                || self
-                    .people
-                    .name(car.key)
-                    .is_some_and(|id| asking.may_ask(&id, car.n))
+            is_meant(car)
+                && (anybody
+                    || self
+                        .people
+                        .name(car.key)
+                        .is_some_and(|id| asking.may_ask(&id, car.n)))
         };
         self.people.index().nearest(&query, may_ask, near);
     }

@@ -6,10 +6,11 @@ mod shards;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cabrank_engine::matching::PolicyKind;
 use cabrank_engine::ride::Stage;
 use cabrank_engine::{Batch, EntityState, Host, Shard};
 use cabrank_eventlog::{
@@ -25,7 +26,7 @@ use super::{Failure, Shared, Stopped};
 use crate::api::Committed;
 use crate::people::People;
 use crate::reach::Reach;
-use crate::rounds::{Asking, Job, Solved, Solver};
+use crate::rounds::{Asking, Going, Job, Promises, Solved, Solver};
 use crate::route;
 
 /// The loop wakes at least this often, for silent drivers and gauges.
@@ -42,6 +43,8 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
         people: Arc::clone(&shared.people),
         config: shared.config.clone(),
         policy: shared.config.policy.policy(),
+        rules: shared.engine.swaps,
+        promises: Mutex::new(Promises::default()),
     });
     let small_rounds = Arc::clone(&solver);
     let bell = Arc::clone(shared);
@@ -103,6 +106,8 @@ struct Loop {
     results: Receiver<Solved>,
     round_under_way: bool,
     next_round: Time,
+    /// When rides whose drivers are on the way are looked at again.
+    next_rematch: Time,
     next_tick: Instant,
     /// Commands come from other processes: the loop waits inside `poll`.
     waits_in_poll: bool,
@@ -156,6 +161,7 @@ impl Loop {
             results,
             round_under_way: false,
             next_round: Time(i64::MIN),
+            next_rematch: Time(i64::MIN),
             next_tick: Instant::now(),
         }
     }
@@ -540,7 +546,8 @@ impl Loop {
     /// Solves a round of few rides here and now, so that a request and its offer share one transaction. It takes some
     /// microseconds a ride; larger rounds run beside the commit (PROTOCOL 18).
     fn small_round(&mut self, batch: &mut Batch) {
-        if self.dirty.len() > self.shared.config.small_round_rides_max {
+        let is_large = self.dirty.len() > self.shared.config.small_round_rides_max;
+        if is_large || self.rematch_is_due() {
             return;
         }
         if let Some(job) = self.next_job() {
@@ -561,9 +568,16 @@ impl Loop {
     /// The next round, if there is something to look at, none is under way and its time has come.
     fn next_job(&mut self) -> Option<Job> {
         let now = self.shared.clock.now();
-        if self.round_under_way || self.dirty.is_empty() || now < self.next_round {
+        let rematches = self.rematch_is_due();
+        let is_idle = self.dirty.is_empty() && !rematches;
+        if self.round_under_way || is_idle || now < self.next_round {
             return None;
         }
+        let going = if rematches {
+            self.rides_on_the_way(now)
+        } else {
+            Vec::new()
+        };
         let mut rides: Vec<Asking> = Vec::new();
         while rides.len() < self.shared.config.rides_per_round_max
             && let Some(id) = self.dirty.pop_first()
@@ -578,11 +592,29 @@ impl Loop {
         self.shared
             .hungry
             .store(self.reach.len(), Ordering::Relaxed);
-        if rides.is_empty() {
+        if rides.is_empty() && going.is_empty() {
             return None;
         }
         self.next_round = now.plus_ms(self.shared.config.round_every_ms);
-        Some(Job { now, rides })
+        Some(Job { now, rides, going })
+    }
+
+    fn rematch_is_due(&self) -> bool {
+        self.shared.config.policy == PolicyKind::Rematch
+            && self.shared.clock.now() >= self.next_rematch
+    }
+
+    /// The rides that may change their driver. Those that were looked at in vain are looked at again beside them: a car
+    /// on its way may be theirs.
+    fn rides_on_the_way(&mut self, now: Time) -> Vec<Going> {
+        self.next_rematch = now.plus_ms(self.shared.engine.swaps.every_ms);
+        let waiting = self.host.shards().flat_map(Shard::waiting);
+        self.dirty.extend(waiting.map(|ride| ride.id));
+        let going = self.host.shards().flat_map(Shard::on_the_way);
+        going
+            .filter_map(Going::of)
+            .take(self.shared.config.rides_per_round_max)
+            .collect()
     }
 
     /// Looks at the cars that moved or came free since the last pass.
