@@ -9,13 +9,15 @@
 //! topics (`offsets.topic.replication.factor`, `transaction.state.log.replication.factor` 3,
 //! `transaction.state.log.min.isr` 2). [`KafkaLog::open`] checks what it can see and refuses with the remedy. With access
 //! control a node needs Read, Write and Describe on the prefixed topics, Read on the prefixed groups, and Write and
-//! Describe on the prefixed transactional ids.
+//! Describe on the prefixed transactional ids; and Read on `__transaction_state`, without which transactions that a
+//! broker has lost (`hanging`) are left to an operator.
 //!
 //! What anybody may read: events in `ride-events` and `person-events`, key = entity, value = a CloudEvent as JSON, header
-//! `content-type: application/cloudevents+json`; read committed. Offsets have gaps where transactions ended.
+//! `content-type: application/cloudevents+json`; read committed. Offsets have gaps where transactions ended. A record
+//! without a value means nothing (`hanging`).
 //!
 //! How it is safe: `owner` (assignment, lease, clock), `owner/transaction` (the order inside a commit), `takeover`
-//! (fencing). What is stored: `stored`. What the brokers say comes in through `inbox`.
+//! (fencing), `hanging` (what the brokers lost). What is stored: `stored`. What the brokers say comes in through `inbox`.
 
 mod client;
 mod config;

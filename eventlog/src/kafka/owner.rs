@@ -46,6 +46,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const SAMPLE_MAX: Duration = Duration::from_millis(1_500);
 /// Longest wait between two looks at lease and clock.
 const SLICE: Duration = Duration::from_millis(100);
+/// Between two attempts to make producers.
+const PRODUCERS_AGAIN: Duration = Duration::from_millis(200);
 /// Longest wait for producers that are being made.
 const PRODUCERS_WAIT: Duration = Duration::from_secs(2);
 /// How long `recover` waits for shards that have just begun to come: nearly always they are here by then.
@@ -409,7 +411,12 @@ impl KafkaOwner {
         let name = fresh_name(&self.shared, &self.node);
         let shared = Arc::clone(&self.shared);
         self.making = Some(std::thread::spawn(move || {
-            Pair::start(&shared.config, &shared.names, &name)
+            let made = Pair::start(&shared.config, &shared.names, &name);
+            if made.is_err() {
+                // Whoever waits begins the next attempt at once.
+                std::thread::park_timeout(PRODUCERS_AGAIN);
+            }
+            made
         }));
     }
 
@@ -419,18 +426,20 @@ impl KafkaOwner {
         if self.producers.is_none() {
             self.make_producers();
             let deadline = Instant::now() + PRODUCERS_WAIT;
-            while self.making.as_ref().is_some_and(|m| !m.is_finished()) {
+            let pair = loop {
+                if self.making.as_ref().is_some_and(JoinHandle::is_finished)
+                    && let Some(Ok(Ok(pair))) = self.making.take().map(JoinHandle::join)
+                {
+                    break pair;
+                }
+                // Begun when no broker answered, perhaps: once more.
+                self.make_producers();
                 if Instant::now() > deadline {
-                    // They are still being made; what needed them is tried again.
                     return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
                 }
                 std::thread::park_timeout(TAKEOVER_SLICE);
-            }
-            let made = self.making.take().map(JoinHandle::join);
+            };
             self.make_producers();
-            let pair = made
-                .and_then(Result::ok)
-                .unwrap_or(Err(KafkaError::Canceled))?;
             self.producers = Some(pair);
         }
         self.producers.as_mut().ok_or(KafkaError::Canceled)
@@ -631,6 +640,10 @@ impl KafkaOwner {
             warn!(%why, "the announcement failed");
             if self.fenced.is_some() {
                 return Err(self.fenced_poll());
+            }
+            if self.forgotten.is_empty() {
+                // It was not even begun: nothing is read before it is.
+                return Ok(());
             }
         }
         if let Some(shard) = self.forgotten.first() {

@@ -70,6 +70,10 @@ impl KafkaOwner {
         if new.is_empty() {
             return Ok(());
         }
+        if let Err(why) = self.producers() {
+            // Nothing was begun, so nothing is lost: it is announced later.
+            return Err(CommitError::Ambiguous(why.to_string()));
+        }
         let announced = self.announcement(&new);
         if let Err(broken) = announced {
             return Err(self.failed(broken));
