@@ -39,6 +39,9 @@ use crate::threads::{Arrived, Client};
 use crate::token::{Caller, LIFE_MAX};
 use crate::upgrade::Handshake;
 
+/// Room made for an ordinary answer, and for each car of a search.
+const ANSWER_BYTES: usize = 512;
+const CAR_BYTES: usize = 128;
 /// Cars in an answer when `k` is not given.
 const NEARBY_K_DEFAULT: usize = 10;
 /// Metres when `radius` is not given.
@@ -259,13 +262,17 @@ pub async fn ask(
 }
 
 fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+    json_of(status, body, ANSWER_BYTES)
+}
+
+/// The same for an answer of about `bytes`: the room is made once.
+fn json_of<T: Serialize>(status: StatusCode, body: &T, bytes: usize) -> Response {
     let content_type = [(header::CONTENT_TYPE, "application/json")];
-    (
-        status,
-        content_type,
-        serde_json::to_vec(body).unwrap_or_default(),
-    )
-        .into_response()
+    let mut json = Vec::with_capacity(bytes);
+    if serde_json::to_writer(&mut json, body).is_err() {
+        json.clear();
+    }
+    (status, content_type, json).into_response()
 }
 
 async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Problem> {
@@ -478,5 +485,6 @@ async fn nearby(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Res
         class,
     };
     let cars = edge.dispatch.nearby(&query).await?;
-    Ok(json(StatusCode::OK, &Nearby { cars }))
+    let bytes = ANSWER_BYTES + cars.len() * CAR_BYTES;
+    Ok(json_of(StatusCode::OK, &Nearby { cars }, bytes))
 }

@@ -28,7 +28,7 @@ mod marks;
 mod news;
 mod outcomes;
 mod people;
-mod ping_json;
+pub mod ping_json;
 mod problem;
 mod query;
 mod rate;

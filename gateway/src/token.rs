@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cabrank_events::{DriverId, RiderId};
+use dashmap::DashMap;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,10 @@ pub const SECRET_BYTES_MIN: usize = 32;
 pub(crate) const LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// How far clocks of token issuers may be off.
 const LEEWAY_S: u64 = 5;
+/// Believed tokens that are remembered by their text; when there are more, all are forgotten and checked anew.
+const TOKENS_REMEMBERED_MAX: usize = 32_768;
+/// Longer ones are checked each time.
+const TOKEN_BYTES_REMEMBERED_MAX: usize = 1_024;
 
 /// Which tokens are believed: those signed with `secret` (HS256), or, if a public key is given, only those signed with
 /// its private half.
@@ -174,6 +179,10 @@ pub struct Verified {
 }
 
 impl Verified {
+    fn is_over(&self) -> bool {
+        self.expires_s.saturating_add(LEEWAY_S) < now_s()
+    }
+
     /// How long the token is still good, leeway included.
     pub fn remaining(&self) -> Duration {
         Duration::from_secs(
@@ -233,9 +242,14 @@ fn caller(claims: &Claims) -> Result<Caller, BadToken> {
 }
 
 /// Believes tokens of one key.
+///
+/// A token that was believed is remembered, because whoever calls again brings the same one: looking it up costs a
+/// tenth of checking its signature. Nothing takes a token back before it is over: the key is fixed for the life of the
+/// process, and what a person may do is asked anew on each call.
 pub struct TokenVerifier {
     key: DecodingKey,
     validation: Validation,
+    believed: DashMap<Box<str>, Verified>,
 }
 
 impl TokenVerifier {
@@ -258,11 +272,33 @@ impl TokenVerifier {
         validation.leeway = LEEWAY_S;
         validation.validate_aud = false;
         validation.set_required_spec_claims(&["exp", "sub"]);
-        Ok(Self { key, validation })
+        Ok(Self {
+            key,
+            validation,
+            believed: DashMap::new(),
+        })
     }
 
     /// Checks signature, algorithm and time, and reads who it is.
     pub fn verify(&self, token: &str) -> Result<Verified, BadToken> {
+        if let Some(known) = self.believed.get(token) {
+            return if known.is_over() {
+                Err(BadToken::Over)
+            } else {
+                Ok(known.clone())
+            };
+        }
+        let verified = self.check(token)?;
+        if token.len() <= TOKEN_BYTES_REMEMBERED_MAX {
+            if self.believed.len() >= TOKENS_REMEMBERED_MAX {
+                self.believed.clear();
+            }
+            self.believed.insert(token.into(), verified.clone());
+        }
+        Ok(verified)
+    }
+
+    fn check(&self, token: &str) -> Result<Verified, BadToken> {
         use jsonwebtoken::errors::ErrorKind;
         let data = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation).map_err(
             |error| match error.kind() {
@@ -342,6 +378,27 @@ mod tests {
         let old = jsonwebtoken::encode(&Header::default(), &claims, &key).unwrap();
         assert_eq!(verifier.verify(&old), Err(BadToken::Over));
         assert!(matches!(verifier.verify(""), Err(BadToken::NotValid(_))));
+    }
+
+    #[test]
+    fn a_remembered_token_is_believed_until_it_is_over_and_no_other_with_it() {
+        let verifier = verifier(DEVELOPMENT_SECRET);
+        let token = mint(DEVELOPMENT_SECRET, Role::Rider, "r1", HOUR).unwrap();
+        let first = verifier.verify(&token).unwrap();
+        assert_eq!(verifier.verify(&token), Ok(first));
+        assert_eq!(verifier.believed.len(), 1);
+        let forged = format!("{}x", &token[..token.len() - 1]);
+        assert!(matches!(
+            verifier.verify(&forged),
+            Err(BadToken::NotValid(_))
+        ));
+        assert_eq!(
+            verifier.believed.len(),
+            1,
+            "what is not believed is not kept"
+        );
+        verifier.believed.get_mut(token.as_str()).unwrap().expires_s = now_s() - LEEWAY_S - 1;
+        assert_eq!(verifier.verify(&token), Err(BadToken::Over));
     }
 
     /// A key pair made for this test alone.
