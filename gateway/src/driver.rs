@@ -77,7 +77,6 @@ impl DriverSession {
     }
 
     fn handle_pings(&mut self, desk: &mut Desk<ToDriver>, pings: &[Ping]) {
-        let heard_ms = desk.edge.wall_ms_at(desk.now.into_std());
         let unsaid = &mut self.unsaid;
         let refused = |seq, why| {
             let count = unsaid.map_or(0, |unsaid| unsaid.count).saturating_add(1);
@@ -88,7 +87,7 @@ impl DriverSession {
             });
         };
         let edge = &desk.edge;
-        let is_good = edge.take_pings(heard_ms, &self.driver, &self.slot, pings, refused);
+        let is_good = edge.take_pings(desk.heard, &self.driver, &self.slot, pings, refused);
         // An accepted ping is a sign of life; a phone whose pings are refused lives, too.
         if !is_good {
             self.give_sign(&desk.edge);

@@ -5,21 +5,37 @@
 //! gateway. Pings of the same driver at two gateways are ordered where they meet, in the index, by (time, sequence).
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use cabrank_events::DriverId;
 use cabrank_events::wire::{Ping, PingRefusal};
+use cabrank_events::{DriverId, Time};
 use cabrank_matcher::api::Pinged;
 
 use crate::edge::{Edge, refused};
 use crate::news::DriverNews;
 use crate::people::DriverSlot;
 
+/// When pings were read, on both clocks. One look at the clocks serves all that was read together.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    at: Time,
+    wall_ms: u64,
+}
+
 impl Edge {
-    /// Checks pings of one driver that are here since `heard_ms` (wall clock) and places the newest good one. `refused`
-    /// hears of each that was not believed. True when one passed the checks.
+    /// What was read now.
+    pub fn heard(&self, now: Instant) -> Heard {
+        Heard {
+            at: self.dispatch.now(),
+            wall_ms: self.wall_ms_at(now),
+        }
+    }
+
+    /// Checks pings of one driver and places the newest good one. `refused` hears of each that was not believed. True
+    /// when one passed the checks.
     pub fn take_pings(
         &self,
-        heard_ms: u64,
+        heard: Heard,
         driver: &DriverId,
         slot: &DriverSlot<DriverNews>,
         pings: &[Ping],
@@ -29,13 +45,12 @@ impl Edge {
             self.counters.add_refused(why);
             refused(seq, why);
         };
-        let now = self.dispatch.now();
         self.counters.add_sent(pings.len());
         let mut newest = None;
         {
             let mut gate = slot.gate();
             for ping in pings {
-                match gate.check(&self.config.ingest, now, heard_ms, ping) {
+                match gate.check(&self.config.ingest, heard.at, heard.wall_ms, ping) {
                     // Those that pass are each newer than the one before.
                     Ok(checked) => {
                         if newest.replace(checked).is_some() {
@@ -86,7 +101,7 @@ impl PartnerPings {
             return;
         };
         let pings = std::slice::from_ref(ping);
-        edge.take_pings(edge.wall_ms(), driver, &slot, pings, |_, _| {});
+        edge.take_pings(edge.heard(Instant::now()), driver, &slot, pings, |_, _| {});
         // No socket gives signs of life for this driver: the ping is one, wherever its place is.
         let view = edge.dispatch.driver(driver);
         if let Some(session) = view.and_then(|view| view.session) {

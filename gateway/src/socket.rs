@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::edge::{Edge, refused};
 use crate::frames::{Broken, Flushed, Frame, Inbound, Outbound};
+use crate::ingest::Heard;
 use crate::outcomes::{Answer, Waiting};
 use crate::people::{CloseCause, Link};
 use crate::threads::Client;
@@ -75,6 +76,8 @@ pub struct Desk<Out> {
     pub edge: Arc<Edge>,
     /// The time of what is being handled.
     pub now: Instant,
+    /// When what is being read came.
+    pub heard: Heard,
     out: Vec<Out>,
     asked: Vec<Asked>,
 }
@@ -82,6 +85,7 @@ pub struct Desk<Out> {
 impl<Out> Desk<Out> {
     fn new(edge: Arc<Edge>, now: Instant) -> Self {
         Self {
+            heard: edge.heard(now.into_std()),
             edge,
             now,
             out: Vec::new(),
@@ -507,7 +511,10 @@ impl<P: Person> Client for Socket<P> {
     fn handle_bytes(&mut self, now: Instant, bytes: &mut [u8]) -> bool {
         self.desk.now = now;
         match self.phase {
-            Phase::Open => self.heard = now,
+            Phase::Open => {
+                self.heard = now;
+                self.desk.heard = self.desk.edge.heard(now.into_std());
+            }
             Phase::Closing { hears, .. } if hears != Hears::Goodbye => return false,
             Phase::Closing { .. } => {}
             Phase::Over => return false,
