@@ -30,9 +30,8 @@ fn pairs(uri: &Uri) -> Result<Vec<Pair<'_>>, Problem> {
         return Ok(decoded.into_iter().map(owned).collect());
     }
     let parts = query.split('&').filter(|part| !part.is_empty());
-    let pair = |part: &'_ str| part.split_once('=').unwrap_or((part, ""));
     Ok(parts
-        .map(pair)
+        .map(|part| part.split_once('=').unwrap_or((part, "")))
         .map(|(key, value)| (key.into(), value.into()))
         .collect())
 }
