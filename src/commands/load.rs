@@ -257,6 +257,14 @@ impl LoadArgs {
             )
             .into());
         }
+        if let Some(missing) = self
+            .gps
+            .iter()
+            .chain(&self.trips)
+            .find(|file| !file.is_file())
+        {
+            return Err(format!("{}: there is no such file", missing.display()).into());
+        }
         plan.traces = TraceFiles {
             gps: self.gps.clone(),
             trips: self.trips.clone(),

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use plotters::prelude::*;
 
-use super::report::{KindReport, LoadReport};
+use super::report::{Condition, KindReport, LoadReport};
 use super::tally::Times;
 use crate::report::Report;
 
 const SIZE: (u32, u32) = (900, 380);
-const COLOURS: [RGBColor; 7] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
     RGBColor(214, 39, 40),
     RGBColor(44, 160, 44),
@@ -17,6 +17,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(255, 127, 14),
     RGBColor(23, 190, 207),
     RGBColor(127, 127, 127),
+    RGBColor(188, 140, 20),
 ];
 /// Reasons shown in the picture of refusals; the others are in the table.
 const REASONS_MAX: usize = 20;
@@ -40,8 +41,9 @@ pub enum PageError {
     Draw(String),
 }
 
-/// Lines of a picture: name and points.
-type Lines = Vec<(String, Vec<(f64, f64)>)>;
+/// A line of a picture: name and points.
+type Line = (String, Vec<(f64, f64)>);
+type Lines = Vec<Line>;
 
 /// The page.
 pub fn page(report: &Report) -> Result<String, PageError> {
@@ -62,6 +64,7 @@ pub fn page(report: &Report) -> Result<String, PageError> {
         escape(&load.workload)
     );
     body += &audit_words(report);
+    body += &conditions(load);
     body += &kinds_table(load);
     body += "<h2>How soon? Latency by share of the messages</h2><p>Counted from when a message should have left. \
              Read: at 99 % stands the time that one message in a hundred exceeds.</p>";
@@ -90,7 +93,8 @@ pub fn page(report: &Report) -> Result<String, PageError> {
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}\
 td:first-child,th:first-child{text-align:left}.good{color:#156615}.bad{color:#a11}svg{max-width:100%;height:auto}\
-code{font-size:.9em;overflow-wrap:anywhere}";
+.words td{text-align:left}.key span{white-space:nowrap;margin-right:1em;font-size:.9em}\
+.key i{display:inline-block;width:1.5em;height:3px;margin-right:.4em;vertical-align:middle}code{font-size:.9em;overflow-wrap:anywhere}";
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
@@ -110,6 +114,24 @@ fn audit_words(report: &Report) -> String {
         ),
         None => "<p>There was no log to audit.</p>".into(),
     }
+}
+
+/// What had to be kept, if that was judged.
+fn conditions(load: &LoadReport) -> String {
+    if load.conditions.is_empty() {
+        return String::new();
+    }
+    let row = |one: &Condition| {
+        let (class, verdict) = if one.kept {
+            ("good", "kept")
+        } else {
+            ("bad", "not kept")
+        };
+        let (what, found) = (escape(&one.what), escape(&one.found));
+        format!("<tr><td>{what}</td><td class={class}>{verdict}</td><td>{found}</td></tr>")
+    };
+    let rows: String = load.conditions.iter().map(row).collect();
+    format!("<h2>What had to be kept</h2><table class=words>{rows}</table>")
 }
 
 /// Kinds with messages; the generator's own lateness last.
@@ -287,7 +309,23 @@ fn picture(
         )
     };
     drawn.map_err(|why| PageError::Draw(why.to_string()))?;
-    Ok(svg)
+    Ok(key(lines) + &svg)
+}
+
+/// Which line is what: above the picture, where it hides none of them.
+fn key(lines: &Lines) -> String {
+    let one = |(n, (name, _)): (usize, &Line)| {
+        let RGBColor(r, g, b) = COLOURS[n % COLOURS.len()];
+        format!(
+            "<span><i style=background:rgb({r},{g},{b})></i>{}</span> ",
+            escape(name)
+        )
+    };
+    let drawn = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, points))| !points.is_empty());
+    format!("<p class=key>{}</p>", drawn.map(one).collect::<String>())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call for each kind of axis")]
@@ -320,26 +358,10 @@ where
         .x_label_formatter(&|value| x_label(value))
         .light_line_style(RGBColor(238, 238, 238))
         .draw()?;
-    for (n, (name, points)) in lines
-        .iter()
-        .enumerate()
-        .filter(|(_, (_, points))| !points.is_empty())
-    {
-        let colour = COLOURS[n % COLOURS.len()];
-        chart
-            .draw_series(LineSeries::new(
-                points.iter().copied(),
-                colour.stroke_width(2),
-            ))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    for (n, (_, points)) in lines.iter().enumerate() {
+        let colour = COLOURS[n % COLOURS.len()].stroke_width(2);
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(RGBColor(200, 200, 200))
-        .draw()?;
     root.present()?;
     Ok(())
 }

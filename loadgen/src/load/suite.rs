@@ -322,7 +322,7 @@ pub const ROWS: &[Row] = &[
         what: "whole rides (request, offer, receipt, accept, arrive, start, complete), embedded log, fsync on, closed loop",
         subjects: &[subject(
             "cabrank",
-            "--closed-loop 64 --rides-per-second 1 --drivers 1000 --no-probe",
+            "--closed-loop 256 --rides-per-second 1 --drivers 1000 --no-probe",
         )],
         figures: &[at_least("rides/s", 2_000.0, |r| {
             Some(at(r, "cabrank", COMMANDS)? / COMMANDS_PER_RIDE)
@@ -476,7 +476,7 @@ pub const ROWS: &[Row] = &[
         what: "15,000 sockets at once after a restart of the server",
         subjects: &[subject(
             "cabrank",
-            "--storm --pings-per-second 3000 --drivers 15000 --processes 4 --no-probe --seconds 30",
+            "--storm --pings-per-second 3000 --drivers 15000 --processes 4 --no-probe --seconds 45",
         )],
         figures: &[
             at_most("broken conditions", 0.0, |r| broken(r, "cabrank")),

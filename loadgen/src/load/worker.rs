@@ -405,16 +405,25 @@ impl Worker {
                 &mut self.shared.rng,
             )
         };
-        let mut pings = schedule(plan.pings, f64::from(plan.pings_per_write()));
-        let mut rides = schedule(plan.rides, 1.0);
-        let mut nearby = schedule(plan.nearby, 1.0);
+        let mut schedules = [
+            (
+                Kind::Ping,
+                schedule(plan.pings, f64::from(plan.pings_per_write())),
+            ),
+            (Kind::Request, schedule(plan.rides, 1.0)),
+            (Kind::Nearby, schedule(plan.nearby, 1.0)),
+        ];
         if let Some(probe) = &mut self.probe {
             probe.next = start;
         }
         let mut looked = 0;
         loop {
             let now = now_ns();
-            if now >= ends || self.control.stop.load(Ordering::Relaxed) {
+            if self.control.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if now >= ends {
+                self.own_up(&mut schedules, start, ends);
                 return Ok(());
             }
             if now - looked > 100_000_000 {
@@ -429,38 +438,57 @@ impl Worker {
                     now + LOOK_NS
                 }
             } else {
-                let mut burst = 0;
-                for (kind, schedule) in [
-                    (Kind::Ping, &mut pings),
-                    (Kind::Request, &mut rides),
-                    (Kind::Nearby, &mut nearby),
-                ] {
-                    while let Some(due) = schedule.due().map(|due| start + due) {
-                        let now = now_ns();
-                        if due > now || due >= ends || burst >= BURST_MAX {
-                            break;
-                        }
-                        burst += 1;
-                        schedule.advance(&mut self.shared.rng);
-                        self.shared.tally.offered(Kind::Lateness, due, 1);
-                        self.shared.tally.done(Kind::Lateness, due, now, 1);
-                        self.send_one(kind, due);
-                    }
-                }
-                let all = [pings.due(), rides.due(), nearby.due()];
-                let next = all
-                    .into_iter()
-                    .flatten()
-                    .min()
-                    .map_or(ends, |due| start + due);
-                if burst >= BURST_MAX {
-                    now
-                } else {
-                    next.max(now + plan.tick_us * 1_000)
+                match self.send_due(&mut schedules, start, ends) {
+                    Some(due) => due.max(now + plan.tick_us * 1_000),
+                    None => now,
                 }
             };
             let next = self.handle_probe(now).min(next).min(ends);
             self.turn(events, next)?;
+        }
+    }
+
+    /// Sends what is due, in the order of due, whatever its kind; answers when the next is, or None if it has not come to
+    /// the end of what is due now.
+    fn send_due(
+        &mut self,
+        schedules: &mut [(Kind, Schedule); 3],
+        start: u64,
+        ends: u64,
+    ) -> Option<u64> {
+        for _ in 0..BURST_MAX {
+            let Some((kind, schedule, due)) = earliest(schedules) else {
+                return Some(ends);
+            };
+            let (now, due) = (now_ns(), start + due);
+            if due > now || due >= ends {
+                return Some(due);
+            }
+            schedule.advance(&mut self.shared.rng);
+            self.shared.tally.offered(Kind::Lateness, due, 1);
+            self.shared.tally.done(Kind::Lateness, due, now, 1);
+            self.send_one(kind, due);
+        }
+        None
+    }
+
+    /// The end has come before all that was due was sent: it counts as offered, and as late.
+    fn own_up(&mut self, schedules: &mut [(Kind, Schedule); 3], start: u64, ends: u64) {
+        if self.shared.plan.closed_loop.is_some() {
+            return;
+        }
+        let a_write = u64::from(self.shared.plan.pings_per_write());
+        while let Some((kind, schedule, due)) = earliest(schedules) {
+            let due = start + due;
+            if due >= ends {
+                return;
+            }
+            schedule.advance(&mut self.shared.rng);
+            let count = if kind == Kind::Ping { a_write } else { 1 };
+            let tally = &mut self.shared.tally;
+            tally.offered(kind, due, count);
+            tally.offered(Kind::Lateness, due, 1);
+            tally.done(Kind::Lateness, due, ends, 1);
         }
     }
 
@@ -624,6 +652,13 @@ impl Worker {
             self.timers.push(Reverse((at, n)));
         }
     }
+}
+
+/// The schedule whose next message is due first.
+fn earliest(schedules: &mut [(Kind, Schedule); 3]) -> Option<(Kind, &mut Schedule, u64)> {
+    let all = schedules.iter_mut();
+    all.filter_map(|(kind, schedule)| schedule.due().map(|due| (*kind, schedule, due)))
+        .min_by_key(|(_, _, due)| *due)
 }
 
 fn new_cab(

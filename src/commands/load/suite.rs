@@ -152,9 +152,20 @@ impl Suite<'_> {
             for subject in row.subjects {
                 let filled = filled(subject.arguments, self.redis.as_deref(), &self.found);
                 let Some(arguments) = filled else { continue };
-                let arguments = self.completed(arguments);
+                let mut arguments = self.completed(arguments);
                 if n == 0 {
-                    commands.push(format!("cabrank load {}", arguments.join(" ")));
+                    // The port and the process of the Redis started here mean nothing to a reader.
+                    let shown: Vec<&str> = arguments
+                        .iter()
+                        .map(|one| {
+                            if one.starts_with("redis://") {
+                                "redis://127.0.0.1:6379"
+                            } else {
+                                one
+                            }
+                        })
+                        .collect();
+                    commands.push(format!("cabrank load {}", shown.join(" ")));
                 }
                 if now_ns() > self.ends {
                     eprintln!("{}: no time left for round {}", row.name, n + 1);
@@ -165,6 +176,7 @@ impl Suite<'_> {
                     self.args
                         .out
                         .join(format!("{}-{}-{}.json", row.name, subject.name, n + 1));
+                self.add_redis_pid(&mut arguments);
                 round.insert(subject.name.to_owned(), self.run_one(&arguments, &file)?);
             }
             if !round.is_empty() {
@@ -194,11 +206,14 @@ impl Suite<'_> {
                 arguments.extend([name.to_owned(), value.to_string()]);
             }
         }
+        arguments
+    }
+
+    fn add_redis_pid(&self, arguments: &mut Vec<String>) {
         let is_redis = arguments.iter().any(|given| given.starts_with("redis://"));
         if let (true, Some(pid)) = (is_redis, self.redis_pid) {
             arguments.extend(["--server-pid".to_owned(), pid.to_string()]);
         }
-        arguments
     }
 
     /// One run; what it said, or why it said nothing.
