@@ -8,83 +8,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use cabrank_engine::matching::{Batched, Candidate, Policy, PolicyKind, RideAsk, Round};
-use cabrank_events::{DriverId, RideId, ShardId, Time};
+use cabrank_engine::matching::{Batched, Policy, PolicyKind, Round};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
-const SEED: u64 = 20_080_522;
-const CANDIDATES: usize = 16;
+#[path = "common/round.rs"]
+mod round;
+use round::{CANDIDATES, city};
+
 const ENDLESS: u64 = u64::MAX;
 const SMALL_ONLY: bool = cfg!(debug_assertions);
-
-/// Metres east and north.
-type Spot = (f64, f64);
-
-fn spot(random: &mut SmallRng) -> Spot {
-    let middle = [
-        (9e3, 8e3),
-        (12e3, 20e3),
-        (20e3, 17e3),
-        (28e3, 9e3),
-        (31e3, 27e3),
-    ];
-    if random.random_bool(0.4) {
-        return (
-            random.random_range(0.0..39e3),
-            random.random_range(0.0..34e3),
-        );
-    }
-    let (x, y) = middle[random.random_range(0..middle.len())];
-    let mut scatter = || {
-        (0..4)
-            .map(|_| random.random_range(-1_500.0..1_500.0))
-            .sum::<f64>()
-    };
-    (x + scatter(), y + scatter())
-}
-
-fn city(rides: usize, cars: usize) -> Round {
-    let mut random = SmallRng::seed_from_u64(SEED);
-    let cars: Vec<Spot> = (0..cars).map(|_| spot(&mut random)).collect();
-    let candidates = (0..rides)
-        .map(|_| {
-            let at = spot(&mut random);
-            let mut near: Vec<Candidate> = cars
-                .iter()
-                .enumerate()
-                .map(|(driver, car)| Candidate {
-                    driver: driver as u32,
-                    cost: ((car.0 - at.0).hypot(car.1 - at.1) / 8.0 * 1_000.0) as i64,
-                })
-                .collect();
-            if near.len() > CANDIDATES {
-                near.select_nth_unstable_by_key(CANDIDATES, |candidate| candidate.cost);
-                near.truncate(CANDIDATES);
-            }
-            near.sort_unstable_by_key(|candidate| candidate.cost);
-            near
-        })
-        .collect();
-    Round {
-        rides: (0..rides)
-            .map(|n| RideAsk {
-                ride: RideId {
-                    place: ShardId(0),
-                    minted_by: ShardId(0),
-                    offset: n as u64,
-                },
-                version: 1,
-                since: Time(n as i64),
-            })
-            .collect(),
-        drivers: (0..cars.len())
-            .map(|n| DriverId::new(&format!("driver-{n}")).expect("a valid id"))
-            .collect(),
-        candidates,
-    }
-}
 
 /// Rows to columns at the least cost, rows <= columns: O(rows^2 * columns) on a full table.
 fn dense_hungarian(round: &Round) -> i64 {
