@@ -396,6 +396,8 @@ impl Bench<'_> {
         // Enough to keep every driver's position good, no load of its own.
         plan.pings = Rate::steady(f64::from(self.args.drivers) / 10.0);
         plan.probe = false;
+        // A request holds its connection until it is promised: too few of them would be the limit.
+        plan.ride_connections = 512;
         plan.drivers = self.args.drivers;
         plan.connections = self.args.drivers;
         plan.warmup_s = warmup_s;

@@ -5,13 +5,13 @@
 //! Sizes are those of a load run's topics (`cabrank figures` prints them anew), keys left out.
 
 /// A command's value, bytes.
-pub(super) const COMMAND_BYTES: usize = 330;
-/// An event's value.
-pub(super) const EVENT_BYTES: usize = 400;
+pub(super) const COMMAND_BYTES: usize = 180;
+/// An event's value and its header.
+pub(super) const EVENT_BYTES: usize = 380;
 /// A ride's, rider's or driver's state.
-pub(super) const STATE_BYTES: usize = 600;
+pub(super) const STATE_BYTES: usize = 390;
 /// A shard's header: the engine's part and the log's.
-pub(super) const HEADER_BYTES: usize = 500;
+pub(super) const HEADER_BYTES: usize = 450;
 /// Reports of a driver between offer and end: received, accepted, arrived, started.
 pub(super) const REPORTS: u32 = 4;
 
