@@ -28,6 +28,8 @@ pub struct Launch {
     pub kafka: KafkaConfig,
     /// Flags of this process that the others get, too.
     pub passed_on: Vec<String>,
+    /// Settings by their variable, e.g. `CABRANK_NODE__HOPS_MAX`.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 impl Launch {
@@ -40,27 +42,34 @@ impl Launch {
         if let Some(preset) = common.preset {
             passed_on.extend(["--preset".to_owned(), preset.name().to_owned()]);
         }
-        Launch { kafka, passed_on }
+        let variables = vec![
+            (
+                "CABRANK_KAFKA__SESSION_TIMEOUT_MS",
+                kafka.session_timeout_ms.to_string(),
+            ),
+            (
+                "CABRANK_KAFKA__HEARTBEAT_MS",
+                kafka.heartbeat_ms.to_string(),
+            ),
+        ];
+        Launch {
+            kafka,
+            passed_on,
+            variables,
+        }
     }
 
-    fn start(&self, role: Role, name: &str) -> Result<Process, AnyError> {
+    fn start(&self, role: Role, name: &str, brokers: &str) -> Result<Process, AnyError> {
         let kafka = &self.kafka;
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(&self.passed_on)
             .arg(role.command())
-            .args(["--brokers", &kafka.brokers, "--prefix", &kafka.prefix])
+            .args(["--brokers", brokers, "--prefix", &kafka.prefix])
             .args(["--shards", &kafka.shards.to_string()])
             .args(["--replication", &kafka.replication.to_string()])
             .args(["--listen", "127.0.0.1:0"])
-            .env(
-                "CABRANK_KAFKA__SESSION_TIMEOUT_MS",
-                kafka.session_timeout_ms.to_string(),
-            )
-            .env(
-                "CABRANK_KAFKA__HEARTBEAT_MS",
-                kafka.heartbeat_ms.to_string(),
-            )
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         if matches!(role, Role::Matcher) {
@@ -98,12 +107,17 @@ impl Launch {
 
     /// Starts a matcher node.
     pub fn matcher(&self, name: &str) -> Result<Process, AnyError> {
-        self.start(Role::Matcher, name)
+        self.matcher_by(name, &self.kafka.brokers)
+    }
+
+    /// Starts a matcher node that looks for the brokers elsewhere than all others do.
+    pub fn matcher_by(&self, name: &str, brokers: &str) -> Result<Process, AnyError> {
+        self.start(Role::Matcher, name, brokers)
     }
 
     /// Starts a gateway.
     pub fn gateway(&self, name: &str) -> Result<Process, AnyError> {
-        self.start(Role::Gateway, name)
+        self.start(Role::Gateway, name, &self.kafka.brokers)
     }
 }
 
@@ -140,11 +154,14 @@ impl Process {
         self.child.id()
     }
 
-    /// Where a gateway listens.
+    /// Where a gateway listens, or where a node answers gateways.
     pub fn address(&self) -> Result<SocketAddr, AnyError> {
         let address = match self.role {
             Role::Gateway => self.said.strip_prefix("http://"),
-            Role::Matcher => None,
+            Role::Matcher => self
+                .said
+                .split_once(" at ")
+                .and_then(|(_, rest)| rest.split(',').next()),
         };
         Ok(address
             .ok_or_else(|| format!("{} said {:?} at its start", self.name, self.said))?
