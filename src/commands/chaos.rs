@@ -296,12 +296,12 @@ async fn break_it(
         tokio::time::sleep(CALM).await;
     }
     let ended_ns = now_ns();
-    let promised = probes.rides();
+    let promised = probes.end_rides().await;
     let ended = load.end(&promised).await?;
     let tally = ended.tally;
     run.broken.extend(city.leave().await);
     let mut acknowledged = ended.acknowledged;
-    acknowledged.extend(probes.rides());
+    acknowledged.extend(promised);
     if tally.online * 100 < u64::from(args.drivers) * 99 {
         run.broken.push(format!(
             "only {} of {} drivers were online at the end",

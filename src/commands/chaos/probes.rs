@@ -109,6 +109,8 @@ struct Shared {
     answers: Mutex<(Instant, Answers)>,
     /// Promised, by id.
     rides: Mutex<Vec<String>>,
+    /// Riders who may wait for a promise; closed when nobody shall ask any more.
+    riders: Arc<Semaphore>,
 }
 
 /// All probers of a run. They end with the runtime.
@@ -132,6 +134,7 @@ impl Probes {
             searches: Gaps::new(shards),
             answers: Mutex::new((Instant::now(), Answers::default())),
             rides: Mutex::default(),
+            riders: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         }));
         let ring = Arc::new(ring);
         for (shard, place) in (0..shards).zip(places(&ring, resolution)?) {
@@ -165,8 +168,12 @@ impl Probes {
         self.0.answers().1.clone()
     }
 
-    /// Rides promised to the probers.
-    pub fn rides(&self) -> Vec<String> {
+    /// Asks for no more rides. Answers those promised to the probers when the last answer is in.
+    pub async fn end_rides(&self) -> Vec<String> {
+        let all = u32::try_from(UNDER_WAY_MAX).unwrap_or(u32::MAX);
+        // Nobody else closes it.
+        let _all = self.0.riders.acquire_many(all).await;
+        self.0.riders.close();
         let rides = self.0.rides.lock();
         rides.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -264,6 +271,9 @@ impl Shared {
         };
         for number in 0_u64.. {
             tokio::time::sleep(RIDE_EVERY).await;
+            let Ok(permit) = Arc::clone(&self.riders).acquire_owned().await else {
+                return;
+            };
             let rider = format!("chaos-{run}-{number}");
             let request = RideRequest {
                 pickup: Place(pickup),
@@ -278,8 +288,8 @@ impl Shared {
                 .header("Idempotency-Key", &rider)
                 .json(&request);
             let shared = Arc::clone(&self);
-            // As many as are asked for in the longest wait: bounded by it.
             tokio::spawn(async move {
+                let _permit = permit;
                 let Some(answer) = shared.command(call).await else {
                     return;
                 };
