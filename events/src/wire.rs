@@ -398,4 +398,7 @@ pub struct Problem {
 pub struct Nearby {
     /// Nearest first.
     pub cars: Vec<NearCar>,
+    /// Present and true while the log cannot be reached: nobody can vouch for the answer, and no car can be asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
 }

@@ -15,7 +15,7 @@ use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, VehicleClass};
 use cabrank_geo::Point;
-use cabrank_matcher::api::NearbyQuery;
+use cabrank_matcher::api::{CarsNear, NearbyQuery};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -484,7 +484,11 @@ async fn nearby(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Res
         k,
         class,
     };
-    let cars = edge.dispatch.nearby(&query).await?;
+    let CarsNear { cars, unconfirmed } = edge.dispatch.nearby(&query).await?;
     let bytes = ANSWER_BYTES + cars.len() * CAR_BYTES;
-    Ok(json_of(StatusCode::OK, &Nearby { cars }, bytes))
+    Ok(json_of(
+        StatusCode::OK,
+        &Nearby { cars, unconfirmed },
+        bytes,
+    ))
 }

@@ -98,7 +98,9 @@ impl RiderSession {
             class: Some(ride.class),
         };
         let ride = ride.ride;
-        self.show_soon(desk, desk.edge.dispatch.nearby(&query), move |cars| {
+        self.show_soon(desk, desk.edge.dispatch.nearby(&query), move |near| {
+            // An answer nobody vouches for is not shown.
+            let cars = (!near.unconfirmed).then_some(near.cars)?;
             Some(ToRider::CarsNear { ride, cars })
         });
     }

@@ -4,13 +4,13 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
-use cabrank_events::wire::{NearCar, RideView};
+use cabrank_events::wire::RideView;
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_gateway::token::Role;
 use cabrank_matcher::Node;
 use cabrank_matcher::api::{
-    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered,
-    NotTaken, Pinged, Position, ReadEvent, Soon,
+    CarsNear, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery,
+    NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -311,7 +311,7 @@ impl Dispatch for Door {
     fn sign_of_life(&self, driver: &DriverId, session: SessionId) {
         self.node.sign_of_life(driver, session);
     }
-    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<CarsNear, NotAnswered>> {
         self.node.nearby(query)
     }
     fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>> {

@@ -112,10 +112,10 @@ async fn look(context: Arc<Context>, mut pinged: mpsc::Receiver<(Instant, Point)
                 .timeout(CALL_WITHIN);
             let seen = match call.send().await {
                 Ok(response) if response.status().is_success() => {
-                    let nearby = response
-                        .json::<Nearby>()
-                        .await
-                        .unwrap_or(Nearby { cars: vec![] });
+                    let nearby = response.json::<Nearby>().await.unwrap_or(Nearby {
+                        cars: vec![],
+                        unconfirmed: false,
+                    });
                     nearby
                         .cars
                         .iter()

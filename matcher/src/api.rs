@@ -154,6 +154,16 @@ pub enum EventsUnreadable {
     Failed(String),
 }
 
+/// Free cars near a place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CarsNear {
+    /// Nearest first.
+    pub cars: Vec<NearCar>,
+    /// The log cannot be reached, so nobody can say that the node which answered still owns the place: these are the cars
+    /// it knows of.
+    pub unconfirmed: bool,
+}
+
 /// Everything the edge needs of the nodes.
 pub trait Dispatch: Send + Sync + 'static {
     /// Domain time.
@@ -166,8 +176,8 @@ pub trait Dispatch: Send + Sync + 'static {
     fn ping(&self, driver: &DriverId, at: Place, time: Time, seq: u32) -> Pinged;
     /// A sign of life of a driver's socket (pings count as one, too).
     fn sign_of_life(&self, driver: &DriverId, session: SessionId);
-    /// Free cars near a place, nearest first.
-    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>>;
+    /// Free cars near a place. They go on to be found while the log cannot be reached, and say so.
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<CarsNear, NotAnswered>>;
     /// The newest position of a driver, if there is one.
     fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>>;
     /// A ride after the last commit; `None` when unknown or long over.

@@ -11,9 +11,9 @@ mod routes;
 mod tracks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cabrank_engine::EngineConfig;
@@ -33,8 +33,8 @@ use tonic::Code;
 use tracing::{error, warn};
 
 use crate::api::{
-    Committed, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery,
-    NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    CarsNear, Committed, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener,
+    NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use crate::clock::DomainClock;
 use crate::follower::{Follower, Following, Sink, What};
@@ -49,6 +49,8 @@ use tracks::Tracks;
 /// A position that came by this gateway is good for so long without asking a node: the driver may have moved on to
 /// another gateway meanwhile.
 const OWN_POSITION_MS: i64 = 10_000;
+/// A log that has not answered for so long (and for two looks at it) counts as out of reach.
+const LOG_SILENT: Duration = Duration::from_secs(1);
 /// Events handed to listeners at once.
 const LISTEN_MAX: usize = 256;
 
@@ -160,6 +162,9 @@ struct Shared {
     draining: AtomicBool,
     /// Rung to look for owners at once, and to stop.
     look: Look,
+    /// When the log last said who owns what. Nothing else proves that it can be reached: where nothing happens, reading
+    /// finds as little as where nobody answers.
+    log_answered: Mutex<Instant>,
 }
 
 /// Wakes the thread that looks who owns what.
@@ -200,6 +205,7 @@ impl Remote {
             following: Following::of(0..shards),
             draining: AtomicBool::new(false),
             look: Look::default(),
+            log_answered: Mutex::new(Instant::now()),
             parts,
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -327,6 +333,21 @@ impl Shared {
         follower.run(&self.following, &mut sink)
     }
 
+    fn log_answered(&self) -> MutexGuard<'_, Instant> {
+        // A panic while holding it leaves an instant behind, which is as good as before.
+        self.log_answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the log not answered for a while? A node's right to answer for its shards ends then, too (PROTOCOL 23), and a
+    /// gateway which sees that for itself may ask for answers nobody vouches for. A gateway that reaches the log never
+    /// does: a node cut off by itself answers nothing.
+    fn log_is_silent(&self) -> bool {
+        let looks = Duration::from_millis(2 * self.parts.config.owners_every_ms);
+        self.log_answered().elapsed() > LOG_SILENT.max(looks)
+    }
+
     fn look_for_owners(&self) {
         let every = Duration::from_millis(self.parts.config.owners_every_ms);
         let mut is_well = true;
@@ -334,6 +355,7 @@ impl Shared {
             match self.parts.log.owners() {
                 Ok(owners) => {
                     is_well = true;
+                    *self.log_answered() = Instant::now();
                     self.routes.learn(&owners);
                 }
                 Err(why) => {
@@ -359,7 +381,7 @@ impl Shared {
         }
     }
 
-    async fn ask_nearby(self: Arc<Self>, query: NearbyQuery) -> Result<Vec<NearCar>, NotAnswered> {
+    async fn ask_nearby(self: Arc<Self>, query: NearbyQuery) -> Result<CarsNear, NotAnswered> {
         let shard = route::shard_of_place(&self.parts.ring, self.resolution, query.at);
         let link = self.routes.to(shard).and_then(|route| route.link);
         let mut client = link.ok_or(NotAnswered::NoOwner)?.client();
@@ -370,6 +392,7 @@ impl Shared {
             radius_m: query.radius_m,
             k: u32::try_from(query.k).unwrap_or(u32::MAX),
             classes: query.class.map_or(0, |class| u32::from(class.bit())),
+            unconfirmed_will_do: self.log_is_silent(),
         };
         let answer = client
             .nearby(asked)
@@ -377,7 +400,7 @@ impl Shared {
             .map_err(|why| self.refusal(&why))?;
         let answer = answer.into_inner();
         // PROTOCOL 22: while it was under way another node may have announced itself.
-        if answer.epoch < self.routes.epoch_of(shard) {
+        if !answer.unconfirmed && answer.epoch < self.routes.epoch_of(shard) {
             metrics::counter!("cabrank_stale_answers_total").increment(1);
             return Err(NotAnswered::NoOwner);
         }
@@ -388,7 +411,10 @@ impl Shared {
                 distance_m: car.distance_m,
             })
         });
-        Ok(cars.collect())
+        Ok(CarsNear {
+            cars: cars.collect(),
+            unconfirmed: answer.unconfirmed,
+        })
     }
 
     async fn ask_position(
@@ -588,7 +614,7 @@ impl Dispatch for Remote {
             .for_each_node(&[home], |link| link.sign(driver, session));
     }
 
-    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<CarsNear, NotAnswered>> {
         Soon::later(Arc::clone(&self.shared).ask_nearby(*query))
     }
 

@@ -19,7 +19,7 @@ use cabrank_events::{
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_loadgen::audit::{Audit, AuditOptions};
-use cabrank_matcher::api::{Committed, Dispatch, NearbyQuery, NotAnswered, Pinged};
+use cabrank_matcher::api::{CarsNear, Committed, Dispatch, NearbyQuery, NotAnswered, Pinged};
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts, Remote, RemoteConfig, RemoteParts, rpc};
 use cabrank_ring::Ring;
@@ -208,6 +208,10 @@ impl Cluster {
     }
 
     fn nearby(&self, gateway: usize, at: Place) -> Result<Vec<NearCar>, NotAnswered> {
+        self.near(gateway, at).map(|near| near.cars)
+    }
+
+    fn near(&self, gateway: usize, at: Place) -> Result<CarsNear, NotAnswered> {
         let query = NearbyQuery {
             at,
             radius_m: 4_000.0,
@@ -643,6 +647,35 @@ fn a_node_without_a_lease_answers_nothing() {
     );
     cluster.nodes[0].may_answer.store(true, Ordering::SeqCst);
     assert_eq!(cluster.nearby(0, at).unwrap().len(), 1);
+    cluster.stop();
+}
+
+#[test]
+fn while_nobody_reaches_the_log_searches_go_on_and_say_that_nobody_vouches_for_them() {
+    let mut cluster = Cluster::start(1, 1);
+    let at = cluster.places()[0];
+    cluster.online(&driver(1), at);
+    until("the car is seen", || {
+        let near = cluster.near(0, at).ok();
+        near.filter(|near| near.cars.len() == 1 && !near.unconfirmed)
+    });
+    // The node alone loses the log: the gateway, which has it, takes no answer of it.
+    cluster.nodes[0].may_answer.store(false, Ordering::SeqCst);
+    assert_eq!(cluster.near(0, at), Err(NotAnswered::NoOwner));
+    // Now nobody has it.
+    cluster.home.tell_owners(false);
+    let near = until("the gateway has missed the log for a second", || {
+        cluster.near(0, at).ok()
+    });
+    assert!(near.unconfirmed);
+    assert_eq!(near.cars.len(), 1);
+    // The gateway has it again, the node not yet.
+    cluster.home.tell_owners(true);
+    until("nothing unconfirmed is asked for", || {
+        (cluster.near(0, at) == Err(NotAnswered::NoOwner)).then_some(())
+    });
+    cluster.nodes[0].may_answer.store(true, Ordering::SeqCst);
+    assert!(!cluster.near(0, at).unwrap().unconfirmed);
     cluster.stop();
 }
 

@@ -208,7 +208,7 @@ fn drive_a_ride(config: NodeConfig) {
         panic!("a node in this process answers at once");
     };
     let cars = cars.into_inner().unwrap();
-    assert_eq!(cars.len(), 2, "both cars are free again");
+    assert_eq!(cars.cars.len(), 2, "both cars are free again");
     city.node.stop().unwrap();
 }
 

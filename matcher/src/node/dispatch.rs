@@ -10,8 +10,8 @@ use cabrank_geo::{Filter, Near, Placement, Query, Status};
 
 use super::{Node, Shared};
 use crate::api::{
-    Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery, NotAnswered,
-    NotTaken, Pinged, Position, ReadEvent, Soon,
+    CarsNear, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery,
+    NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use crate::{cursor, route};
 
@@ -114,14 +114,14 @@ impl Dispatch for Node {
             .sign_of_life(driver, self.shared.clock.now());
     }
 
-    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<Vec<NearCar>, NotAnswered>> {
+    fn nearby(&self, query: &NearbyQuery) -> Soon<Result<CarsNear, NotAnswered>> {
         let classes = query.class.map_or(0, |class| class.bit());
-        Soon::now(Ok(self.shared.cars_near(
-            query.at,
-            query.radius_m,
-            query.k,
-            classes,
-        )))
+        Soon::now(Ok(CarsNear {
+            cars: self
+                .shared
+                .cars_near(query.at, query.radius_m, query.k, classes),
+            unconfirmed: false,
+        }))
     }
 
     fn position(&self, driver: &DriverId) -> Soon<Result<Option<Position>, NotAnswered>> {

@@ -152,7 +152,11 @@ impl NodeRpc for Service {
             .shared()
             .cars_near(Place(at), asked.radius_m, k, classes);
         // Asked after looking: if the shard is still ours now, it was while we looked.
-        let epoch = self.epoch_of(shard)?;
+        let (epoch, unconfirmed) = match self.epoch_of(shard) {
+            Ok(epoch) => (epoch, false),
+            Err(_) if asked.unconfirmed_will_do => (0, true),
+            Err(why) => return Err(why),
+        };
         let cars = cars.into_iter().map(|car| v1::Car {
             lat_e7: car.at.0.lat_e7(),
             lon_e7: car.at.0.lon_e7(),
@@ -162,6 +166,7 @@ impl NodeRpc for Service {
         Ok(Response::new(v1::NearbyAnswer {
             epoch,
             cars: cars.collect(),
+            unconfirmed,
         }))
     }
 

@@ -47,6 +47,8 @@ struct State {
     /// Shards that cannot be read back.
     damaged: BTreeSet<u16>,
     is_down: bool,
+    /// Nobody learns from the log who owns what.
+    owners_unknown: bool,
 }
 
 impl State {
@@ -80,6 +82,11 @@ impl State {
 }
 
 impl Home {
+    /// Can it be learned from the log who owns what?
+    pub fn tell_owners(&self, does: bool) {
+        self.change(|state| state.owners_unknown = !does);
+    }
+
     pub fn new(shards: u16, clock: DomainClock) -> Home {
         Home(Arc::new(Inner {
             shards,
@@ -222,7 +229,11 @@ impl EventLog for Home {
     }
 
     fn owners(&self) -> Result<Vec<OwnerRecord>, ReadError> {
-        Ok(self.state().announced.values().cloned().collect())
+        let state = self.state();
+        if state.owners_unknown {
+            return Err(ReadError::Unavailable("nobody answers".into()));
+        }
+        Ok(state.announced.values().cloned().collect())
     }
 
     fn publish(&self, topic: Topic, shard: u16, key: Bytes, value: Bytes) -> bool {

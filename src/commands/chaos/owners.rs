@@ -126,6 +126,8 @@ impl Owners {
                         radius_m: 1.0,
                         k: 1,
                         classes: 0,
+                        // What nobody vouches for is no answer for a shard.
+                        unconfirmed_will_do: false,
                     };
                     let sent = Instant::now();
                     let answer = tokio::time::timeout(ANSWER, client.nearby(question)).await;
