@@ -2,10 +2,10 @@
 //!
 //! `cargo bench --bench instructions` runs every path once under callgrind, counts what happens inside it only, and compares
 //! with `benches/instructions.toml`: more than a tenth above the reference fails, naming the path and both figures. Wall
-//! times on shared machines say little; these counts repeat to a fraction of a percent, because seeds, sizes and order are fixed,
+//! times on shared machines say little; these counts repeat, because seeds, sizes and order are fixed,
 //! one thread works, and the C library is told to use no wider vectors than every x86-64 has. What they do depend on is the
 //! compiler: the reference names the one it was made with, and under another one the bound is three tenths until it is
-//! renewed. It was made without link-time optimisation, which counts a little more than with it.
+//! renewed. It was made with the release profile's link-time optimisation.
 //!
 //! - `-- --renew` writes the reference anew, after a change that is meant.
 //! - Without valgrind nothing is counted, and with `CI=true` that fails.

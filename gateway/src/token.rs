@@ -243,8 +243,8 @@ fn caller(claims: &Claims) -> Result<Caller, BadToken> {
 
 /// Believes tokens of one key.
 ///
-/// A token that was believed is remembered, because whoever calls again brings the same one: looking it up costs a
-/// tenth of checking its signature. Nothing takes a token back before it is over: the key is fixed for the life of the
+/// A token that was believed is remembered, because whoever calls again brings the same one: looking it up
+/// costs far less than checking its signature. Nothing takes a token back before it is over: the key is fixed for the life of the
 /// process, and what a person may do is asked anew on each call.
 pub struct TokenVerifier {
     key: DecodingKey,

@@ -470,3 +470,24 @@ pub(super) fn membership(consumer: &BaseConsumer<Words>) -> Option<(i32, String)
         (generation >= 0 && !member.is_empty()).then_some((generation, member))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::client;
+    use super::super::config::KafkaConfig;
+    use super::*;
+
+    /// PROTOCOL 24. That a broker takes such metadata is shown by `kafka_takeover.rs` (`Sabotage::NoMembership`).
+    #[test]
+    fn a_consumer_in_no_group_has_no_membership_though_the_client_has_metadata_for_it() {
+        let config = KafkaConfig {
+            // Nobody is there, and nobody is asked.
+            brokers: "127.0.0.1:1".into(),
+            ..KafkaConfig::default()
+        };
+        let inbox = Inbox::new(&client::member(&config), &Names::new("")).unwrap();
+        let metadata = inbox.consumer().group_metadata();
+        assert!(metadata.is_some(), "which a transaction could be given");
+        assert_eq!(membership(inbox.consumer()), None);
+    }
+}

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use tracing::warn;
 
 use super::client::{self, Isolation, REQUEST_MS};
 use super::config::KafkaConfig;
@@ -38,8 +39,8 @@ pub(super) struct Reader {
     config: KafkaConfig,
     names: Names,
     /// For questions only; never assigned anything.
-    stable: Inbox,
-    high: Inbox,
+    stable: Mutex<Arc<Inbox>>,
+    high: Mutex<Arc<Inbox>>,
     idle: Mutex<Vec<Inbox>>,
     /// Ends that transactions of this process reached. A commit is answered before its markers are everywhere; whoever
     /// committed and then reads here must find it.
@@ -50,13 +51,22 @@ pub(super) fn unavailable(why: impl std::fmt::Display) -> ReadError {
     ReadError::Unavailable(why.to_string())
 }
 
+fn new_asker(
+    config: &KafkaConfig,
+    names: &Names,
+    isolation: Isolation,
+) -> Result<Mutex<Arc<Inbox>>, KafkaError> {
+    let asker = Inbox::new(&client::reader(config, isolation), names)?;
+    Ok(Mutex::new(Arc::new(asker)))
+}
+
 impl Reader {
     pub(super) fn new(config: &KafkaConfig, names: &Names) -> Result<Reader, KafkaError> {
         Ok(Reader {
             config: config.clone(),
             names: names.clone(),
-            stable: Inbox::new(&client::reader(config, Isolation::Committed), names)?,
-            high: Inbox::new(&client::reader(config, Isolation::Everything), names)?,
+            stable: new_asker(config, names, Isolation::Committed)?,
+            high: new_asker(config, names, Isolation::Everything)?,
             idle: Mutex::new(Vec::new()),
             floors: Mutex::new(HashMap::new()),
         })
@@ -69,14 +79,62 @@ impl Reader {
         *floor = end.max(*floor);
     }
 
-    fn asker(&self, isolation: Isolation) -> &Inbox {
-        let asker = match isolation {
+    fn asker_of(&self, isolation: Isolation) -> &Mutex<Arc<Inbox>> {
+        match isolation {
             Isolation::Committed => &self.stable,
             Isolation::Everything => &self.high,
+        }
+    }
+
+    /// A new client asks from here on. After a broker came back the old one may hold for good that a partition does not
+    /// exist (seen with librdkafka 2.12: "Local: Unknown partition" for 40 s, while its neighbours were answered).
+    fn ask_anew(&self, isolation: Isolation) {
+        match Inbox::new(&client::reader(&self.config, isolation), &self.names) {
+            Ok(asker) => {
+                let old = {
+                    let mut current = self
+                        .asker_of(isolation)
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    std::mem::replace(&mut *current, Arc::new(asker))
+                };
+                warn!(?isolation, "questions are asked by a new client");
+                retire(old);
+            }
+            Err(why) => warn!(%why, "no new client for questions"),
+        }
+    }
+
+    fn asker(&self, isolation: Isolation) -> Arc<Inbox> {
+        let asker = {
+            let current = self.asker_of(isolation).lock();
+            Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
         };
         // Nobody waits on its queue: what the client says of itself would pile up there.
         while asker.next(Duration::ZERO).is_some() {}
         asker
+    }
+
+    /// Asks until there is an answer or the time for a request is over; from half of it on by a new client.
+    fn persist<T>(
+        &self,
+        isolation: Isolation,
+        partitions: &[(Topic, u16)],
+        ask: impl Fn() -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let began = Instant::now();
+        let mut is_new = false;
+        loop {
+            match ask() {
+                Ok(answer) => return Ok(answer),
+                Err(why) if began.elapsed() >= request() => return Err(why),
+                Err(_) if !is_new && began.elapsed() >= request() / 2 => {
+                    is_new = true;
+                    self.ask_anew(isolation);
+                }
+                Err(_) => self.look_for_leaders(isolation, partitions),
+            }
+        }
     }
 
     /// Where partitions end: the last stable offset, or the high watermark. One request per broker.
@@ -85,26 +143,23 @@ impl Reader {
         isolation: Isolation,
         partitions: &[(Topic, u16)],
     ) -> Result<Vec<u64>, ReadError> {
-        let deadline = Instant::now() + request();
-        loop {
-            match self.ends_now(isolation, partitions) {
-                Ok(ends) => return Ok(ends),
-                Err(why) if Instant::now() >= deadline => return Err(why),
-                Err(_) => self.look_for_leaders(isolation, partitions),
-            }
-        }
+        self.persist(isolation, partitions, || {
+            self.ends_now(isolation, partitions)
+        })
     }
 
     /// After a question failed: a partition is between two leaders, or its topic was made a moment ago. The client
     /// library looks for a partition it does not read only when told to.
     pub(super) fn look_for_leaders(&self, isolation: Isolation, partitions: &[(Topic, u16)]) {
-        let consumer = self.asker(isolation).consumer();
+        let asker = self.asker(isolation);
         let patience = Duration::from_millis(ATTEMPT_MS);
         let mut topics: Vec<Topic> = partitions.iter().map(|(topic, _)| *topic).collect();
         topics.dedup();
         for topic in topics {
             // Whether it helped is seen by asking again.
-            let _ = consumer.fetch_metadata(Some(self.names.of(topic)), patience);
+            let _ = asker
+                .consumer()
+                .fetch_metadata(Some(self.names.of(topic)), patience);
         }
         std::thread::park_timeout(RETRY);
     }
@@ -156,8 +211,7 @@ impl Reader {
 
     /// First offset that is still there.
     pub(super) fn first(&self, topic: Topic, partition: u16) -> Result<u64, ReadError> {
-        let deadline = Instant::now() + request();
-        loop {
+        self.persist(Isolation::Committed, &[(topic, partition)], || {
             let asked = self
                 .asker(Isolation::Committed)
                 .consumer()
@@ -166,12 +220,9 @@ impl Reader {
                     i32::from(partition),
                     Duration::from_millis(ATTEMPT_MS),
                 );
-            match asked {
-                Ok((first, _)) => return Ok(u64::try_from(first).unwrap_or(0)),
-                Err(why) if Instant::now() >= deadline => return Err(unavailable(why)),
-                Err(_) => self.look_for_leaders(Isolation::Committed, &[(topic, partition)]),
-            }
-        }
+            let (first, _) = asked.map_err(unavailable)?;
+            Ok(u64::try_from(first).unwrap_or(0))
+        })
     }
 
     /// Hands the records from `from` on to `each`, until the end `to` is reached or `each` breaks. `to` must be an
