@@ -48,11 +48,6 @@ fn three_nodes_go_on_after_their_broker_was_killed() {
 }
 
 #[test]
-fn three_nodes_go_on_after_their_broker_was_restarted() {
-    the_broker_comes_back(4..6, |own| own.stop(0));
-}
-
-#[test]
 fn of_three_brokers_one_dies_under_three_nodes() {
     logs();
     let _alone = alone();
