@@ -151,7 +151,7 @@ impl Default for Sockets {
     fn default() -> Self {
         Self {
             threads: 0,
-            wait_us: 1_000,
+            wait_us: 250,
         }
     }
 }

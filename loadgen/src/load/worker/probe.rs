@@ -9,7 +9,7 @@ use super::Worker;
 use super::calls::{Call, Pool, search};
 
 /// The probe pings so often, ns; slower where the server's limit is the default one.
-const PROBE_EVERY_NS: u64 = 50_000_000;
+const PROBE_EVERY_NS: u64 = 10_000_000;
 const PROBE_EVERY_LIMITED_NS: u64 = 330_000_000;
 /// A ping that no search shows after this counts as this.
 const PROBE_GIVE_UP_NS: u64 = 2_000_000_000;
