@@ -13,6 +13,7 @@
 //! Records without a value mean nothing in any of our topics; readers pass over them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
@@ -50,7 +51,7 @@ pub(super) fn end(
     shared: &Shared,
     id: &str,
     waiting: &BTreeSet<u16>,
-    metadata: Option<&ConsumerGroupMetadata>,
+    metadata: Option<&Arc<ConsumerGroupMetadata>>,
 ) {
     match try_end(shared, id, waiting, metadata) {
         Ok(true) => info!(id, "a transaction that the brokers had lost is ended"),
@@ -67,7 +68,7 @@ fn try_end(
     shared: &Shared,
     id: &str,
     waiting: &BTreeSet<u16>,
-    metadata: Option<&ConsumerGroupMetadata>,
+    metadata: Option<&Arc<ConsumerGroupMetadata>>,
 ) -> KafkaResult<bool> {
     let Some(decision) = decision(&shared.config, id)? else {
         return Ok(false);
@@ -100,7 +101,7 @@ fn try_end(
         // A partition that no node reads as a member: its offset means nothing.
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(shared.names.of(Topic::ShardOwners), 0, Offset::Offset(0))?;
-        producer.send_offsets(&offsets, metadata)?;
+        producer.send_offsets(offsets, metadata)?;
     }
     let ended = if decision.is_commit {
         producer.commit()

@@ -94,7 +94,7 @@ pub type AtMoment = Box<dyn FnMut(Moment) + Send>;
 /// What the group gave, and with what proof.
 struct Assignment {
     shards: Vec<u16>,
-    metadata: ConsumerGroupMetadata,
+    metadata: Arc<ConsumerGroupMetadata>,
     generation: i32,
     member: String,
     /// When it was taken in, on the lease's clock.
@@ -316,7 +316,7 @@ impl KafkaOwner {
         self.gained.clone_from(&shards);
         self.assignment = Some(Assignment {
             shards,
-            metadata,
+            metadata: Arc::new(metadata),
             generation,
             member,
             since_ns: now_ns(),
@@ -454,7 +454,7 @@ impl KafkaOwner {
         };
         let shards: BTreeSet<u16> = self.owned().iter().copied().filter(is_missing).collect();
         if !shards.is_empty() {
-            let metadata = self.inbox.consumer().group_metadata();
+            let metadata = self.inbox.consumer().group_metadata().map(Arc::new);
             let takeover = Takeover::begin(&self.shared, shards, metadata, self.sabotage);
             self.takeovers.push(takeover);
         }

@@ -1,7 +1,8 @@
 //! Producers: whose records were taken, and when. One kind for submitted commands, one for transactions.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::ConsumerGroupMetadata;
@@ -9,6 +10,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message, TopicPartitionList};
+use tracing::warn;
 
 use super::client;
 use super::config::KafkaConfig;
@@ -207,12 +209,71 @@ impl Tally {
 
 /// Longest wait for an abort.
 const ABORT_PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for the group to take a transaction's offsets: a few ms, and some hundred after a broker came back.
+const OFFSETS_PATIENCE: Duration = Duration::from_millis(2_500);
+/// How much longer than that the client library is waited for, which should keep the time itself.
+const OFFSETS_GRACE: Duration = Duration::from_millis(100);
 
 /// A producer of transactions under one transactional id.
 pub(super) struct Transactor {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Arc<ThreadedProducer<Deliveries>>,
+    offsets: OnceLock<OffsetsDesk>,
     names: Names,
     patience: Duration,
+}
+
+type Offsets = (TopicPartitionList, Arc<ConsumerGroupMetadata>);
+
+/// A thread that sends the offsets of a producer's transactions, because nobody can wait for the client library: it has
+/// a time limit for this and does not keep it (librdkafka 2.12, its issues 5456 and 5511). A broker that goes away
+/// between the two requests of which this consists, and comes back, is enough for a wait without end.
+///
+/// A thread that never comes back keeps its producer, since a client must not be closed under a call. That is a few
+/// threads and connections for each outage at most, and they are released when the broker's state changes again.
+struct OffsetsDesk {
+    asks: SyncSender<Offsets>,
+    answers: Mutex<Receiver<KafkaResult<()>>>,
+}
+
+impl OffsetsDesk {
+    fn open(producer: &Arc<ThreadedProducer<Deliveries>>, patience: Duration) -> OffsetsDesk {
+        let (asks, asked) = sync_channel::<Offsets>(1);
+        let (gives, answers) = sync_channel(1);
+        let producer = Arc::clone(producer);
+        let send = move || {
+            while let Ok((offsets, metadata)) = asked.recv() {
+                let sent = producer.send_offsets_to_transaction(&offsets, &metadata, patience);
+                if gives.send(sent).is_err() {
+                    return;
+                }
+            }
+        };
+        // If no thread can be had nobody answers, which is what `send` then says.
+        drop(std::thread::Builder::new().spawn(send));
+        OffsetsDesk {
+            asks,
+            answers: Mutex::new(answers),
+        }
+    }
+
+    fn send(&self, offsets: Offsets, patience: Duration) -> KafkaResult<()> {
+        let gone = KafkaError::Global(RDKafkaErrorCode::OperationTimedOut);
+        // Full while an earlier call is under way: then this producer is of no use any more.
+        if self.asks.try_send(offsets).is_err() {
+            return Err(gone);
+        }
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        match answers.recv_timeout(patience) {
+            Ok(sent) => sent,
+            Err(RecvTimeoutError::Timeout) => {
+                warn!(
+                    "the client library does not come back from sending offsets: its producer is given up"
+                );
+                Err(gone)
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(gone),
+        }
+    }
 }
 
 impl Transactor {
@@ -232,7 +293,8 @@ impl Transactor {
             .fetch_metadata(Some(names.of(Topic::ShardState)), patience)?;
         producer.init_transactions(patience)?;
         Ok(Transactor {
-            producer,
+            producer: Arc::new(producer),
+            offsets: OnceLock::new(),
             names: names.clone(),
             patience,
         })
@@ -270,13 +332,17 @@ impl Transactor {
         self.producer.context().tally().appended_ms
     }
 
+    /// The group agrees that these are the offsets, or the transaction must not be committed and nothing more be done
+    /// with this producer: whether they were taken is not known after a time-out.
     pub(super) fn send_offsets(
         &self,
-        offsets: &TopicPartitionList,
-        metadata: &ConsumerGroupMetadata,
+        offsets: TopicPartitionList,
+        metadata: &Arc<ConsumerGroupMetadata>,
     ) -> KafkaResult<()> {
-        self.producer
-            .send_offsets_to_transaction(offsets, metadata, self.patience)
+        let patience = self.patience.min(OFFSETS_PATIENCE);
+        self.offsets
+            .get_or_init(|| OffsetsDesk::open(&self.producer, patience))
+            .send((offsets, Arc::clone(metadata)), patience + OFFSETS_GRACE)
     }
 
     pub(super) fn commit(&self) -> KafkaResult<()> {
@@ -363,4 +429,61 @@ pub(super) fn meaning(why: &KafkaError) -> Meaning {
 pub(super) fn retire<T: Send + 'static>(client: T) {
     // If no thread can be had, the closure, and the client with it, is dropped here.
     drop(std::thread::Builder::new().spawn(move || drop(client)));
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::Consumer;
+    use rdkafka::mocking::{MockCluster, MockCoordinator};
+
+    use super::super::inbox::Inbox;
+    use super::*;
+
+    /// What a restarted broker does by chance, done on purpose: it is away between the two requests.
+    #[test]
+    fn offsets_that_the_client_library_never_comes_back_from_are_not_waited_for() {
+        let brokers = MockCluster::new(2).unwrap();
+        let config = KafkaConfig {
+            brokers: brokers.bootstrap_servers(),
+            ..KafkaConfig::default()
+        };
+        let names = Names::new("");
+        let commands = names.of(Topic::RideCommands);
+        brokers.create_topic(commands, 1, 2).unwrap();
+        brokers
+            .create_topic(names.of(Topic::ShardState), 1, 2)
+            .unwrap();
+        let of = |kind: fn(String) -> MockCoordinator, key: &str, broker| {
+            brokers.coordinator(kind(key.to_owned()), broker).unwrap();
+        };
+        of(MockCoordinator::Transaction, "id", 1);
+        of(MockCoordinator::Group, &config.group, 2);
+        brokers
+            .partition_leader(commands, 0, Some(1))
+            .and_then(|()| brokers.partition_leader(names.of(Topic::ShardState), 0, Some(1)))
+            .unwrap();
+
+        let producer = Transactor::start(&config, &names, "id").unwrap();
+        producer.begin().unwrap();
+        brokers.broker_down(2).unwrap();
+        let stranger = Inbox::new(&client::member(&config), &names).unwrap();
+        let metadata = Arc::new(stranger.consumer().group_metadata().unwrap());
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(commands, 0, rdkafka::Offset::Offset(1))
+            .unwrap();
+        let asked = Instant::now();
+        let sent = producer.send_offsets(offsets.clone(), &metadata);
+        assert!(sent.is_err(), "nobody can have taken them");
+        let waited = asked.elapsed();
+        assert!(waited < OFFSETS_PATIENCE * 2, "{waited:?}");
+        // And whoever goes on with this producer is told at once.
+        let asked = Instant::now();
+        assert!(producer.send_offsets(offsets, &metadata).is_err());
+        assert!(producer.abort().is_err());
+        assert!(asked.elapsed() < OFFSETS_PATIENCE * 2);
+        // It lets go when the broker is there again.
+        brokers.broker_up(2).unwrap();
+        drop(producer);
+    }
 }

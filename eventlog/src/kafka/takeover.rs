@@ -43,6 +43,8 @@ const TOUCHED: usize = 3;
 const FENCE_AGAIN: Duration = Duration::from_millis(200);
 /// A transaction that is still open this long after its producer was fenced is one that the brokers have lost.
 const HANGS_AFTER: Duration = Duration::from_millis(1_000);
+/// Between two words about a takeover that waits.
+const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// A shard that is nobody else's any more.
 pub(super) struct Taken {
@@ -76,7 +78,7 @@ impl Takeover {
     pub(super) fn begin(
         shared: &Arc<Shared>,
         shards: BTreeSet<u16>,
-        metadata: Option<ConsumerGroupMetadata>,
+        metadata: Option<Arc<ConsumerGroupMetadata>>,
         sabotage: Sabotage,
     ) -> Takeover {
         let (outcomes, came) = sync_channel(shards.len());
@@ -156,7 +158,7 @@ fn touched(shard: u16) -> [(Topic, u16); TOUCHED] {
 
 struct Work {
     shared: Arc<Shared>,
-    metadata: Option<ConsumerGroupMetadata>,
+    metadata: Option<Arc<ConsumerGroupMetadata>>,
     sabotage: Sabotage,
     outcomes: SyncSender<(u16, Outcome)>,
     is_given_up: Arc<AtomicBool>,
@@ -295,6 +297,7 @@ impl Work {
         let fences = self.fence(&ids);
         let limit = Duration::from_millis(u64::from(self.shared.config.transaction_timeout_ms) * 2);
         let began = Instant::now();
+        let mut said = began;
         while !open.is_empty() && !self.is_given_up() {
             let shards: Vec<u16> = open.iter().map(|course| course.shard).collect();
             // A broker that does not answer now is asked again until the time is over.
@@ -320,6 +323,10 @@ impl Work {
                 None
             });
             open = still_open;
+            if !open.is_empty() && said.elapsed() > SAY_EVERY {
+                said = Instant::now();
+                self.say_what_is_open(&open, fences.as_deref(), began.elapsed());
+            }
             if began.elapsed() > limit {
                 for course in &open {
                     let why = format!(
@@ -344,6 +351,38 @@ impl Work {
             }
             std::thread::park_timeout(LOOK);
         }
+    }
+
+    /// For the operator: which partitions keep shards away, and for what they wait.
+    fn say_what_is_open(&self, open: &[Course], fences: Option<&Fences>, since: Duration) {
+        let shards: Vec<u16> = open.iter().map(|course| course.shard).collect();
+        let unfenced = fences.map_or(0, Fences::left);
+        let stable = match self.ends(&shards, false) {
+            Ok(stable) => stable,
+            Err(why) => {
+                return warn!(?shards, unfenced, ?since, %why, "a takeover waits: no broker says where the shards end");
+            }
+        };
+        let partitions: Vec<String> = open
+            .iter()
+            .zip(stable)
+            .flat_map(|(course, stable)| {
+                let ends = course.high.into_iter().zip(stable);
+                touched(course.shard)
+                    .into_iter()
+                    .zip(ends)
+                    .filter(|(_, (high, stable))| stable < high)
+                    .map(|((topic, shard), (high, stable))| {
+                        format!("{topic}-{shard}: decided to {stable} of {high}")
+                    })
+            })
+            .collect();
+        warn!(
+            ?partitions,
+            unfenced,
+            ?since,
+            "a takeover waits for the end of transactions of the owner before (unfenced: those not yet fenced)"
+        );
     }
 
     /// Under which transactional ids the shard may have been written.
@@ -429,6 +468,12 @@ impl Fences {
     fn one_more(&self) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         *left = (left.0.saturating_sub(1), Instant::now());
+    }
+
+    /// How many have not been answered.
+    fn left(&self) -> usize {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.0
     }
 
     /// How long all of them have been answered.

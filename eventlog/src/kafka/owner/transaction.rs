@@ -6,6 +6,7 @@
 //! announcement is the same with headers first and the announcement after them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rdkafka::consumer::Consumer;
@@ -281,13 +282,14 @@ impl KafkaOwner {
             Sabotage::FreshGeneration => self.inbox.consumer().group_metadata(),
             Sabotage::NoMembership => self.shared.metadata_of_a_stranger()?,
             _ => None,
-        };
+        }
+        .map(Arc::new);
         let captured = self.assignment.as_ref().map(|a| &a.metadata);
         let metadata = fresh
             .as_ref()
             .or(captured)
             .ok_or(KafkaError::Global(RDKafkaErrorCode::IllegalGeneration))?;
-        self.current()?.send_offsets(&offsets, metadata)?;
+        self.current()?.send_offsets(offsets, metadata)?;
         self.moment(Moment::BeforeCommit);
         self.current()?
             .commit()
