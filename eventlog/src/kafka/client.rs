@@ -55,7 +55,7 @@ fn secure(client: &mut ClientConfig, config: &KafkaConfig) {
     if let Some(user) = &security.username {
         client.set("sasl.username", user);
     }
-    // A file that cannot be read gives no password, and the broker says so.
+    // That the file can be read was checked; one that has gone since gives no password, and the broker says so.
     if let Some(file) = &security.password_file
         && let Ok(password) = std::fs::read_to_string(file)
     {

@@ -254,6 +254,71 @@ impl KafkaConfig {
                 "this program was built without the feature kafka-tls: build it with it, or use plaintext",
             );
         }
+        self.security.check()
+    }
+}
+
+impl Security {
+    /// What could only fail later, with words of somebody else.
+    fn check(&self) -> Result<(), BadSetting> {
+        let bad = |key, value: String, remedy: &str| {
+            Err(BadSetting {
+                key,
+                value,
+                remedy: remedy.to_owned(),
+            })
+        };
+        for (key, file) in [
+            ("security.ca_file", &self.ca_file),
+            ("security.certificate_file", &self.certificate_file),
+            ("security.key_file", &self.key_file),
+            ("security.password_file", &self.password_file),
+        ] {
+            if let Some(file) = file
+                && let Err(why) = std::fs::read(file)
+            {
+                let remedy = format!("it cannot be read: {why}");
+                return bad(key, file.display().to_string(), &remedy);
+            }
+        }
+        use SecurityProtocol as P;
+        if !matches!(self.protocol, P::SaslPlaintext | P::SaslSsl) {
+            return Ok(());
+        }
+        let mechanism = self.sasl_mechanism.as_deref().unwrap_or_default();
+        if !["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"].contains(&mechanism) {
+            let known = "SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN";
+            return bad("security.sasl_mechanism", mechanism.to_owned(), known);
+        }
+        if self.username.is_none() || self.password_file.is_none() {
+            return bad(
+                "security.protocol",
+                self.protocol.name().to_owned(),
+                "it needs security.username and security.password_file",
+            );
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_password_needs_is_named_before_a_broker_is_asked() {
+        let mut security = Security {
+            protocol: SecurityProtocol::SaslSsl,
+            ..Security::default()
+        };
+        let why = |security: &Security| security.check().unwrap_err().to_string();
+        assert!(why(&security).contains("SCRAM-SHA-512"));
+        security.sasl_mechanism = Some("GSSAPI".into());
+        assert!(why(&security).contains("SCRAM-SHA-512"));
+        security.sasl_mechanism = Some("PLAIN".into());
+        assert!(why(&security).contains("security.password_file"));
+        security.username = Some("cabrank".into());
+        security.password_file = Some("/nowhere/password".into());
+        assert!(why(&security).contains("/nowhere/password"));
     }
 }

@@ -11,6 +11,8 @@
 //! Brokers never outlive the test: a watchdog process kills them and removes their data as soon as this process is
 //! gone, however it ended.
 
+mod secured;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -24,6 +26,8 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use self::secured::Door;
+pub use self::secured::SecuredBroker;
 use super::config::KafkaConfig;
 use super::topics;
 use crate::Topic;
@@ -50,6 +54,29 @@ fn is_ci() -> bool {
 fn say(words: &str) {
     // Nobody can be told that standard error is closed.
     let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+/// Says what became of a start.
+fn report<T>(count: usize, started: Result<T, String>, broker: fn(&T) -> &Broker) -> Option<T> {
+    match started {
+        Ok(started) => {
+            let Broker {
+                bootstrap,
+                started_in,
+                ..
+            } = broker(&started);
+            let ms = started_in.as_millis();
+            say(&format!(
+                "Apache Kafka: {count} broker(s) at {bootstrap} after {ms} ms"
+            ));
+            Some(started)
+        }
+        Err(why) => {
+            assert!(!is_ci(), "CI=true and the Kafka tests did not run: {why}");
+            say(&format!("Kafka tests did not run: {why}"));
+            None
+        }
+    }
 }
 
 /// One broker process.
@@ -92,24 +119,10 @@ impl Broker {
     /// Instead of `None` with `CI=true` in the environment.
     #[must_use]
     pub fn start(count: usize) -> Option<Broker> {
-        match Broker::try_start(count) {
-            Ok(broker) => {
-                say(&format!(
-                    "Apache Kafka: {count} broker(s) at {} after {} ms",
-                    broker.bootstrap,
-                    broker.started_in.as_millis()
-                ));
-                Some(broker)
-            }
-            Err(why) => {
-                assert!(!is_ci(), "CI=true and the Kafka tests did not run: {why}");
-                say(&format!("Kafka tests did not run: {why}"));
-                None
-            }
-        }
+        report(count, Broker::try_start(count, None), |broker| broker)
     }
 
-    fn try_start(count: usize) -> Result<Broker, String> {
+    fn try_start(count: usize, door: Option<&Door>) -> Result<Broker, String> {
         let lib = jars()?;
         let began = Instant::now();
         let dir = tempfile::Builder::new()
@@ -124,12 +137,12 @@ impl Broker {
         for index in 0..count {
             let node = dir.join(index.to_string());
             fs::create_dir_all(&node).map_err(|why| why.to_string())?;
-            let properties = properties(index, clients, controllers, &node);
+            let properties = properties(index, clients, controllers, &node, door);
             fs::write(node.join("server.properties"), properties).map_err(|why| why.to_string())?;
             fs::write(node.join("log4j2.properties"), LOG4J).map_err(|why| why.to_string())?;
             nodes.push(node);
         }
-        format_storage(&lib, &nodes)?;
+        format_storage(&lib, &nodes, door)?;
         let addresses: Vec<String> = clients
             .iter()
             .map(|port| format!("127.0.0.1:{port}"))
@@ -481,7 +494,8 @@ fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
         .collect()
 }
 
-fn format_storage(lib: &Path, nodes: &[PathBuf]) -> Result<(), String> {
+fn format_storage(lib: &Path, nodes: &[PathBuf], door: Option<&Door>) -> Result<(), String> {
+    let users = door.map(|door| door.users.as_slice()).unwrap_or_default();
     let formatting: Vec<_> = nodes
         .iter()
         .map(|node| {
@@ -493,6 +507,7 @@ fn format_storage(lib: &Path, nodes: &[PathBuf]) -> Result<(), String> {
                 .args(["kafka.tools.StorageTool", "format", "--ignore-formatted"])
                 .args(["-t", "Y2FicmFuay10ZXN0czAwMA", "-c"])
                 .arg(node.join("server.properties"))
+                .args(users.iter().flat_map(|user| ["--add-scram", user]))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
@@ -511,7 +526,16 @@ fn format_storage(lib: &Path, nodes: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
-fn properties(index: usize, clients: &[u16], controllers: &[u16], dir: &Path) -> String {
+fn properties(
+    index: usize,
+    clients: &[u16],
+    controllers: &[u16],
+    dir: &Path,
+    door: Option<&Door>,
+) -> String {
+    let secured = door.map_or_else(String::new, |door| {
+        format!(",SASL_SSL://127.0.0.1:{}", door.port)
+    });
     let id = |index: usize| index + 1;
     let voters: Vec<String> = controllers
         .iter()
@@ -528,17 +552,17 @@ fn properties(index: usize, clients: &[u16], controllers: &[u16], dir: &Path) ->
         (
             "listeners",
             format!(
-                "PLAINTEXT://127.0.0.1:{},CONTROLLER://127.0.0.1:{}",
+                "PLAINTEXT://127.0.0.1:{},CONTROLLER://127.0.0.1:{}{secured}",
                 clients[index], controllers[index]
             ),
         ),
         (
             "advertised.listeners",
-            format!("PLAINTEXT://127.0.0.1:{}", clients[index]),
+            format!("PLAINTEXT://127.0.0.1:{}{secured}", clients[index]),
         ),
         (
             "listener.security.protocol.map",
-            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".into(),
+            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL".into(),
         ),
         ("controller.listener.names", "CONTROLLER".into()),
         ("log.dirs", dir.join("data").display().to_string()),
@@ -566,7 +590,10 @@ fn properties(index: usize, clients: &[u16], controllers: &[u16], dir: &Path) ->
         ("log.initial.task.delay.ms", "500".into()),
         ("log.segment.delete.delay.ms", "1000".into()),
     ];
-    for (key, value) in lines {
+    let settings = door
+        .map(|door| door.settings.as_slice())
+        .unwrap_or_default();
+    for (key, value) in lines.iter().chain(settings) {
         let _ = writeln!(text, "{key}={value}");
     }
     text

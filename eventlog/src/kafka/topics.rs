@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
@@ -16,9 +16,9 @@ use rdkafka::admin::{
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::client::{self, MESSAGE_MAX_BYTES, REQUEST_MS};
-use super::config::{BadSetting, KafkaConfig};
-use super::inbox::Words;
+use super::client::{self, Isolation, MESSAGE_MAX_BYTES, REQUEST_MS};
+use super::config::{BadSetting, KafkaConfig, SecurityProtocol};
+use super::inbox::{Inbox, Inward, Words};
 use super::names::Names;
 use crate::Topic;
 
@@ -99,7 +99,7 @@ pub enum TopicsError {
     #[error(transparent)]
     Setting(#[from] BadSetting),
     /// No broker answers.
-    #[error("no broker at {brokers}: {why} (is it running, and is kafka.brokers right?)")]
+    #[error("no broker at {brokers}: {why} ({})", remedy(why))]
     Unreachable {
         /// Asked.
         brokers: String,
@@ -114,6 +114,18 @@ pub enum TopicsError {
         /// Why.
         why: String,
     },
+}
+
+/// What to look at, by what the client library said.
+fn remedy(why: &str) -> &'static str {
+    let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    if says(&["SASL", "uthentication"]) {
+        "are kafka.security.username, password_file and sasl_mechanism what the brokers know?"
+    } else if says(&["SSL", "certificate"]) {
+        "does kafka.security.ca_file hold the authority that signed the brokers' certificates, and is kafka.brokers a name that is in them?"
+    } else {
+        "is it running, and are kafka.brokers and kafka.security.protocol right?"
+    }
 }
 
 /// Something that is not as it must be, and what to do about it.
@@ -226,8 +238,8 @@ pub fn create(config: &KafkaConfig) -> Result<Vec<String>, TopicsError> {
         }
     }
     // The brokers learn of a new topic one after the other: whoever is told "made" wants to use it.
-    let deadline = std::time::Instant::now() + Duration::from_millis(REQUEST_MS.into());
-    while std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + Duration::from_millis(REQUEST_MS.into());
+    while Instant::now() < deadline {
         let missing = check(config)?
             .problems
             .iter()
@@ -385,10 +397,32 @@ fn admin(config: &KafkaConfig) -> Result<AdminClient<Words>, TopicsError> {
     AdminClient::from_config_and_context(&settings, Words).map_err(|why| unreachable(config, &why))
 }
 
+/// The question that failed says only that nobody answered; why a connection was refused is told to whoever listens.
 fn unreachable(config: &KafkaConfig, why: &KafkaError) -> TopicsError {
+    let refused = || {
+        let names = Names::new(&config.prefix);
+        let listener = Inbox::new(&client::reader(config, Isolation::Committed), &names).ok()?;
+        let deadline = Instant::now() + Duration::from_millis(REQUEST_MS.into());
+        while Instant::now() < deadline {
+            if let Some(Inward::Failed { code, why, .. }) =
+                listener.next(Duration::from_millis(100))
+                && matches!(
+                    code,
+                    RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication
+                )
+            {
+                return Some(why);
+            }
+        }
+        None
+    };
+    let is_secured = config.security.protocol != SecurityProtocol::Plaintext;
     TopicsError::Unreachable {
         brokers: config.brokers.clone(),
-        why: why.to_string(),
+        why: is_secured
+            .then(refused)
+            .flatten()
+            .unwrap_or_else(|| why.to_string()),
     }
 }
 
