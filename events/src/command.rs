@@ -28,6 +28,9 @@ pub struct CommandRecord {
     /// The sending shard, on internal commands that went through the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ShardId>,
+    /// Why a person at the desk wants it, in their own words; older records lack it. Nothing depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// What is asked.
     #[serde(flatten)]
     pub command: Command,
@@ -41,8 +44,14 @@ impl CommandRecord {
             id: Some(id),
             issued_at,
             from: None,
+            reason: None,
             command,
         }
+    }
+
+    /// The same, and why it is wanted.
+    pub fn because(self, reason: Option<Reason>) -> Self {
+        Self { reason, ..self }
     }
 
     /// A message from one shard to another through the log.
@@ -52,6 +61,7 @@ impl CommandRecord {
             id: None,
             issued_at: at,
             from: Some(from),
+            reason: None,
             command,
         }
     }

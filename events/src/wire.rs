@@ -113,7 +113,7 @@ pub struct OutcomeMessage {
 }
 
 /// See [`OutcomeMessage::result`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WireResult {
     /// It changed what it meant to change, and that is committed.
@@ -127,7 +127,7 @@ pub enum WireResult {
 }
 
 /// Where a ride is in its life, as riders and drivers see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RideStage {
     /// A driver is being looked for.
@@ -166,7 +166,7 @@ impl From<EndOfRide> for RideStage {
 }
 
 /// A ride as the people in it see it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RideView {
     /// The ride.
     pub ride: RideId,
@@ -290,7 +290,7 @@ pub enum ToRider {
 }
 
 /// A car without its driver's name: riders may see cars, not people.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NearCar {
     /// Where.
     pub at: Place,
@@ -355,7 +355,7 @@ impl PingRefusal {
 }
 
 /// Body of `POST /v1/rides`; the key comes in the header `Idempotency-Key`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RideRequest {
     /// Where to be fetched.
     pub pickup: Place,
@@ -371,7 +371,7 @@ pub struct RideRequest {
 }
 
 /// Answer to `POST /v1/rides` (201: new; 200: this key's ride, opened earlier).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RideOpened {
     /// The ride.
     pub ride: RideId,
@@ -380,7 +380,7 @@ pub struct RideOpened {
 }
 
 /// Every HTTP error's body (RFC 9457 shape, `application/problem+json`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {
     /// Machine-readable name, `urn:cabrank:problem:already_riding`.
     #[serde(rename = "type")]
@@ -394,7 +394,7 @@ pub struct Problem {
 }
 
 /// Answer of `GET /v1/nearby`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Nearby {
     /// Nearest first.
     pub cars: Vec<NearCar>,

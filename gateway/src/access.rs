@@ -32,6 +32,8 @@ pub enum Endpoint {
     Events,
     /// `POST /v1/drivers/{id}/suspend`, `.../reinstate`, `.../blocks`, `DELETE /v1/drivers/{id}/blocks/{rider}`
     MarkDriver,
+    /// The map and the desk: `GET /v1/map`, states and histories of people and rides, `POST /v1/rides/{id}/redispatch`
+    Desk,
 }
 
 impl Endpoint {
@@ -47,6 +49,7 @@ impl Endpoint {
             Self::ReadRide => matches!(role, Driver | Rider | Service | Ops),
             Self::Nearby => matches!(role, Rider | Service | Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
+            Self::Desk => matches!(role, Ops),
         }
     }
 }

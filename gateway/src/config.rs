@@ -26,6 +26,8 @@ pub struct GatewayConfig {
     pub sockets: Sockets,
     /// What a ping must satisfy.
     pub ingest: IngestConfig,
+    /// The live map.
+    pub map: MapConfig,
 }
 
 impl Default for GatewayConfig {
@@ -37,6 +39,7 @@ impl Default for GatewayConfig {
             timing: Timing::default(),
             sockets: Sockets::default(),
             ingest: IngestConfig::default(),
+            map: MapConfig::default(),
         }
     }
 }
@@ -58,6 +61,9 @@ pub struct Limits {
     pub misunderstood_max: u32,
     /// Commands of all clients that wait for their outcome (16 to 1,000,000); more get 503 `busy`.
     pub waiting_outcomes_max: usize,
+    /// New rides among them (1 to 1,000,000); more get 503 `busy`. Smaller, so that under too much load it is new riders who
+    /// are asked to come back, and the commands of open rides still find a short queue.
+    pub waiting_requests_max: usize,
     /// Calls a minute and rider that open or cancel rides or look for cars; 0 is no limit.
     pub requests_per_minute: u32,
     /// Drivers whose last ping is remembered over a reconnection, and riders whose rate is counted (1,000 up). When
@@ -78,6 +84,7 @@ impl Default for Limits {
             session_waiting_max: 64,
             misunderstood_max: 16,
             waiting_outcomes_max: 16_384,
+            waiting_requests_max: 512,
             requests_per_minute: 30,
             people_remembered_max: 200_000,
             nearby_max: 100,
@@ -166,6 +173,56 @@ impl Sockets {
     }
 }
 
+/// The live map at `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MapConfig {
+    /// How often the map is drawn anew, in milliseconds (100 to 10,000). All open maps share what is drawn; nothing is
+    /// drawn while nobody looks.
+    pub tick_ms: u64,
+    /// Drivers (and rides) in one answer (100 to 1,000,000); a view with more shows cells only.
+    pub drivers_max: usize,
+    /// A driver at work who has not pinged for so long is drawn as silent, ms of domain time (1,000 up).
+    pub silent_ms: u64,
+    /// H3 resolution of demand and supply (5 to 10). 8 is about 0.7 km2.
+    pub cell_resolution: u8,
+    /// Where pictures of streets come from, as `https://host/{z}/{x}/{y}.png`; empty for none. Every browser with an
+    /// open map asks that server, which so learns where the city is.
+    pub tile_url: String,
+    /// Whom the tiles' maker wants to be named, shown on the map.
+    pub tile_credit: String,
+}
+
+impl Default for MapConfig {
+    fn default() -> Self {
+        Self {
+            tick_ms: 500,
+            drivers_max: 20_000,
+            silent_ms: 30_000,
+            cell_resolution: 8,
+            tile_url: String::new(),
+            tile_credit: String::new(),
+        }
+    }
+}
+
+impl MapConfig {
+    fn check(&self) -> Result<(), BadGatewayConfig> {
+        let is_tile_url = crate::page::origin(&self.tile_url).is_some()
+            && ["{z}", "{x}", "{y}"]
+                .iter()
+                .all(|part| self.tile_url.contains(part));
+        if self.tile_url.is_empty() || is_tile_url {
+            return Ok(());
+        }
+        Err(BadGatewayConfig {
+            key: "map.tile_url".into(),
+            value: format!("{:?}", self.tile_url),
+            remedy: "set https://host/{z}/{x}/{y}.png, or leave it empty".into(),
+        })
+    }
+}
+
 /// A value outside its range, found before any port opens.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("gateway.{key} is {value}: {remedy}")]
@@ -183,7 +240,7 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 22] = [
+        let ranges: [(&str, u64, u64, u64); 27] = [
             (
                 "limits.frame_bytes_max",
                 l.frame_bytes_max as u64,
@@ -212,6 +269,12 @@ impl GatewayConfig {
                 "limits.waiting_outcomes_max",
                 l.waiting_outcomes_max as u64,
                 16,
+                1_000_000,
+            ),
+            (
+                "limits.waiting_requests_max",
+                l.waiting_requests_max as u64,
+                1,
                 1_000_000,
             ),
             (
@@ -270,6 +333,20 @@ impl GatewayConfig {
             ),
             ("sockets.threads", self.sockets.threads as u64, 0, 256),
             ("sockets.wait_us", self.sockets.wait_us, 0, 20_000),
+            ("map.tick_ms", self.map.tick_ms, 100, 10_000),
+            (
+                "map.drivers_max",
+                self.map.drivers_max as u64,
+                100,
+                1_000_000,
+            ),
+            ("map.silent_ms", self.map.silent_ms, 1_000, far),
+            (
+                "map.cell_resolution",
+                u64::from(self.map.cell_resolution),
+                5,
+                10,
+            ),
             (
                 "ingest.ping_burst",
                 u64::from(self.ingest.ping_burst),
@@ -291,6 +368,7 @@ impl GatewayConfig {
                 });
             }
         }
+        self.map.check()?;
         self.ingest.check().map_err(|bad| BadGatewayConfig {
             key: format!("ingest.{}", bad.key),
             value: "out of range".into(),

@@ -5,20 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use cabrank_events::{Command, CommandId, CommandRecord, RiderId, Time};
+use cabrank_events::{Command, CommandId, CommandRecord, Reason, RiderId, Time};
 use cabrank_matcher::api::{Dispatch, NotTaken};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::GatewayConfig;
 use crate::counters::IngestCounters;
+use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{Drivers, Riders};
 use crate::problem::Problem;
+use crate::pulse::Pulse;
 use crate::rate::RequestRates;
 use crate::threads::Threads;
 use crate::token::{BadKeys, TokenVerifier};
+
+/// Histories read from the log at once: each looks through many records.
+const HISTORIES_MAX: usize = 2;
 
 /// The shared state of a gateway.
 pub struct Edge {
@@ -30,6 +35,8 @@ pub struct Edge {
     pub riders: Riders<RiderNews>,
     pub rates: RequestRates,
     pub counters: Arc<IngestCounters>,
+    /// One permit per new ride whose outcome is waited for.
+    pub requests: Semaphore,
     /// One permit per socket and event stream.
     pub sockets: Arc<Semaphore>,
     pub sockets_max: usize,
@@ -41,6 +48,12 @@ pub struct Edge {
     pub closing: CancellationToken,
     /// Where the sockets live.
     pub threads: Threads,
+    /// What open maps share.
+    pub map: Map,
+    /// What happened in the last minute.
+    pub pulse: Pulse,
+    /// One permit per history that is being read; more wait.
+    pub histories: Semaphore,
     started: Instant,
     /// Tells this gateway's calls from those of others and of its earlier lives.
     life: u64,
@@ -83,12 +96,16 @@ impl Edge {
                 config.limits.people_remembered_max,
             ),
             counters: Arc::new(IngestCounters::default()),
+            requests: Semaphore::new(config.limits.waiting_requests_max),
             sockets: Arc::new(Semaphore::new(sockets_max)),
             sockets_max,
             commits: watch::Sender::new(0),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             threads,
+            map: Map::default(),
+            pulse: Pulse::default(),
+            histories: Semaphore::new(HISTORIES_MAX),
             started: Instant::now(),
             life: RandomState::new().build_hasher().finish(),
             calls: AtomicU64::new(0),
@@ -129,6 +146,17 @@ impl Edge {
         issued_at: Time,
         command: Command,
     ) -> Result<Waiting, NotHandedIn> {
+        self.submit_because(id, issued_at, command, None)
+    }
+
+    /// The same, with the words of the person at the desk who wants it.
+    pub fn submit_because(
+        &self,
+        id: CommandId,
+        issued_at: Time,
+        command: Command,
+        reason: Option<Reason>,
+    ) -> Result<Waiting, NotHandedIn> {
         let waiting = self
             .outcomes
             .wait_for(id.clone())
@@ -136,10 +164,8 @@ impl Edge {
                 refused("waiting_outcomes");
                 NotHandedIn { retry_after_s: 1 }
             })?;
-        match self
-            .dispatch
-            .submit(CommandRecord::external(id, issued_at, command))
-        {
+        let record = CommandRecord::external(id, issued_at, command).because(reason);
+        match self.dispatch.submit(record) {
             Ok(()) => Ok(waiting),
             Err(NotTaken::Busy) => {
                 refused("log_queue");
@@ -161,6 +187,14 @@ impl Edge {
             refused("connections");
             Problem::busy("as many connections are open as allowed: connect again later")
                 .retry_after(5)
+        })
+    }
+
+    /// Room for one more new ride whose outcome is waited for.
+    pub fn admit_request(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.requests.try_acquire().map_err(|_| {
+            refused("waiting_requests");
+            NotHandedIn { retry_after_s: 1 }.into()
         })
     }
 

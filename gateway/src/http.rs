@@ -13,7 +13,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
-use cabrank_events::{Command, CommandId, IdempotencyKey, Place, RideId, Time, VehicleClass};
+use cabrank_events::{
+    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass,
+};
 use cabrank_geo::Point;
 use cabrank_matcher::api::{CarsNear, NearbyQuery};
 use serde::{Deserialize, Serialize};
@@ -23,12 +25,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::access::{Endpoint, choose_protocol, rider_for};
+use crate::desk;
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
 use crate::frames::Outbound;
 use crate::listener::Conn;
+use crate::map;
 use crate::marks;
 use crate::outcomes::Answer;
+use crate::page;
 use crate::people::TooManyPeople;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
@@ -65,6 +70,21 @@ pub fn router(edge: Arc<Edge>) -> Router {
             "/v1/drivers/{driver}/blocks/{rider}",
             delete(marks::unblock),
         )
+        .route("/v1/rides/{ride}/history", get(desk::ride_history))
+        .route("/v1/rides/{ride}/redispatch", post(desk::redispatch))
+        .route("/v1/drivers/{driver}", get(desk::driver))
+        .route("/v1/drivers/{driver}/history", get(desk::driver_history))
+        .route("/v1/riders/{rider}", get(desk::rider))
+        .route("/v1/riders/{rider}/history", get(desk::rider_history))
+        .route("/v1/map", get(map::map))
+        .route("/v1/map/area", get(map::area))
+        .route("/v1/map/drivers/{key}", get(map::name))
+        .route("/", get(page::index))
+        .route("/map.js", get(page::script))
+        .route("/map.css", get(page::style))
+        .route("/api", get(page::api))
+        .route("/api.js", get(page::api_script))
+        .route("/openapi.json", get(page::openapi))
         .route("/v1/nearby", get(nearby))
         .route("/v1/events", get(stream::events))
         .route("/healthz", get(async || "alive\n"))
@@ -249,10 +269,21 @@ pub async fn ask(
     issued_at: Time,
     command: Command,
 ) -> Result<Answer, Problem> {
+    ask_because(edge, id, issued_at, command, None).await
+}
+
+/// The same, with the words of the person at the desk who wants it.
+pub async fn ask_because(
+    edge: &Edge,
+    id: CommandId,
+    issued_at: Time,
+    command: Command,
+    reason: Option<Reason>,
+) -> Result<Answer, Problem> {
     let kind = command_name(&command);
     let since = Instant::now();
     let waiting = edge
-        .submit(id, issued_at, command)
+        .submit_because(id, issued_at, command, reason)
         .inspect_err(|_| count_command(kind, None))?;
     let patience = Duration::from_millis(edge.config.timing.outcome_timeout_ms);
     let answer = waiting.answer(patience).await;
@@ -261,12 +292,12 @@ pub async fn ask(
     answer.ok_or_else(Problem::unknown_outcome)
 }
 
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+pub fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
     json_of(status, body, ANSWER_BYTES)
 }
 
 /// The same for an answer of about `bytes`: the room is made once.
-fn json_of<T: Serialize>(status: StatusCode, body: &T, bytes: usize) -> Response {
+pub fn json_of<T: Serialize>(status: StatusCode, body: &T, bytes: usize) -> Response {
     let content_type = [(header::CONTENT_TYPE, "application/json")];
     let mut json = Vec::with_capacity(bytes);
     if serde_json::to_writer(&mut json, body).is_err() {
@@ -319,7 +350,9 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         dropoff,
         class,
     };
+    let room = edge.admit_request()?;
     let answer = ask(&edge, id, issued_at, command).await?;
+    drop(room);
     let status = match answer.outcome {
         Outcome::Done => StatusCode::CREATED,
         Outcome::AlreadyDone => StatusCode::OK,
@@ -341,7 +374,7 @@ async fn read_body(
     Bytes::from_request(request, &()).await
 }
 
-fn ride_id(text: &str) -> Result<RideId, Problem> {
+pub fn ride_id(text: &str) -> Result<RideId, Problem> {
     // What is no ride id names no ride.
     text.parse().map_err(|_| Problem::unknown_ride())
 }
@@ -376,8 +409,8 @@ async fn read_ride(
 }
 
 /// What a call that changes something answers: done now, or done before.
-#[derive(Serialize)]
-struct Changed {
+#[derive(Serialize, schemars::JsonSchema)]
+pub struct Changed {
     result: WireResult,
     #[serde(skip_serializing_if = "Option::is_none")]
     ride: Option<RideId>,
@@ -398,13 +431,27 @@ pub fn changed(answer: Answer) -> Result<Response, Problem> {
     ))
 }
 
+/// What the desk may say beside a cancel.
+#[derive(Deserialize, schemars::JsonSchema)]
+pub struct Why {
+    #[serde(default)]
+    reason: Option<Reason>,
+}
+
 async fn cancel_ride(
     State(edge): Shared,
     headers: HeaderMap,
     Path(ride): Path<String>,
+    bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let verified = edge.authorize(Endpoint::CancelRide, &headers)?;
     let ride = ride_id(&ride)?;
+    // Only the desk gives reasons; what a rider's app may send is not read.
+    let reason = match (&verified.caller, bytes) {
+        (Caller::Rider(_) | Caller::Driver(_), _) => None,
+        (_, Ok(bytes)) if bytes.is_empty() => None,
+        (_, bytes) => body::<Why>(&edge, bytes)?.reason,
+    };
     // The id comes from the ride, so that a retry is the same command.
     let (id, by, rider) = match &verified.caller {
         Caller::Rider(rider) => {
@@ -428,11 +475,12 @@ async fn cancel_ride(
         }
     };
     let command = Command::CancelRide { ride, by, rider };
-    changed(ask(&edge, command_id(id)?, edge.dispatch.now(), command).await?)
+    changed(ask_because(&edge, command_id(id)?, edge.dispatch.now(), command, reason).await?)
 }
 
-#[derive(Deserialize)]
-struct ByKey {
+/// Which wish is taken back.
+#[derive(Deserialize, schemars::JsonSchema)]
+pub struct ByKey {
     key: IdempotencyKey,
 }
 

@@ -8,7 +8,9 @@
 //! - `socket` is the life of any WebSocket; `driver` and `rider` say what messages mean; `news` what events concern whom.
 //! - `upgrade` takes a socket out of HTTP, `threads` moves its bytes, `frames` reads and writes them as RFC 6455 says; `ping_json` reads most.
 //! - `ingest` is the way of every ping, whoever brings it.
-//! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say.
+//! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say; `openapi` describes them all.
+//! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does,
+//!   `page` what a browser is served.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
@@ -17,6 +19,7 @@
 mod access;
 mod config;
 mod counters;
+mod desk;
 mod driver;
 mod edge;
 mod frames;
@@ -24,12 +27,16 @@ mod health;
 mod http;
 mod ingest;
 mod listener;
+mod map;
 mod marks;
 mod news;
+mod openapi;
 mod outcomes;
+mod page;
 mod people;
 pub mod ping_json;
 mod problem;
+mod pulse;
 mod query;
 mod rate;
 mod rider;
@@ -52,10 +59,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use access::Endpoint;
 pub use cabrank_engine::ingest::IngestConfig;
-pub use config::{BadGatewayConfig, GatewayConfig, Limits, Sockets, Timing};
+pub use config::{BadGatewayConfig, GatewayConfig, Limits, MapConfig, Sockets, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
 pub use health::serve_health;
 pub use ingest::PartnerPings;
+pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
 
 use edge::Edge;

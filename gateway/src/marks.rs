@@ -8,22 +8,19 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use cabrank_events::{Command, DriverId, Reason, RiderId};
+use cabrank_events::{Command, DriverId, RiderId};
 use serde::Deserialize;
 
 use crate::access::Endpoint;
+use crate::desk::Because;
 use crate::edge::Edge;
 use crate::http::{Shared, ask, body, changed, command_id};
 use crate::problem::Problem;
 use crate::token::Caller;
 
-#[derive(Deserialize)]
-struct Suspension {
-    reason: Reason,
-}
-
-#[derive(Deserialize)]
-struct Block {
+/// Who is kept apart from the driver.
+#[derive(Deserialize, schemars::JsonSchema)]
+pub struct Block {
     rider: RiderId,
 }
 
@@ -41,7 +38,8 @@ fn decides(edge: &Edge, headers: &HeaderMap) -> Result<String, Problem> {
     }
 }
 
-fn id<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
+/// An id in a path.
+pub fn id<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
     text.parse()
         .map_err(|error: T::Err| Problem::bad_request(error.to_string()))
 }
@@ -60,7 +58,7 @@ pub async fn suspend(
 ) -> Result<Response, Problem> {
     let who = decides(&edge, &headers)?;
     let driver: DriverId = id(&driver)?;
-    let Suspension { reason } = body(&edge, bytes)?;
+    let Because { reason } = body(&edge, bytes)?;
     decide(&edge, &who, Command::SuspendDriver { driver, reason }).await
 }
 

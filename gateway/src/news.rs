@@ -51,6 +51,8 @@ impl Edge {
                     .tell(&ride.rider, || RiderNews::Ride(ride.clone()));
             }
         }
+        self.pulse
+            .hear(commits, self.dispatch.now(), self.wall_ms());
         self.commits
             .send_modify(|count| *count = count.wrapping_add(1));
     }

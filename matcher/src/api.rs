@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{
-    CommandRecord, DriverId, EventRecord, HoldId, Place, RideId, RiderId, SessionId, Time,
+    CommandRecord, DriverId, EventRecord, HoldId, Place, Reason, RideId, RiderId, SessionId, Time,
     VehicleClass,
 };
 
@@ -101,6 +102,39 @@ pub struct DriverView {
     pub session: Option<SessionId>,
     /// The hold, if any: an offer or a ride.
     pub hold: Option<HoldId>,
+    /// Kept from work, and why.
+    pub suspended: Option<Reason>,
+}
+
+/// A driver as a map shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverSeen<'a> {
+    /// Who.
+    pub id: &'a DriverId,
+    /// As of the last commit.
+    pub view: &'a DriverView,
+    /// The newest position known here.
+    pub at: Option<Position>,
+}
+
+/// One thing an entity was told, or one that happened to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// When it entered the log.
+    pub time: Time,
+    /// A command as it was handed in; else an event.
+    pub is_command: bool,
+    /// The command record's JSON, or the event's CloudEvents JSON.
+    pub json: Bytes,
+}
+
+/// What made an entity what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Oldest first.
+    pub past: Vec<Past>,
+    /// There may have been more before: it is no longer kept, or was not looked for.
+    pub is_cut: bool,
 }
 
 /// Where a driver is.
@@ -188,6 +222,14 @@ pub trait Dispatch: Send + Sync + 'static {
     fn driver(&self, driver: &DriverId) -> Option<DriverView>;
     /// When the offer a driver holds must be confirmed and how long the answer may take: `(receipt_by, answer_ms)`.
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)>;
+    /// Shows every driver known here, in no order. `see` must be quick and must not ask this node anything: it is called
+    /// while parts of what it would ask are locked. A gateway process of its own knows the positions of the drivers that
+    /// ping there only.
+    fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>));
+    /// Shows every ride as of the last commit, those lately ended among them, under the same terms.
+    fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>));
+    /// The newest commands and events of an entity, at most `max`. Reads the log: not for a thread that must not block.
+    fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable>;
     /// Adds a listener; it hears every commit from now on.
     fn listen(&self, listener: Listener);
     /// The end of the event log: where a tail starts.

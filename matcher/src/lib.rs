@@ -8,6 +8,7 @@
 //! - `follower`: what others have committed, folded from events.
 //! - `people`: which driver has which slot of the index, and who is silent.
 //! - `views`: what was last committed, for reads.
+//! - `history`: the commands and events that made an entity what it is.
 //! - `reach`: which waiting rides a car that comes free could serve.
 //! - [`clock`]: domain time.
 //!
@@ -18,6 +19,7 @@ pub mod clock;
 pub mod config;
 mod cursor;
 mod follower;
+mod history;
 mod node;
 mod people;
 mod reach;

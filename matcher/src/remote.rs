@@ -33,15 +33,15 @@ use tonic::Code;
 use tracing::{error, warn};
 
 use crate::api::{
-    CarsNear, Committed, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener,
-    NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    CarsNear, Committed, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History,
+    Listener, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use crate::clock::DomainClock;
 use crate::follower::{Follower, Following, Sink, What};
 use crate::node::Failure;
 use crate::rpc::{LinkConfig, v1};
 use crate::views::Views;
-use crate::{cursor, route};
+use crate::{cursor, history, route};
 
 use routes::{Route, Routes};
 use tracks::Tracks;
@@ -645,6 +645,32 @@ impl Dispatch for Remote {
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {
         let until = self.shared.views.rides.get(&ride)?.offer_until?;
         Some((until, self.shared.parts.engine.offer_answer_ms))
+    }
+
+    fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>)) {
+        let now = self.now();
+        for entry in &self.shared.views.drivers {
+            let at = self.shared.tracks.last(entry.key()).map(|last| Position {
+                at: Place(last.at),
+                age_ms: now.since(Time(last.time_ms)).max(0),
+            });
+            see(DriverSeen {
+                id: entry.key(),
+                view: entry.value(),
+                at,
+            });
+        }
+    }
+
+    fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>)) {
+        for entry in &self.shared.views.rides {
+            see(&entry.view);
+        }
+    }
+
+    fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
+        let parts = &self.shared.parts;
+        history::of(&*parts.log, &parts.ring, entity, max)
     }
 
     fn listen(&self, listener: Listener) {

@@ -123,5 +123,6 @@ fn view_of(driver: &Driver) -> DriverView {
     DriverView {
         session: driver.open_session(),
         hold: driver.held.map(|held| held.hold),
+        suspended: driver.suspended.clone(),
     }
 }

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cabrank_engine::travel::{StraightLine, TravelTime};
+use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_geo::{Filter, Near, Placement, Query, Status};
 
 use super::{Node, Shared};
 use crate::api::{
-    CarsNear, Dispatch, DriverView, EventCursor, EventsUnreadable, Listener, NearbyQuery,
-    NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    CarsNear, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History, Listener,
+    NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
-use crate::{cursor, route};
+use crate::{cursor, history, route};
 
 /// Most cars one `nearby` may ask for.
 const NEARBY_MAX: usize = 100;
@@ -151,6 +152,31 @@ impl Dispatch for Node {
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {
         let until = self.shared.views.rides.get(&ride)?.offer_until?;
         Some((until, self.shared.engine.offer_answer_ms))
+    }
+
+    fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>)) {
+        let now = self.shared.clock.now();
+        for entry in &self.shared.views.drivers {
+            let at = self.shared.placement(entry.key()).map(|placement| Position {
+                at: Place(placement.at),
+                age_ms: now.since(Time(placement.time_ms)).max(0),
+            });
+            see(DriverSeen {
+                id: entry.key(),
+                view: entry.value(),
+                at,
+            });
+        }
+    }
+
+    fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>)) {
+        for entry in &self.shared.views.rides {
+            see(&entry.view);
+        }
+    }
+
+    fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
+        history::of(&*self.shared.log, &self.shared.ring, entity, max)
     }
 
     fn listen(&self, listener: Listener) {

@@ -1,0 +1,332 @@
+// Draws the city on the canvas, some sixty times a second.
+
+import { type Camera, type World, toWorld } from "./camera";
+import { type Car, type City, where } from "./city";
+import type { Ride } from "./frame";
+
+export interface Cell {
+  cell: string;
+  corners: [number, number][];
+  free: number;
+  waiting: number;
+  asked: number;
+}
+
+/** Which numbers the cells show. */
+export type CellsShow = "none" | "supply" | "demand" | "balance";
+
+/** Colours come from the style sheet, so that light and dark are said in one place. */
+interface Colours {
+  ground: string;
+  grid: string;
+  ink: string;
+  soft: string;
+  halo: string;
+  states: string[];
+  waiting: string;
+  supply: string;
+  demand: string;
+}
+
+export interface Selected {
+  driver: number | null;
+  ride: string | null;
+}
+
+const STAGE_WAITING = 0;
+const STAGE_OFFERED = 1;
+const STAGE_STARTED = 4;
+
+export class Painter {
+  cells: Cell[] = [];
+  show: CellsShow = "balance";
+  lines = true;
+  offline = true;
+  private readonly context: CanvasRenderingContext2D;
+  private colours: Colours;
+  private sprites: HTMLCanvasElement[] = [];
+  private spriteSize = 0;
+  private tiles = new Map<string, HTMLImageElement>();
+
+  constructor(
+    private readonly canvas: HTMLCanvasElement,
+    private readonly camera: Camera,
+    private readonly tileUrl: string,
+  ) {
+    const context = canvas.getContext("2d", { alpha: false });
+    if (!context) throw new Error("this browser has no canvas");
+    this.context = context;
+    this.colours = readColours();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.colours = readColours();
+      this.sprites = [];
+    });
+  }
+
+  /** The page's size has changed. */
+  fitWindow(): void {
+    const { clientWidth, clientHeight } = this.canvas;
+    const ratio = devicePixelRatio || 1;
+    this.canvas.width = Math.round(clientWidth * ratio);
+    this.canvas.height = Math.round(clientHeight * ratio);
+    this.camera.width = clientWidth;
+    this.camera.height = clientHeight;
+    this.sprites = [];
+  }
+
+  paint(city: City, selected: Selected, now: number): void {
+    const { context, camera, colours } = this;
+    const ratio = this.canvas.width / Math.max(1, camera.width);
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.fillStyle = colours.ground;
+    context.fillRect(0, 0, camera.width, camera.height);
+    if (this.tileUrl) this.paintTiles();
+    else this.paintGrid();
+    if (this.show !== "none") this.paintCells();
+    if (this.lines) this.paintLines(city, now);
+    this.paintRiders(city, now);
+    this.paintCars(city, now, ratio);
+    this.paintSelected(city, selected, now);
+    this.paintScale();
+  }
+
+  private paintGrid(): void {
+    const { context, camera, colours } = this;
+    // Lines some hundred pixels apart, at round parts of the world.
+    const step = 2 ** -Math.round(Math.log2(camera.scale / 140));
+    const [left, top] = camera.at(0, 0);
+    const [right, bottom] = camera.at(camera.width, camera.height);
+    context.strokeStyle = colours.grid;
+    context.lineWidth = 1;
+    context.beginPath();
+    for (let x = Math.ceil(left / step) * step; x < right; x += step) {
+      const at = Math.round(camera.x([x, 0])) + 0.5;
+      context.moveTo(at, 0);
+      context.lineTo(at, camera.height);
+    }
+    for (let y = Math.ceil(top / step) * step; y < bottom; y += step) {
+      const at = Math.round(camera.y([0, y])) + 0.5;
+      context.moveTo(0, at);
+      context.lineTo(camera.width, at);
+    }
+    context.stroke();
+  }
+
+  private paintTiles(): void {
+    const { context, camera } = this;
+    const z = Math.max(0, Math.min(19, Math.round(camera.zoom)));
+    const count = 2 ** z;
+    const size = camera.scale / count;
+    const [left, top] = camera.at(0, 0);
+    const [right, bottom] = camera.at(camera.width, camera.height);
+    for (let x = Math.floor(left * count); x <= right * count; x++) {
+      for (let y = Math.max(0, Math.floor(top * count)); y < Math.min(count, bottom * count); y++) {
+        const image = this.tile(z, ((x % count) + count) % count, y);
+        if (image.complete && image.naturalWidth > 0) {
+          const at: World = [x / count, y / count];
+          context.drawImage(image, camera.x(at), camera.y(at), size + 0.5, size + 0.5);
+        }
+      }
+    }
+  }
+
+  private tile(z: number, x: number, y: number): HTMLImageElement {
+    const name = `${z}/${x}/${y}`;
+    let image = this.tiles.get(name);
+    if (!image) {
+      if (this.tiles.size > 500) this.tiles.clear();
+      image = new Image();
+      image.src = this.tileUrl
+        .replace("{z}", String(z))
+        .replace("{x}", String(x))
+        .replace("{y}", String(y));
+      this.tiles.set(name, image);
+    }
+    return image;
+  }
+
+  private paintCells(): void {
+    const { context, camera, colours } = this;
+    const most = Math.max(1, ...this.cells.map((cell) => Math.max(cell.free, cell.asked)));
+    for (const cell of this.cells) {
+      const supply = Math.sqrt(cell.free / most);
+      const demand = Math.sqrt((cell.asked + cell.waiting) / most);
+      const strength =
+        this.show === "supply" ? supply : this.show === "demand" ? demand : Math.abs(demand - supply);
+      if (strength < 0.02) continue;
+      const isDemand = this.show === "demand" || (this.show === "balance" && demand > supply);
+      context.beginPath();
+      cell.corners.forEach(([lat, lon], n) => {
+        const at = toWorld(lat, lon);
+        if (n === 0) context.moveTo(camera.x(at), camera.y(at));
+        else context.lineTo(camera.x(at), camera.y(at));
+      });
+      context.closePath();
+      context.globalAlpha = Math.min(0.5, 0.08 + 0.42 * strength);
+      context.fillStyle = isDemand ? colours.demand : colours.supply;
+      context.fill();
+      context.globalAlpha = 0.25;
+      context.strokeStyle = context.fillStyle;
+      context.lineWidth = 1;
+      context.stroke();
+    }
+    context.globalAlpha = 1;
+  }
+
+  private paintLines(city: City, now: number): void {
+    const { context, camera, colours } = this;
+    context.lineWidth = 1.5;
+    for (const isStarted of [false, true]) {
+      context.beginPath();
+      for (const ride of city.rides.values()) {
+        if ((ride.stage === STAGE_STARTED) !== isStarted || ride.driver === null) continue;
+        const to = isStarted ? ride.dropoff : ride.pickup;
+        if (!to) continue;
+        const from = carOf(city, ride, now);
+        const goal = toWorld(...to);
+        context.moveTo(camera.x(from), camera.y(from));
+        context.lineTo(camera.x(goal), camera.y(goal));
+      }
+      context.strokeStyle = (isStarted ? colours.states[4] : colours.states[3]) ?? colours.ink;
+      context.globalAlpha = isStarted ? 0.35 : 0.85;
+      // Dashes run from the car to where it goes.
+      context.setLineDash(isStarted ? [2, 6] : [7, 5]);
+      context.lineDashOffset = -(now / 40) % 96;
+      context.stroke();
+    }
+    context.setLineDash([]);
+    context.globalAlpha = 1;
+  }
+
+  private paintRiders(city: City, now: number): void {
+    const { context, camera, colours } = this;
+    const beat = (now % 1_400) / 1_400;
+    for (const ride of city.rides.values()) {
+      if (ride.stage > 3) continue;
+      const at = toWorld(...ride.pickup);
+      const [x, y] = [camera.x(at), camera.y(at)];
+      if (x < -20 || y < -20 || x > camera.width + 20 || y > camera.height + 20) continue;
+      const waits = ride.stage === STAGE_WAITING || ride.stage === STAGE_OFFERED;
+      const colour = waits ? colours.waiting : (colours.states[3] ?? colours.ink);
+      context.strokeStyle = colour;
+      if (ride.stage === STAGE_WAITING) {
+        context.globalAlpha = 1 - beat;
+        context.lineWidth = 1.5;
+        context.beginPath();
+        context.arc(x, y, 4 + 10 * beat, 0, 2 * Math.PI);
+        context.stroke();
+        context.globalAlpha = 1;
+      }
+      context.lineWidth = waits ? 2.5 : 1.5;
+      context.beginPath();
+      context.arc(x, y, waits ? 4.5 : 3.5, 0, 2 * Math.PI);
+      context.fillStyle = colours.halo;
+      context.fill();
+      context.stroke();
+    }
+  }
+
+  private paintCars(city: City, now: number, ratio: number): void {
+    const { context, camera } = this;
+    const size = Math.max(3, Math.min(11, (camera.zoom - 8.5) * 1.5));
+    if (this.sprites.length === 0 || this.spriteSize !== size) this.makeSprites(size, ratio);
+    const half = size / 2 + 1.5;
+    // Those that matter most are drawn last.
+    for (const state of [0, 1, 4, 3, 2]) {
+      if (state === 0 && !this.offline) continue;
+      for (const car of city.cars.values()) {
+        if (car.state !== state) continue;
+        const at = where(car, now);
+        const x = camera.x(at);
+        const y = camera.y(at);
+        if (x < -9 || y < -9 || x > camera.width + 9 || y > camera.height + 9) continue;
+        const sprite = this.sprites[car.silent ? state + 5 : state];
+        if (sprite) context.drawImage(sprite, x - half, y - half, half * 2, half * 2);
+      }
+    }
+  }
+
+  /** A dot for each state, and a ring for each whose driver is silent. */
+  private makeSprites(size: number, ratio: number): void {
+    this.spriteSize = size;
+    const { states, halo } = this.colours;
+    const sprite = (colour: string, isSilent: boolean, scale: number) => {
+      const canvas = document.createElement("canvas");
+      const side = (size + 3) * ratio;
+      canvas.width = canvas.height = Math.ceil(side);
+      const context = canvas.getContext("2d");
+      if (!context) return canvas;
+      const radius = Math.max(1, (size * scale) / 2) * ratio;
+      context.beginPath();
+      context.arc(side / 2, side / 2, radius, 0, 2 * Math.PI);
+      context.lineWidth = ratio * (isSilent ? 1.5 : 1);
+      context.fillStyle = isSilent ? halo : colour;
+      context.strokeStyle = isSilent ? colour : halo;
+      context.fill();
+      context.stroke();
+      return canvas;
+    };
+    const scales = [0.7, 0.9, 1.15, 1.1, 1];
+    this.sprites = [false, true].flatMap((isSilent) =>
+      states.map((colour, n) => sprite(colour, isSilent, scales[n] ?? 1)),
+    );
+  }
+
+  private paintSelected(city: City, selected: Selected, now: number): void {
+    const { context, camera, colours } = this;
+    const car = selected.driver === null ? undefined : city.cars.get(selected.driver);
+    const ride = selected.ride === null ? undefined : city.rides.get(selected.ride);
+    const places: World[] = [];
+    if (car) places.push(where(car, now));
+    if (ride) places.push(toWorld(...ride.pickup));
+    context.strokeStyle = colours.ink;
+    context.lineWidth = 2;
+    for (const at of places) {
+      context.beginPath();
+      context.arc(camera.x(at), camera.y(at), 12 + 1.5 * Math.sin(now / 200), 0, 2 * Math.PI);
+      context.stroke();
+    }
+  }
+
+  private paintScale(): void {
+    const { context, camera, colours } = this;
+    const metres = camera.metres() * 120;
+    const power = 10 ** Math.floor(Math.log10(metres));
+    const round = [5, 2, 1].map((n) => n * power).find((n) => n <= metres) ?? power;
+    const wide = round / camera.metres();
+    const [x, y] = [16, camera.height - 18];
+    context.strokeStyle = colours.soft;
+    context.lineWidth = 2;
+    context.beginPath();
+    context.moveTo(x, y - 5);
+    context.lineTo(x, y);
+    context.lineTo(x + wide, y);
+    context.lineTo(x + wide, y - 5);
+    context.stroke();
+    context.fillStyle = colours.soft;
+    context.font = "12px system-ui, sans-serif";
+    context.fillText(round >= 1_000 ? `${round / 1_000} km` : `${round} m`, x + 4, y - 5);
+  }
+}
+
+/** Where the ride's car is: where it is drawn if it is, else where the server says. */
+function carOf(city: City, ride: Ride, now: number): World {
+  const car: Car | undefined = ride.driver === null ? undefined : city.cars.get(ride.driver);
+  return car ? where(car, now) : toWorld(...ride.car);
+}
+
+function readColours(): Colours {
+  const style = getComputedStyle(document.documentElement);
+  const of = (name: string) => style.getPropertyValue(`--${name}`).trim();
+  return {
+    ground: of("ground"),
+    grid: of("grid"),
+    ink: of("ink"),
+    soft: of("soft"),
+    halo: of("halo"),
+    states: ["offline", "free", "held", "pickup", "riding"].map(of),
+    waiting: of("waiting"),
+    supply: of("free"),
+    demand: of("waiting"),
+  };
+}
