@@ -9,6 +9,8 @@ pub(super) const REQUEST_MS: u32 = 5_000;
 /// How long a broker holds a fetch that finds nothing, in ms. Records end the wait at once, so it decides only how soon
 /// the end of a partition is noticed and how many empty answers a second an idle client gets.
 const FETCH_WAIT_MS: &str = "100";
+/// The same for one who follows partitions: an end means nothing to it. New partitions wait for the fetch under way.
+const FOLLOW_FETCH_WAIT_MS: &str = "250";
 /// The same for a reader of a range: it fetches only while somebody waits for the range's end.
 const RANGE_FETCH_WAIT_MS: &str = "2";
 /// Largest batch the brokers take, in bytes: a record of [`crate::RECORD_MAX_BYTES`] and what goes around it.
@@ -107,6 +109,7 @@ pub(super) fn range_reader(config: &KafkaConfig, isolation: Isolation) -> Client
 pub(super) fn reader(config: &KafkaConfig, isolation: Isolation) -> ClientConfig {
     let mut client = consumer(config);
     client
+        .set("fetch.wait.max.ms", FOLLOW_FETCH_WAIT_MS)
         // Never joined; the client library wants a name to hand out partitions by hand.
         .set("group.id", format!("{}cabrank-readers", config.prefix))
         .set(

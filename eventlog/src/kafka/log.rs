@@ -1,20 +1,22 @@
 //! The log as gateways, tails and tools use it, over Kafka.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{Producer, ThreadedProducer};
+use rdkafka::producer::Producer;
 
 use super::client::{self, Isolation};
 use super::config::{BadSetting, KafkaConfig};
+use super::images::Images;
 use super::inbox::{Words, membership};
 use super::names::Names;
 use super::owner::KafkaOwner;
+use super::polled::Polled;
 use super::producing::{self, Deliveries, Outward};
 use super::reader::{LOOK, Reader};
 use super::stored::{Announcement, EVENTS, ShardImage};
@@ -57,14 +59,24 @@ fn list(problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
+/// What `shard-owners` said up to some offset.
+#[derive(Clone, Debug, Default)]
+struct Announced {
+    read_to: u64,
+    owners: BTreeMap<u16, OwnerRecord>,
+}
+
 pub(super) struct Shared {
     pub config: KafkaConfig,
     pub names: Names,
     pub reader: Reader,
-    submitter: ThreadedProducer<Deliveries>,
-    probed: std::sync::Mutex<Option<Instant>>,
+    pub images: Images,
+    /// Gateways ask for the owners five times a second: they are told what they knew and what is new.
+    announced: Mutex<Announced>,
+    submitter: Polled,
+    probed: Mutex<Option<Instant>>,
     /// Made when first used: most processes publish nothing.
-    losable: OnceLock<Option<ThreadedProducer<Deliveries>>>,
+    losable: OnceLock<Option<Polled>>,
 }
 
 /// The log over Kafka. Cheap to clone; all clones share their connections.
@@ -109,18 +121,17 @@ impl KafkaLog {
         }
         let names = Names::new(&config.prefix);
         let client = |why: KafkaError| KafkaOpenError::Client(why.to_string());
-        let submitter = ThreadedProducer::from_config_and_context(
-            &client::submitter(&config),
-            Deliveries::new(&names),
-        )
-        .map_err(client)?;
+        let submitter =
+            Polled::start(&client::submitter(&config), Deliveries::new(&names)).map_err(client)?;
         Ok(KafkaLog {
             shared: Arc::new(Shared {
                 reader: Reader::new(&config, &names).map_err(client)?,
+                images: Images::new(config.shards),
+                announced: Mutex::default(),
                 config,
                 names,
                 submitter,
-                probed: std::sync::Mutex::new(None),
+                probed: Mutex::new(None),
                 losable: OnceLock::new(),
             }),
         })
@@ -315,27 +326,50 @@ impl EventLog for KafkaLog {
         let partition = (Topic::ShardOwners, 0);
         let reader = &self.shared.reader;
         let end = reader.stable_ends(&[partition])?[0];
-        let mut owners = std::collections::BTreeMap::new();
-        let mut broken = None;
-        reader.scan(Isolation::Committed, partition, 0, end, |inward| {
-            if let Some(record) = inward.into_record() {
-                match serde_json::from_slice::<Announcement>(&record.value) {
-                    Ok(said) => drop(owners.insert(said.shard, OwnerRecord::from(said))),
-                    Err(why) => broken = Some(format!("offset {}: {why}", record.offset)),
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        match broken {
-            Some(why) => Err(ReadError::Corrupt(format!("shard-owners, {why}"))),
-            None => Ok(owners.into_values().collect()),
+        let mut known = {
+            let known = &self.shared.announced;
+            known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        if end < known.read_to {
+            // A log that was cut, or made anew.
+            known = Announced::default();
         }
+        let mut broken = None;
+        reader.scan(
+            Isolation::Committed,
+            partition,
+            known.read_to,
+            end,
+            |inward| {
+                if let Some(record) = inward.into_record() {
+                    match serde_json::from_slice::<Announcement>(&record.value) {
+                        Ok(said) => {
+                            drop(known.owners.insert(said.shard, OwnerRecord::from(said)));
+                        }
+                        Err(why) => broken = Some(format!("offset {}: {why}", record.offset)),
+                    }
+                }
+                ControlFlow::Continue(())
+            },
+        )?;
+        if let Some(why) = broken {
+            return Err(ReadError::Corrupt(format!("shard-owners, {why}")));
+        }
+        known.read_to = end;
+        let owners = known.owners.values().cloned().collect();
+        let mut newest = self
+            .shared
+            .announced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *newest = known;
+        Ok(owners)
     }
 
     fn publish(&self, topic: Topic, shard: u16, key: Bytes, value: Bytes) -> bool {
         let shared = &self.shared;
         let losable = shared.losable.get_or_init(|| {
-            ThreadedProducer::from_config_and_context(
+            Polled::start(
                 &client::losable(&shared.config),
                 Deliveries::new(&shared.names),
             )
@@ -365,10 +399,7 @@ impl Shared {
         if !is_failing {
             return Ok(());
         }
-        let mut probed = self
-            .probed
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         if probed.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
             return Err(SubmitError::Unavailable(
                 why.unwrap_or_else(|| "the brokers do not acknowledge".into()),
@@ -403,7 +434,7 @@ impl Shared {
             from,
             to,
             |inward| match image.take(inward) {
-                Ok(()) => ControlFlow::Continue(()),
+                Ok(_) => ControlFlow::Continue(()),
                 Err(why) => {
                     broken = Some(why);
                     ControlFlow::Break(())

@@ -22,11 +22,13 @@
 mod client;
 mod config;
 mod hanging;
+mod images;
 mod inbox;
 mod lease;
 mod log;
 mod names;
 mod owner;
+mod polled;
 mod producing;
 mod reader;
 mod stored;

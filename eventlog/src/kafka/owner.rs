@@ -13,6 +13,7 @@
 //!   checks the generation there.
 //! - After any failure the memory is gone and the producers are new.
 
+mod clock;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +26,9 @@ use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use tracing::{debug, info, warn};
 
-use super::client::{self, Isolation};
+use self::clock::LogClock;
+use super::client;
+use super::images::Keeper;
 use super::inbox::{Inbox, Inward, membership};
 use super::lease::{NodeLease, now_ns};
 use super::log::Shared;
@@ -40,10 +43,6 @@ use crate::{
 /// How much engine time stays behind the clock (PROTOCOL 15): the brokers' clocks may be this far off ours. One that is
 /// further off gives its engine no time (PROTOCOL 16).
 const CLOCK_MARGIN_MS: i64 = 500;
-/// Between two questions where the commands end. Timers are late by up to this and the margin.
-const SAMPLE_EVERY: Duration = Duration::from_millis(100);
-/// A question that the commands have not reached after this long: the shard is behind, so there is no clock.
-const SAMPLE_MAX: Duration = Duration::from_millis(1_500);
 /// Longest wait between two looks at lease and clock.
 const SLICE: Duration = Duration::from_millis(100);
 /// Between two attempts to make producers.
@@ -73,6 +72,8 @@ pub enum Sabotage {
     FreshGeneration,
     /// PROTOCOL 24: metadata without generation and member, as of a consumer that is in no group, is used.
     NoMembership,
+    /// PROTOCOL 26: after a commit that failed the memory from before it is gone on with.
+    UndoAfterCommit,
     /// PROTOCOL 23: the lease has no end.
     EndlessLease,
     /// PROTOCOL 15: the clock is given out without looking for the end of the commands.
@@ -120,13 +121,6 @@ struct Lane {
     next_event: [Option<u64>; EVENTS.len()],
 }
 
-/// "At `clock_ms` the commands ended at `ends`" (PROTOCOL 15).
-struct Sample {
-    clock_ms: i64,
-    asked: Instant,
-    ends: Vec<(u16, u64)>,
-}
-
 /// A node's place in the group, and the shards it owns by it.
 pub struct KafkaOwner {
     shared: Arc<Shared>,
@@ -146,13 +140,12 @@ pub struct KafkaOwner {
     waiting: VecDeque<(u16, Record)>,
     gained: Vec<u16>,
     lost: Vec<u16>,
+    /// Reads the states of all shards, so that takeovers need not.
+    _keeper: Keeper,
     producers: Option<Pair>,
     /// Producers that are being made.
     making: Option<JoinHandle<KafkaResult<Pair>>>,
-    sample: Option<Sample>,
-    sampled: Option<Instant>,
-    /// The newest clock whose end was reached, and when that was.
-    clock: Option<(i64, Instant)>,
+    clock: LogClock,
     /// The brokers' clock was too far off ours at the last commit.
     is_skewed: bool,
     lease: NodeLease,
@@ -209,6 +202,8 @@ fn wall_ms() -> i64 {
 
 impl KafkaOwner {
     pub(super) fn join(shared: &Arc<Shared>, node: &str, address: &str) -> KafkaResult<KafkaOwner> {
+        // Before the others have to wait for this node.
+        let keeper = Keeper::start(shared);
         let inbox = Inbox::new(&client::member(&shared.config), &shared.names)?;
         let commands = shared.names.of(Topic::RideCommands);
         inbox
@@ -229,11 +224,10 @@ impl KafkaOwner {
             waiting: VecDeque::new(),
             gained: Vec::new(),
             lost: Vec::new(),
+            _keeper: keeper,
             producers: None,
             making: None,
-            sample: None,
-            sampled: None,
-            clock: None,
+            clock: LogClock::new(shared),
             is_skewed: false,
             lease: NodeLease::default(),
             renewed: Instant::now(),
@@ -270,6 +264,7 @@ impl KafkaOwner {
                     && let Some(record) = inward.into_record()
                 {
                     lane.seen_to = offset + 1;
+                    self.clock.heard();
                     self.waiting.push_back((partition, record));
                 }
             }
@@ -394,8 +389,7 @@ impl KafkaOwner {
         self.takeovers.clear();
         self.waiting.clear();
         self.is_moved = true;
-        self.sample = None;
-        self.clock = None;
+        self.clock.restart();
         if let Some(pair) = self.producers.take() {
             retire(pair);
         }
@@ -555,58 +549,17 @@ impl KafkaOwner {
 
     // -- the clock -----------------------------------------------------------------------------------------------
 
-    fn sample_clock(&mut self) {
-        let reached = self.sample.as_ref().is_some_and(|sample| {
-            let seen = |shard: &u16| self.lanes.get(shard).map_or(0, |lane| lane.seen_to);
-            sample.ends.iter().all(|(shard, end)| seen(shard) >= *end)
-        });
-        if reached && let Some(sample) = self.sample.take() {
-            self.clock = Some((sample.clock_ms, sample.asked));
-        }
-        let is_due = self.sampled.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY);
-        if self.sample.is_some() || !is_due || self.lanes.is_empty() {
-            return;
-        }
-        self.sampled = Some(Instant::now());
-        let shards: Vec<u16> = self.lanes.keys().copied().collect();
-        let partitions: Vec<(Topic, u16)> = shards
-            .iter()
-            .map(|shard| (Topic::RideCommands, *shard))
-            .collect();
-        // The clock first: what is appended after it is looked at gets this time or a later one.
-        let clock_ms = wall_ms();
-        let asked = Instant::now();
-        if self.sabotage == Sabotage::ClockWithoutEnd {
-            self.clock = Some((clock_ms, asked));
-            return;
-        }
-        match self
-            .shared
-            .reader
-            .ends_now(Isolation::Everything, &partitions)
-        {
-            Ok(ends) => {
-                self.sample = Some(Sample {
-                    clock_ms,
-                    asked,
-                    ends: shards.into_iter().zip(ends).collect(),
-                });
-            }
-            // While leaders change: nothing is decided by the clock until then.
-            Err(why) => {
-                debug!(%why, "no ends of the commands");
-                self.shared
-                    .reader
-                    .look_for_leaders(Isolation::Everything, &partitions);
-            }
-        }
+    fn turn_clock(&mut self) {
+        self.clock.without_end = self.sabotage == Sabotage::ClockWithoutEnd;
+        let lanes = self.lanes.iter();
+        let seen: Vec<(u16, u64)> = lanes.map(|(shard, lane)| (*shard, lane.seen_to)).collect();
+        self.clock.turn(&seen);
     }
 
     /// Engine time, if all commands up to it are handed out with this.
     fn clock_ms(&self) -> Option<i64> {
-        let (clock_ms, asked) = self.clock?;
-        (!self.is_skewed && self.waiting.is_empty() && asked.elapsed() < SAMPLE_MAX)
-            .then_some(clock_ms - CLOCK_MARGIN_MS)
+        let clock_ms = self.clock.now_ms()?;
+        (!self.is_skewed && self.waiting.is_empty()).then_some(clock_ms - CLOCK_MARGIN_MS)
     }
 
     /// Looks whether the brokers' clock and ours agree: a record that was appended between two moments of ours.
@@ -747,8 +700,7 @@ impl ShardOwner for KafkaOwner {
         };
         self.lanes.insert(shard, lane);
         self.is_moved = true;
-        self.sample = None;
-        self.clock = None;
+        self.clock.restart();
         Ok(taken.image.recovered())
     }
 
@@ -769,7 +721,7 @@ impl ShardOwner for KafkaOwner {
             }
             if is_quiet {
                 self.renew_lease(false);
-                self.sample_clock();
+                self.turn_clock();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let has_news =

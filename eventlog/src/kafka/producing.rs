@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header as KafkaHeader, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, Message, TopicPartitionList};
 use tracing::warn;
 
@@ -16,6 +16,7 @@ use super::client;
 use super::config::KafkaConfig;
 use super::inbox::{NOTE, Words};
 use super::names::Names;
+use super::polled::Polled;
 use crate::Topic;
 
 /// What became of what was handed over.
@@ -160,11 +161,7 @@ const CLOUD_EVENT: (&str, &[u8]) = (
 );
 
 /// Hands a record to a producer and counts it.
-pub(super) fn send(
-    producer: &ThreadedProducer<Deliveries>,
-    names: &Names,
-    record: &Outward<'_>,
-) -> KafkaResult<()> {
+pub(super) fn send(producer: &Polled, names: &Names, record: &Outward<'_>) -> KafkaResult<()> {
     let mut out: BaseRecord<'_, [u8], [u8], ()> = BaseRecord::to(names.of(record.topic))
         .partition(i32::from(record.partition))
         .key(record.key);
@@ -216,7 +213,7 @@ const OFFSETS_GRACE: Duration = Duration::from_millis(100);
 
 /// A producer of transactions under one transactional id.
 pub(super) struct Transactor {
-    producer: Arc<ThreadedProducer<Deliveries>>,
+    producer: Arc<Polled>,
     offsets: OnceLock<OffsetsDesk>,
     names: Names,
     patience: Duration,
@@ -236,7 +233,7 @@ struct OffsetsDesk {
 }
 
 impl OffsetsDesk {
-    fn open(producer: &Arc<ThreadedProducer<Deliveries>>, patience: Duration) -> OffsetsDesk {
+    fn open(producer: &Arc<Polled>, patience: Duration) -> OffsetsDesk {
         let (asks, asked) = sync_channel::<Offsets>(1);
         let (gives, answers) = sync_channel(1);
         let producer = Arc::clone(producer);
@@ -279,14 +276,10 @@ impl OffsetsDesk {
 impl Transactor {
     /// Makes it and fences whoever had this id before: what it left open is ended when this returns.
     pub(super) fn start(config: &KafkaConfig, names: &Names, id: &str) -> KafkaResult<Transactor> {
-        use rdkafka::config::FromClientConfigAndContext;
         // Whoever waits here does not poll: half of what the group allows between two polls.
         let patience = config.transaction_timeout_ms.min(config.max_poll_ms / 2);
         let patience = Duration::from_millis(u64::from(patience));
-        let producer = ThreadedProducer::from_config_and_context(
-            &client::transactional(config, id),
-            Deliveries::new(names),
-        )?;
+        let producer = Polled::start(&client::transactional(config, id), Deliveries::new(names))?;
         // With a broker already connected the coordinator is found at once; without, after a fixed half second or more.
         producer
             .client()

@@ -78,14 +78,14 @@ pub(super) fn note_in(inward: &Inward) -> Option<Result<Note, BadHeader>> {
 }
 
 impl ShardImage {
-    /// Takes in the next record of the partition.
-    pub(super) fn take(&mut self, inward: Inward) -> Result<(), BadHeader> {
+    /// Takes in the next record of the partition. Was it the shard's header?
+    pub(super) fn take(&mut self, inward: Inward) -> Result<bool, BadHeader> {
         if let Some(note) = note_in(&inward) {
             self.note = Some(note?);
             if let Inward::Record { value, .. } = inward {
                 self.engine = value.unwrap_or_default();
             }
-            return Ok(());
+            return Ok(true);
         }
         if let Inward::Record { key, value, .. } = inward {
             match value {
@@ -93,7 +93,7 @@ impl ShardImage {
                 None => self.states.remove(&key),
             };
         }
-        Ok(())
+        Ok(false)
     }
 
     /// As readers of the log know it.

@@ -7,7 +7,8 @@
 //!    transaction time-out. A fence that fails is tried again.
 //! 3. Wait until everything up to the high watermark is decided. A fence works when the broker has taken it; its answer
 //!    comes half a second later and is not waited for.
-//! 4. Read the states to there; the header among them says where to go on.
+//! 4. Read the states to there, on from what this node has read of them before (`images`); the header among them says
+//!    where to go on.
 //!
 //! The generation is checked when a transaction's offsets are sent, and headers are acknowledged before that. So a
 //! transaction of an older generation either has its header below the high watermark of step 1, or never commits.
@@ -200,13 +201,17 @@ impl Work {
         let waits = self.sabotage != Sabotage::NoFenceNoWait;
         let open = self.side_by_side(courses.collect(), |(mut course, stable)| {
             let to = stable[0].min(course.high[0]);
-            if let Err(why) = self.read(&mut course, to) {
-                self.say(course.shard, Err(why));
-            } else if waits && is_open(&stable, &course.high) {
-                return Some(course);
-            } else {
-                self.finish(course);
+            match self.shared.image_to(course.shard, to).map_err(failed) {
+                Ok(read) => (course.image, course.read_to) = read,
+                Err(why) => {
+                    self.say(course.shard, Err(why));
+                    return None;
+                }
             }
+            if waits && is_open(&stable, &course.high) {
+                return Some(course);
+            }
+            self.finish(course);
             None
         });
         if !open.is_empty() {

@@ -25,6 +25,9 @@ use crate::Topic;
 /// Records of `shard-state` younger than this are not compacted, in ms: a reader who reads up to the end it saw finds
 /// each state as it was then, if it reads no longer than this.
 const COMPACTION_LAG_MS: &str = "600000";
+/// A segment of the compacted topics, in bytes. The one that is being written is never compacted: so much is read, beside
+/// what is younger than the lag, by whoever reads from the beginning.
+const COMPACTED_SEGMENT_BYTES: &str = "67108864";
 /// Tombstones stay this long, in ms, so that a reader who began before them sees them.
 const TOMBSTONES_KEPT_MS: &str = "86400000";
 
@@ -66,6 +69,7 @@ pub fn plan(config: &KafkaConfig) -> Vec<TopicPlan> {
             Topic::ShardState | Topic::ShardOwners => vec![
                 ("cleanup.policy", "compact".to_owned()),
                 ("min.compaction.lag.ms", COMPACTION_LAG_MS.to_owned()),
+                ("segment.bytes", COMPACTED_SEGMENT_BYTES.to_owned()),
                 ("delete.retention.ms", TOMBSTONES_KEPT_MS.to_owned()),
             ],
             Topic::RideCommands => kept(config.commands_retention_ms),

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
-use tracing::{debug, info, warn};
+use tracing::{debug, info, trace, warn};
 
 use super::{KafkaOwner, Lane, Moment, Sabotage, place, wall_ms};
 use crate::kafka::producing::{Meaning, Outward, Transactor, meaning, retire};
@@ -165,7 +166,7 @@ impl KafkaOwner {
         &mut self,
         tx: &Transaction,
     ) -> Result<(Vec<NewHeader>, BTreeMap<(Topic, u16), u64>), Broken> {
-        let sent_ms = wall_ms();
+        let (sent_ms, began) = (wall_ms(), Instant::now());
         let producer = self.producers()?.next();
         producer.begin()?;
         for append in tx.commands.iter().chain(&tx.events) {
@@ -217,8 +218,19 @@ impl KafkaOwner {
             ends = producer.acknowledged()?;
         }
         let appended_ms = producer.appended_ms();
+        let acknowledged = began.elapsed();
         self.compare_clocks(sent_ms, appended_ms);
         self.finish(&headers)?;
+        // What docs/kafka.md says of the parts of a transaction was read off these lines.
+        trace!(
+            partitions = ends.len(),
+            events = tx.events.len(),
+            messages = tx.commands.len(),
+            shards = headers.len(),
+            acknowledged_us = acknowledged.as_micros(),
+            took_us = began.elapsed().as_micros(),
+            "committed"
+        );
         Ok((headers, ends))
     }
 
@@ -315,7 +327,9 @@ impl KafkaOwner {
             }
             retire(pair);
         }
-        self.forget();
+        if !(is_sent && self.sabotage == Sabotage::UndoAfterCommit) {
+            self.forget();
+        }
         match means {
             Meaning::Replaced => {
                 self.be_fenced();
