@@ -35,7 +35,21 @@ pub(crate) struct People {
     names: RwLock<Names>,
     /// Pings that came before the news that their driver is online, which travels another way.
     early: Mutex<HashMap<DriverId, Placement>>,
+    /// Cars that a message asks for which is under way to another node.
+    claimed: RwLock<HashMap<DriverKey, Claimed>>,
 }
+
+/// A car that was free when a ride here asked for it.
+#[derive(Clone, Copy, Debug)]
+struct Claimed {
+    /// The newest event of the driver that was known then.
+    n: u64,
+    /// As good as free again from then on, domain ms.
+    until: Time,
+}
+
+/// Cars that are asked for and not answered, at most; beyond it they are found by other rides, too, and refused to them.
+const CLAIMED_MAX: usize = 10_000;
 
 /// Early pings that are kept; when there are more, all are dropped, and the drivers' next pings do.
 const EARLY_MAX: usize = 10_000;
@@ -59,6 +73,7 @@ impl People {
             by_id: DashMap::new(),
             names: RwLock::default(),
             early: Mutex::default(),
+            claimed: RwLock::default(),
         }
     }
 
@@ -229,6 +244,28 @@ impl People {
         }
     }
 
+    /// A ride here asks for this car, and the answer comes from another node. Until the car's next event is known here, no
+    /// other ride of this node need ask for it: it would be refused two hops later. Only a hint (PROTOCOL 5): the claim
+    /// decides.
+    pub fn claim(&self, id: &DriverId, now: Time, until: Time) {
+        let Some(seen) = self.seen(id) else { return };
+        let mut claimed = self.claimed.write().unwrap_or_else(PoisonError::into_inner);
+        if claimed.len() >= CLAIMED_MAX {
+            claimed.retain(|_, claimed| claimed.until > now);
+        }
+        if claimed.len() < CLAIMED_MAX {
+            claimed.insert(seen.key, Claimed { n: seen.n, until });
+        }
+    }
+
+    /// Is this car, whose newest event here is `n`, asked for by a ride of this node?
+    pub fn is_claimed(&self, key: DriverKey, n: u64, now: Time) -> bool {
+        let claimed = self.claimed.read().unwrap_or_else(PoisonError::into_inner);
+        claimed
+            .get(&key)
+            .is_some_and(|claimed| n <= claimed.n && now < claimed.until)
+    }
+
     /// Drivers at work without a sign of life since `before`, unless it was reported for their session.
     pub fn newly_silent(&self, before: Time) -> Vec<(DriverId, SessionId)> {
         self.by_id
@@ -249,5 +286,44 @@ impl People {
 
     pub fn len(&self) -> usize {
         self.by_id.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cabrank_events::ClassSet;
+    use cabrank_geo::Point;
+
+    use super::*;
+
+    #[test]
+    fn a_car_that_is_asked_for_is_left_alone_until_its_next_event_or_the_end_of_the_claim() {
+        let people = People::new(10);
+        let mut driver = Driver::unseen(DriverId::new("d").expect("a good id"), 4);
+        driver.session = SessionId(1);
+        driver.presence = Presence::Online {
+            classes: ClassSet::default(),
+        };
+        people.committed(&driver, Time(0)).expect("room for it");
+        let placement = Placement {
+            at: Point::new(37.77, -122.42).expect("on the map"),
+            time_ms: 0,
+            seq: 1,
+        };
+        people.ping(&driver.id, placement, Time(0));
+        let seen = people.seen(&driver.id).expect("it is known");
+        assert!(!people.is_claimed(seen.key, seen.n, Time(0)));
+
+        people.claim(&driver.id, Time(10), Time(5_010));
+        assert!(people.is_claimed(seen.key, seen.n, Time(5_000)));
+        assert!(
+            !people.is_claimed(seen.key, seen.n, Time(5_010)),
+            "nobody answers any more"
+        );
+        // It was held and is free again: whoever asks for it now has a chance.
+        driver.seq += 2;
+        people.committed(&driver, Time(20)).expect("room for it");
+        let seen = people.seen(&driver.id).expect("it is known");
+        assert!(!people.is_claimed(seen.key, seen.n, Time(30)));
     }
 }

@@ -8,10 +8,11 @@
 
 mod partners;
 mod routes;
+mod silence;
 mod tracks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,7 @@ use crate::views::Views;
 use crate::{cursor, history, route};
 
 use routes::{Route, Routes};
+use silence::Silence;
 use tracks::Tracks;
 
 /// A position that came by this gateway is good for so long without asking a node: the driver may have moved on to
@@ -162,9 +164,8 @@ struct Shared {
     draining: AtomicBool,
     /// Rung to look for owners at once, and to stop.
     look: Look,
-    /// When the log last said who owns what. Nothing else proves that it can be reached: where nothing happens, reading
-    /// finds as little as where nobody answers.
-    log_answered: Mutex<Instant>,
+    /// Whether the log says who owns what.
+    silence: Silence,
 }
 
 /// Wakes the thread that looks who owns what.
@@ -196,6 +197,8 @@ impl Remote {
         let halo_m = f64::from(parts.engine.radius_max_m);
         let shards = parts.log.shards();
         let routes = Routes::new(shards, parts.config.link(), parts.runtime.clone());
+        let looks = Duration::from_millis(2 * parts.config.owners_every_ms);
+        let silent_after = LOG_SILENT.max(looks);
         let shared = Arc::new(Shared {
             resolution,
             views: Views::default(),
@@ -205,7 +208,7 @@ impl Remote {
             following: Following::of(0..shards),
             draining: AtomicBool::new(false),
             look: Look::default(),
-            log_answered: Mutex::new(Instant::now()),
+            silence: Silence::new(silent_after, Instant::now()),
             parts,
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -333,21 +336,6 @@ impl Shared {
         follower.run(&self.following, &mut sink)
     }
 
-    fn log_answered(&self) -> MutexGuard<'_, Instant> {
-        // A panic while holding it leaves an instant behind, which is as good as before.
-        self.log_answered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has the log not answered for a while? A node's right to answer for its shards ends then, too (PROTOCOL 23), and a
-    /// gateway which sees that for itself may ask for answers nobody vouches for. A gateway that reaches the log never
-    /// does: a node cut off by itself answers nothing.
-    fn log_is_silent(&self) -> bool {
-        let looks = Duration::from_millis(2 * self.parts.config.owners_every_ms);
-        self.log_answered().elapsed() > LOG_SILENT.max(looks)
-    }
-
     fn look_for_owners(&self) {
         let every = Duration::from_millis(self.parts.config.owners_every_ms);
         let mut is_well = true;
@@ -355,7 +343,9 @@ impl Shared {
             match self.parts.log.owners() {
                 Ok(owners) => {
                     is_well = true;
-                    *self.log_answered() = Instant::now();
+                    let shards = 0..self.parts.log.shards();
+                    let epochs = || shards.map(|shard| self.routes.epoch_of(shard)).collect();
+                    self.silence.log_answered(Instant::now(), epochs);
                     self.routes.learn(&owners);
                 }
                 Err(why) => {
@@ -392,7 +382,11 @@ impl Shared {
             radius_m: query.radius_m,
             k: u32::try_from(query.k).unwrap_or(u32::MAX),
             classes: query.class.map_or(0, |class| u32::from(class.bit())),
-            unconfirmed_will_do: self.log_is_silent(),
+            unconfirmed_will_do: {
+                let epoch = self.routes.epoch_of(shard);
+                self.silence
+                    .unconfirmed_will_do(Instant::now(), shard, epoch)
+            },
         };
         let answer = client
             .nearby(asked)

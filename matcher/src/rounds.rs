@@ -264,6 +264,7 @@ impl Solver {
         let anybody = asking.asked.is_empty() && asking.avoid.is_empty();
         let may_ask = |car: &Near| {
             is_meant(car)
+                && !self.people.is_claimed(car.key, car.n, now)
                 && (anybody
                     || self
                         .people

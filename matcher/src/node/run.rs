@@ -367,6 +367,7 @@ impl Loop {
         metrics::histogram!("cabrank_commit_events").record(batch.events.len() as f64);
         match written {
             Ok(()) => {
+                self.note_claims(&batch);
                 self.show(&batch, jsons, &states);
                 Ok(true)
             }
@@ -428,6 +429,17 @@ impl Loop {
             commands: commands.collect(),
             states: states.collect(),
             headers: headers.collect(),
+        }
+    }
+
+    /// Cars that rides here have asked for: those that other nodes answer for still look free.
+    fn note_claims(&self, batch: &Batch) {
+        let now = self.shared.clock.now();
+        let until = now.plus_ms(self.shared.engine.claim_answer_ms);
+        for message in &batch.messages {
+            if let Command::ClaimDriver { driver, .. } = &message.record.command {
+                self.shared.people.claim(driver, now, until);
+            }
         }
     }
 
