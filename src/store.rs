@@ -3,12 +3,9 @@
 use std::path::Path;
 
 use cabrank_eventlog::kafka::KafkaLog;
-use cabrank_eventlog::{EmbeddedLog, EventLog, Topic};
+use cabrank_eventlog::{EmbeddedLog, EventLog, READ_MAX, Topic};
 
 use crate::{AnyError, Common};
-
-/// Records read at a time.
-const CHUNK: usize = 4_096;
 
 /// Opens the store in `dir` for reading. A directory without one is an error, not a new store.
 pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
@@ -35,7 +32,7 @@ pub fn read_all(
         let first = log.bounds(topic, shard)?.first;
         let mut next = from(shard).unwrap_or(first).max(first);
         loop {
-            let records = log.read(topic, shard, next, CHUNK)?;
+            let records = log.read(topic, shard, next, READ_MAX)?;
             let Some(last) = records.last() else { break };
             next = last.offset + 1;
             records

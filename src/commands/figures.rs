@@ -43,8 +43,6 @@ const SETTLE: Duration = Duration::from_secs(3);
 const STEP: f64 = 1.25;
 /// Records of each partition whose size is looked at.
 const SIZED_MAX: usize = 1_000;
-/// Longest search for the highest rate.
-const TRIALS_MAX: usize = 8;
 
 /// Flags of `figures`.
 #[derive(Args)]
@@ -67,6 +65,9 @@ pub struct FiguresArgs {
     /// Where the search for the highest rate begins.
     #[arg(long, value_name = "RATE", default_value_t = 256.0)]
     highest_from: f64,
+    /// Longest search for it. With 1 the rate it begins at is run once: `--parts highest --highest-from 400 --trials 1`.
+    #[arg(long, value_name = "COUNT", default_value_t = 8)]
+    trials: u16,
     /// Shards of the table that `shards` makes.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
     shards_of: Vec<u16>,
@@ -330,7 +331,7 @@ impl Bench<'_> {
         if has(Part::Highest) {
             let mut city = self.city(4, 2)?;
             let mut rate = args.highest_from;
-            for _ in 0..TRIALS_MAX {
+            for _ in 0..args.trials {
                 eprintln!("figures: 2 nodes, {rate:.0} rides/s");
                 let figure = self.load(&mut city, rate, 4.0, args.seconds * 0.75)?;
                 let is_flat = figure.is_flat();
