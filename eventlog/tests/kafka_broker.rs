@@ -1,10 +1,11 @@
 //! A broker that goes away and comes back: what was acknowledged stays, what was not is told, work goes on by itself.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cabrank_eventlog::kafka::testing::Broker;
-use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaOwner};
+use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaOwner, Moment, Sabotage};
 use cabrank_eventlog::{
     Append, CommitError, EventLog, Header, PollError, RecoverError, ShardOwner, SubmitError, Topic,
     Transaction,
@@ -190,4 +191,91 @@ fn without_a_broker_commands_are_refused_after_the_first_time_out() {
     // One in half a second is let through to see whether the broker is back; the others are refused at once.
     let refused = (0..10).filter(|_| submit(&log, "x").is_err()).count();
     assert!(refused >= 9, "{refused} of 10 refused");
+}
+
+/// A commit succeeds, its answer is lost, and the node does what is right, or not (PROTOCOL 26). Gives the events.
+fn the_answer_to_a_commit_is_lost(sabotage: Sabotage) -> Option<Vec<String>> {
+    logs();
+    let own = Arc::new(Broker::start(1)?);
+    let config = KafkaConfig {
+        // The broker sleeps for longer than the node waits (half of max_poll_ms), and for less than it takes to miss the
+        // node or to abort its transaction.
+        session_timeout_ms: 12_000,
+        max_poll_ms: 12_000,
+        transaction_timeout_ms: 30_000,
+        ..own.city(1)
+    };
+    let log = KafkaLog::open(config).unwrap();
+    let mut node = Node {
+        owner: log.own("node", "").unwrap(),
+        is_recovered: false,
+    };
+    node.owner.sabotage(sabotage);
+    until("it owns the shard", || {
+        step(&mut node);
+        node.is_recovered
+    });
+    submit(&log, "pick up").unwrap();
+    let mut command = None;
+    until("the command came", || {
+        let polled = node.owner.poll(Duration::from_millis(20), 1).unwrap();
+        command = polled.commands.into_iter().next();
+        command.is_some()
+    });
+    let (shard, command) = command.unwrap();
+    let tx = Transaction {
+        events: vec![Append {
+            topic: Topic::RideEvents,
+            shard,
+            key: Bytes::new(),
+            value: command.value,
+        }],
+        headers: vec![(
+            shard,
+            Header {
+                next_input: command.offset + 1,
+                ..Header::default()
+            },
+        )],
+        ..Transaction::default()
+    };
+    let sleeper = Arc::clone(&own);
+    let mut falls_asleep = true;
+    node.owner.at_moment(Box::new(move |moment| {
+        if moment == Moment::BeforeCommit && std::mem::take(&mut falls_asleep) {
+            sleeper.pause(0);
+        }
+    }));
+    let lost = node.owner.commit(&tx);
+    own.resume(0);
+    assert!(matches!(lost, Err(CommitError::Ambiguous(_))), "{lost:?}");
+    until("it had succeeded", || events(&log) == ["pick up"]);
+    // Who believes that it failed does it again; who reads what became of it does not.
+    let again = node.owner.commit(&tx);
+    println!("{sabotage:?}: {again:?}");
+    node.is_recovered = false;
+    submit(&log, "drop off").unwrap();
+    until("it goes on", || {
+        step(&mut node);
+        events(&log).iter().any(|event| event == "drop off")
+    });
+    Some(events(&log))
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_not_done_again() {
+    if let Some(events) = the_answer_to_a_commit_is_lost(Sabotage::Nothing) {
+        assert_eq!(events, ["pick up", "drop off"]);
+    }
+}
+
+#[test]
+fn with_memory_kept_over_a_failed_commit_the_batch_is_done_twice() {
+    if let Some(events) = the_answer_to_a_commit_is_lost(Sabotage::UndoAfterCommit) {
+        assert_eq!(
+            events,
+            ["pick up", "pick up", "drop off"],
+            "the rule is what prevents this"
+        );
+    }
 }

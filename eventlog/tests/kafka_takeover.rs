@@ -319,8 +319,15 @@ fn victim_in_an_open_transaction(log: &KafkaLog) -> std::process::Child {
 }
 
 /// Kills a node in an open transaction; gives how long until another has announced itself, and what is committed then.
-fn killed_in_an_open_transaction(sabotage: Sabotage) -> (Duration, Vec<String>) {
-    let log = KafkaLog::open(broker().unwrap().city(2)).unwrap();
+fn killed_in_an_open_transaction(
+    sabotage: Sabotage,
+    session_timeout_ms: u32,
+) -> (Duration, Vec<String>) {
+    let config = KafkaConfig {
+        session_timeout_ms,
+        ..broker().unwrap().city(2)
+    };
+    let log = KafkaLog::open(config).unwrap();
     let mut victim = victim_in_an_open_transaction(&log);
     let mut next = Node::new(&log, "next");
     next.owner.sabotage(sabotage);
@@ -349,13 +356,18 @@ fn a_node_killed_in_an_open_transaction_is_fenced_and_not_waited_for() {
     if broker().is_none() {
         return;
     }
-    let (taken, events) = killed_in_an_open_transaction(Sabotage::Nothing);
-    assert_eq!(events, ["pick up"]);
-    println!("taken over {} ms after kill -9", taken.as_millis());
-    assert!(
-        taken < Duration::from_secs(6),
-        "{taken:?} at a session of 2 s"
-    );
+    // Ours, and the least that a stock broker takes. Measured: 2.7 s and 6.7 s; the bound leaves room for a slow machine.
+    for session_timeout_ms in [2_000, 6_000] {
+        let (taken, events) = killed_in_an_open_transaction(Sabotage::Nothing, session_timeout_ms);
+        assert_eq!(events, ["pick up"]);
+        let taken_ms = taken.as_millis();
+        println!("session {session_timeout_ms} ms: taken over {taken_ms} ms after kill -9");
+        let most = Duration::from_millis(u64::from(session_timeout_ms) + 4_000);
+        assert!(
+            taken < most,
+            "{taken:?} at a session of {session_timeout_ms} ms"
+        );
+    }
 }
 
 #[test]
@@ -364,7 +376,7 @@ fn without_the_fence_a_takeover_waits_for_the_transactions_time_out() {
     if broker().is_none() {
         return;
     }
-    let (taken, events) = killed_in_an_open_transaction(Sabotage::NoFence);
+    let (taken, events) = killed_in_an_open_transaction(Sabotage::NoFence, 2_000);
     assert_eq!(events, ["pick up"], "slow, but right");
     assert!(
         taken > Duration::from_secs(7),
@@ -705,25 +717,50 @@ fn two_nodes_share_the_shards_and_the_one_that_stays_gets_all() {
     });
 }
 
-#[test]
-fn a_log_that_begins_late_without_a_header_is_refused() {
+/// Why a shard cannot be recovered whose first commands are gone. `is_begun`: somebody had handled the first of all.
+fn refusal_of_a_log_that_begins_late(is_begun: bool) -> Option<String> {
     logs();
-    let Some(broker) = broker() else { return };
+    let broker = broker()?;
     let config = broker.city(1);
     broker.keep_little(&config, Topic::RideCommands, 16 * 1_024);
     let log = KafkaLog::open(config).unwrap();
+    if is_begun {
+        submit(&log, 0, "the first");
+        let mut node = Node::new(&log, "before");
+        node.until_owns(1);
+        until("it is carried out", || {
+            node.look();
+            node.work().is_ok() && events(&log, 0) == ["the first"]
+        });
+    }
     until("old commands are gone", || {
         (0..200).for_each(|_| submit(&log, 0, "a command that nobody will ever carry out"));
         log.sync().unwrap();
-        log.bounds(Topic::RideCommands, 0).unwrap().first > 0
+        log.bounds(Topic::RideCommands, 0).unwrap().first > 1
     });
     let mut owner = log.own("node", "").unwrap();
     until("the shard came", || {
         owner.poll(Duration::from_millis(20), 1).unwrap().gained == [0]
     });
-    let refused = owner.recover(0);
-    let Err(RecoverError::Inconsistent(why)) = refused else {
-        panic!("{refused:?}");
+    match owner.recover(0) {
+        Err(RecoverError::Inconsistent(why)) => Some(why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_log_that_begins_late_without_a_header_is_refused() {
+    let Some(why) = refusal_of_a_log_that_begins_late(false) else {
+        return;
     };
     assert!(why.contains("has no header"), "{why}");
+}
+
+#[test]
+fn a_log_that_begins_behind_its_header_is_refused() {
+    let Some(why) = refusal_of_a_log_that_begins_late(true) else {
+        return;
+    };
+    assert!(why.contains("go on at command 1,"), "{why}");
+    assert!(why.contains("lost to retention"), "{why}");
 }

@@ -25,6 +25,7 @@ use super::client::{self, Isolation};
 use super::config::KafkaConfig;
 use super::log::Shared;
 use super::producing::{Outward, Transactor, retire};
+use super::stored::EVENTS;
 use crate::Topic;
 
 /// The coordinators' log.
@@ -35,6 +36,8 @@ const GROUPS: &str = "__consumer_offsets";
 const LOOK_BACK: i64 = 500_000;
 /// Longest wait for one of its records.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks at a partition: a transaction of somebody who works takes some tens of ms.
+const STANDS_STILL: Duration = Duration::from_millis(300);
 /// The key of a record that only carries a transaction to a partition.
 const FILLER: &[u8] = b"\0filler";
 
@@ -80,7 +83,17 @@ fn try_end(
             Some((shared.names.topic(topic)?, u16::try_from(*partition).ok()?))
         })
         .collect();
-    if first_open(shared, &ours)?.is_none_or(|shard| !waiting.contains(&shard)) {
+    let first = ends(shared, &ours)?;
+    let mut looks = ours.iter().zip(&first);
+    if !looks.any(|((_, shard), end)| waiting.contains(shard) && end.stable < end.high) {
+        return Ok(false);
+    }
+    let deadline = Instant::now() + STANDS_STILL;
+    while Instant::now() < deadline {
+        std::thread::park_timeout(STANDS_STILL);
+    }
+    let second = ends(shared, &ours)?;
+    if lowest_hanging(&ours, &first, &second).is_none_or(|shard| !waiting.contains(&shard)) {
         return Ok(false);
     }
     info!(id, ?decision, "a transaction hangs");
@@ -112,21 +125,35 @@ fn try_end(
     ended.map(|()| true)
 }
 
-/// The lowest shard that is open in one of the partitions.
-fn first_open(shared: &Shared, partitions: &[(Topic, u16)]) -> KafkaResult<Option<u16>> {
-    let ends = |isolation| {
+/// Where partitions end (high watermark) and how far they are decided.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    high: u64,
+    stable: u64,
+}
+
+fn ends(shared: &Shared, partitions: &[(Topic, u16)]) -> KafkaResult<Vec<End>> {
+    let ask = |isolation| {
         shared
             .reader
             .ends(isolation, partitions)
             .map_err(|_| KafkaError::Canceled)
     };
-    let (high, stable) = (ends(Isolation::Everything)?, ends(Isolation::Committed)?);
-    let open = partitions.iter().zip(high).zip(stable);
-    Ok(open
-        .filter(|((_, high), stable)| stable < high)
-        .filter(|(((topic, _), _), _)| *topic != Topic::RideCommands)
-        .map(|(((_, shard), _), _)| *shard)
-        .min())
+    let (high, stable) = (ask(Isolation::Everything)?, ask(Isolation::Committed)?);
+    let both = high.into_iter().zip(stable);
+    Ok(both.map(|(high, stable)| End { high, stable }).collect())
+}
+
+/// The lowest shard in whose partitions something was open at both looks and nothing was decided between them: somebody
+/// who works there decides many times in that while. Only topics whose end a takeover waits for: of the others nobody
+/// would be the one to act.
+fn lowest_hanging(partitions: &[(Topic, u16)], first: &[End], second: &[End]) -> Option<u16> {
+    let looks = partitions.iter().zip(first.iter().zip(second));
+    looks
+        .filter(|((topic, _), _)| *topic == Topic::ShardState || EVENTS.contains(topic))
+        .filter(|(_, (first, second))| first.stable < first.high && second.stable == first.stable)
+        .map(|((_, shard), _)| *shard)
+        .min()
 }
 
 /// What the coordinator decided about the last transaction of this id; `None` if it is still at work on it, or there
@@ -377,6 +404,25 @@ mod tests {
         assert_eq!(Entry::parse(&[0, 9, 0, 0]), None, "of the future");
         assert_eq!(id_in(&[0, 0, 0, 2, b'i', b'd']).as_deref(), Some("id"));
         assert_eq!(id_in(&[0, 0, 0, 3, b'i', b'd']), None);
+    }
+
+    #[test]
+    fn who_acts_is_the_owner_of_the_lowest_shard_where_nothing_is_decided_any_more() {
+        let partitions = [
+            (Topic::ShardOwners, 0),
+            (Topic::RideCommands, 1),
+            (Topic::ShardState, 2),
+            (Topic::RideEvents, 3),
+            (Topic::PersonEvents, 4),
+        ];
+        let looks = |ends: [(u64, u64); 5]| ends.map(|(stable, high)| End { high, stable });
+        // An announcement hangs, too, and a message; nobody waits for these, and shard 2 has an owner at work.
+        let first = looks([(5, 9), (5, 9), (5, 9), (5, 9), (5, 9)]);
+        let second = looks([(5, 9), (5, 9), (9, 12), (5, 9), (5, 9)]);
+        assert_eq!(lowest_hanging(&partitions, &first, &second), Some(3));
+        let ended = looks([(5, 9), (5, 9), (9, 9), (9, 9), (9, 9)]);
+        assert_eq!(lowest_hanging(&partitions, &first, &ended), None);
+        assert_eq!(lowest_hanging(&partitions, &ended, &ended), None);
     }
 
     #[test]
