@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::matching::SwapRules;
+use crate::matching::pace::PaceRules;
+use crate::matching::price::Prices;
 
 /// Settings of one market. All times are domain milliseconds, all distances metres.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -59,6 +61,10 @@ pub struct EngineConfig {
     pub marked_drivers_max: usize,
     /// When rides whose drivers are on the way may change them; for the policy `rematch`.
     pub swaps: SwapRules,
+    /// What a pair of ride and car costs besides the drive.
+    pub prices: Prices,
+    /// How long rides that want the same cars wait for each other.
+    pub pace: PaceRules,
 }
 
 impl Default for EngineConfig {
@@ -89,6 +95,8 @@ impl Default for EngineConfig {
             blocks_max: 256,
             marked_drivers_max: 20_000,
             swaps: SwapRules::default(),
+            prices: Prices::default(),
+            pace: PaceRules::default(),
         }
     }
 }
@@ -215,6 +223,32 @@ impl EngineConfig {
         ] {
             demand(value <= HOUR, key, value, "choose 0 to 3600000")?;
         }
+        for (key, value) in [
+            ("engine.prices.age_per_mille", self.prices.age_per_mille),
+            ("engine.prices.idle_per_mille", self.prices.idle_per_mille),
+            ("engine.prices.idle_max_s", self.prices.idle_max_s),
+            ("engine.prices.decline_s", self.prices.decline_s),
+            ("engine.prices.upgrade_s", self.prices.upgrade_s),
+            ("engine.prices.homewards_s", self.prices.homewards_s),
+            (
+                "engine.prices.scarce_drive_max_s",
+                self.prices.scarce_drive_max_s,
+            ),
+        ] {
+            demand(value <= 100_000, key, value, "choose 0 to 100000")?;
+        }
+        demand(
+            self.pace.most_ms <= 60_000,
+            "engine.pace.most_ms",
+            self.pace.most_ms,
+            "choose 0 to 60000: riders wait that long before anybody looks for a car",
+        )?;
+        demand(
+            self.pace.least_ms <= self.pace.most_ms,
+            "engine.pace.least_ms",
+            self.pace.least_ms,
+            "choose at most engine.pace.most_ms",
+        )?;
         demand(
             (1_000..=600_000).contains(&self.swaps.every_ms),
             "engine.swaps.every_ms",

@@ -428,6 +428,17 @@ impl<'a> Ordered<'a> {
         self.costs.own_edge(row)
     }
 
+    /// By how many seconds a ride on the way is fetched sooner by the car of `edge` than by its own; 0 for one that waits.
+    fn gain_s(&self, row: usize, edge: u32) -> i64 {
+        let Row::Going(at) = self.rows[row] else {
+            return 0;
+        };
+        // Its other cars cost the least gain more than they need (see `OnTheWay::edges`).
+        let least_ms = i64::try_from(self.round.rules.gain_min_ms).unwrap_or(i64::MAX);
+        let needs_ms = self.costs.edge(edge).1.saturating_sub(least_ms);
+        (self.round.on_the_way[at].remaining_ms - needs_ms) / 1_000
+    }
+
     /// Pairs for the rides that wait and get a free car.
     fn told(&self, served: &Served) -> RoundResult {
         let waiting = || {

@@ -11,7 +11,7 @@ use cabrank_events::event::{
     CompletedBecause, DeclinedBecause, EndOfRide, ExpiredBecause, LostBecause, Move, RideReport,
     RideRequested, UnfulfilledBecause,
 };
-use cabrank_events::wire::{RideStage, RideView};
+use cabrank_events::wire::{RideStage, RideView, SwapView};
 use cabrank_events::{
     Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, Place, RideId, RiderId, Time,
     VehicleClass,
@@ -75,6 +75,12 @@ pub struct Incoming {
     pub granted: Option<u64>,
     /// Who gets the car this ride has, once it has the second: the rest of the swap.
     pub then: Vec<Move>,
+    /// The ride whose car it is until the claim is granted; `None`: the car is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<RideId>,
+    /// By how many seconds the rider is fetched sooner.
+    #[serde(default)]
+    pub gain_s: i64,
 }
 
 /// The hold a ride has may become another ride's.
@@ -173,6 +179,9 @@ pub struct Ride {
     /// How often a swap gave it another driver.
     #[serde(default, skip_serializing_if = "is_none_yet")]
     pub swaps: u32,
+    /// The newest swap, told to those it concerns while the driver it brought has not arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<Box<SwapView>>,
     /// Drivers who were asked and did not come: never again.
     pub asked: BTreeSet<DriverId>,
     /// Drivers whose entity refused: left out while the index knows nothing newer (PROTOCOL 4).
@@ -212,6 +221,7 @@ impl Ride {
             current: None,
             redispatches: 0,
             swaps: 0,
+            swap: None,
             asked: BTreeSet::new(),
             avoid: BTreeMap::new(),
             stage: Stage::Waiting,
@@ -250,6 +260,8 @@ impl Ride {
                         until: e.answer_by,
                         granted: None,
                         then: e.then.clone(),
+                        instead_of: e.from.map(|hold| hold.ride),
+                        gain_s: e.gain_s,
                     }));
                 } else {
                     self.current = None;
@@ -308,7 +320,14 @@ impl Ride {
                 self.seq = e.ride_seq;
                 self.current = (e.attempt != self.attempt).then_some(e.attempt);
                 // A car that was brought back is no other one.
-                self.swaps += u32::from(e.driver != e.before);
+                if e.driver != e.before {
+                    self.swaps += 1;
+                    self.swap = Some(Box::new(SwapView {
+                        before: e.before.clone(),
+                        gained_s: e.gained_s,
+                        instead_of: e.instead_of,
+                    }));
+                }
                 self.exchange = Exchange::default();
                 self.stage = Stage::EnRoute {
                     driver: e.driver.clone(),
@@ -359,12 +378,14 @@ impl Ride {
                     self.asked.insert(e.driver.clone());
                 }
                 self.exchange = Exchange::default();
+                self.swap = None;
                 self.deadline = e.deadline;
                 self.redispatches = e.redispatches;
                 self.stage = Stage::Waiting;
             }
             Event::DriverArrived(e) => {
                 self.seq = e.ride_seq;
+                self.swap = None;
                 self.stage = Stage::Arrived {
                     driver: e.driver.clone(),
                     hold_number: self.hold_number().unwrap_or(0),
@@ -373,6 +394,7 @@ impl Ride {
             }
             Event::RideStarted(e) => {
                 self.seq = e.ride_seq;
+                self.swap = None;
                 self.stage = Stage::Started {
                     driver: e.driver.clone(),
                     hold_number: self.hold_number().unwrap_or(0),
@@ -440,6 +462,7 @@ impl Ride {
         self.asked.clear();
         self.avoid.clear();
         self.exchange = Exchange::default();
+        self.swap = None;
         self.stage = Stage::Ended {
             end,
             by,
@@ -550,6 +573,7 @@ impl Ride {
             driver: held.cloned(),
             attempt: held.map(|_| self.hold().attempt),
             cancelled_by,
+            swap: self.swap.as_deref().cloned(),
         }
     }
 }

@@ -107,6 +107,15 @@ pub struct Move {
     pub version: u32,
     /// Its new driver.
     pub driver: DriverId,
+    /// By how many seconds the rider is fetched sooner than by the driver on the way, as the round estimated it; negative:
+    /// later, for other riders' sake. 0 for a ride that waits.
+    #[serde(default)]
+    pub gain_s: i64,
+}
+
+/// Keeps what happens seldom out of the records.
+fn is_zero(count: &i64) -> bool {
+    *count == 0
 }
 
 /// Why a ride found no driver.
@@ -284,6 +293,9 @@ events! {
         /// Who gets the car this ride has now, and so on: the rest of the swap.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         then: Vec<Move>,
+        /// What the swap gains for this ride: [`Move::gain_s`].
+        #[serde(default, skip_serializing_if = "is_zero")]
+        gain_s: i64,
     }
     /// The claim of a ride that has a driver on the way was granted: it holds two until the swap goes on or settles.
     ride "ride.second_hold_granted" SecondHoldGranted {
@@ -340,6 +352,13 @@ events! {
         before: DriverId,
         /// When a driver who has not arrived counts as lost.
         arrive_by: Time,
+        /// By how many seconds the rider is fetched sooner, as the round estimated it; negative: later, for other riders'
+        /// sake. The gains of a swap's rides add up to what it saves.
+        #[serde(default)]
+        gained_s: i64,
+        /// The ride the new driver was on the way to until now; absent: the driver was free.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead_of: Option<RideId>,
     }
     /// The driver's entity said no.
     ride "ride.claim_refused" ClaimDenied {

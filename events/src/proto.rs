@@ -253,6 +253,11 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
         driver: ride.driver.as_ref().map(|driver| driver.to_string()),
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_out),
+        swap: ride.swap.as_ref().map(|swap| pb::Swap {
+            before: swap.before.to_string(),
+            gained_s: swap.gained_s,
+            instead_of: swap.instead_of.map(|ride| ride.to_string()),
+        }),
     }
 }
 
@@ -272,6 +277,16 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
             .transpose()?,
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_in).transpose()?,
+        swap: ride.swap.map(swap_in).transpose()?,
+    })
+}
+
+fn swap_in(swap: pb::Swap) -> Decoded<wire::SwapView> {
+    let instead_of = swap.instead_of.map(|ride| parse("instead_of", &ride));
+    Ok(wire::SwapView {
+        before: parse("before", &swap.before)?,
+        gained_s: swap.gained_s,
+        instead_of: instead_of.transpose()?,
     })
 }
 

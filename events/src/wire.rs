@@ -194,6 +194,21 @@ pub struct RideView {
     /// Who called it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_by: Option<CancelledBy>,
+    /// The newest exchange of drivers, while the driver it brought has not arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapView>,
+}
+
+/// Another driver comes than the one that was promised, and why that is good.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SwapView {
+    /// Who was on the way before.
+    pub before: DriverId,
+    /// By how many seconds the rider is fetched sooner, as estimated; negative: later, for other riders' sake.
+    pub gained_s: i64,
+    /// The ride that the driver who comes now was on the way to: this one takes its place. Absent: the driver was free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<RideId>,
 }
 
 /// What a gateway sends to a driver's phone.

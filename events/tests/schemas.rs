@@ -89,7 +89,9 @@ fn examples() -> Vec<Event> {
                 ride: other_hold.ride,
                 version: 9,
                 driver: DriverId::new("d9").unwrap(),
+                gain_s: -20,
             }],
+            gain_s: 140,
         }
         .into(),
         SecondHoldGranted {
@@ -139,6 +141,8 @@ fn examples() -> Vec<Event> {
             hold_number,
             before: DriverId::new("d9").unwrap(),
             arrive_by: later,
+            gained_s: 140,
+            instead_of: Some(other_hold.ride),
         }
         .into(),
         ClaimDenied {
@@ -481,10 +485,11 @@ fn a_schema_refuses_what_is_not_its_event() {
             missed += usize::from(validator.is_valid(&cut));
         }
         // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride, the swap a
-        // claim belongs to, the command of a report without one.
+        // claim belongs to and what it gains, the command of a report without one.
         let optional = match *name {
             "ride.cancelled" | "ride.report_waits" => 1,
-            "command.outcome" | "ride.driver_claimed" => 2,
+            "command.outcome" | "ride.driver_reassigned" => 2,
+            "ride.driver_claimed" => 3,
             _ => 0,
         };
         assert_eq!(missed, optional, "{name}");

@@ -7,6 +7,7 @@
 //! - [`rpc`]: how gateways and nodes speak.
 //! - `follower`: what others have committed, folded from events.
 //! - `people`: which driver has which slot of the index, and who is silent.
+//! - `hints`: what rounds like to know of drivers besides where they are.
 //! - `views`: what was last committed, for reads.
 //! - `history`: the commands and events that made an entity what it is.
 //! - `reach`: which waiting rides a car that comes free could serve.
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod config;
 mod cursor;
 mod follower;
+mod hints;
 mod history;
 mod node;
 mod people;

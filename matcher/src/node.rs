@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cabrank_engine::EngineConfig;
+use cabrank_engine::matching::PolicyKind;
 use cabrank_eventlog::{EventLog, Lease, ShardOwner, Waker};
 use cabrank_events::{DriverId, Time};
 use cabrank_ring::Ring;
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) ring: Arc<Ring>,
     clock: DomainClock,
     config: NodeConfig,
+    policy: Mutex<PolicyKind>,
     pub(crate) engine: Arc<EngineConfig>,
     people: Arc<People>,
     views: Views,
@@ -91,6 +93,11 @@ pub(crate) struct Holding {
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, BTreeMap<u16, Holding>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How rounds choose from now on.
+    fn policy(&self) -> PolicyKind {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_others_failed(&self) -> Option<Failure> {
@@ -145,6 +152,7 @@ impl Node {
             log: parts.log,
             ring: parts.ring,
             clock: parts.clock,
+            policy: Mutex::new(parts.config.policy),
             config: parts.config,
             engine: Arc::new(parts.engine),
             people,
@@ -206,6 +214,18 @@ impl Node {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// How this node's rounds choose.
+    pub fn policy(&self) -> PolicyKind {
+        self.shared.policy()
+    }
+
+    /// From the next round on they choose so. After a restart it is the configured policy again; other nodes are not told.
+    pub fn set_policy(&self, policy: PolicyKind) {
+        let shared = &self.shared;
+        *shared.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        shared.bell.ring();
     }
 
     /// How many drivers the node knows.

@@ -13,6 +13,7 @@ use cabrank_geo::{DriverKey, IndexConfig, LiveIndex, Placed, Placement, Slot, St
 use dashmap::DashMap;
 
 use crate::api::Pinged;
+use crate::hints::Hints;
 
 /// One known driver.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(crate) struct Person {
 pub(crate) struct People {
     index: LiveIndex,
     by_id: DashMap<DriverId, Arc<Person>>,
+    pub hints: Hints,
     /// By key: the index speaks in keys, the engine in ids.
     names: RwLock<Names>,
     /// Pings that came before the news that their driver is online, which travels another way.
@@ -71,6 +73,7 @@ impl People {
         People {
             index: LiveIndex::new(IndexConfig::city(drivers_max)),
             by_id: DashMap::new(),
+            hints: Hints::default(),
             names: RwLock::default(),
             early: Mutex::default(),
             claimed: RwLock::default(),
@@ -123,6 +126,7 @@ impl People {
         if person.session.swap(session.0, Ordering::Relaxed) != session.0 {
             person.seen_ms.fetch_max(now.0, Ordering::Relaxed);
         }
+        self.hints.committed(person.key, driver, now);
         self.index
             .set_status(person.slot, status, classes, driver.seq);
         if session.0 != 0 {
@@ -202,6 +206,7 @@ impl People {
     pub fn forget(&self, id: &DriverId) {
         if let Some((_, person)) = self.by_id.remove(id) {
             self.index.leave(person.slot);
+            self.hints.forget(person.key);
             let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
             let place = person.key.0 as usize;
             names.by_key[place] = None;

@@ -2,26 +2,35 @@
 //!
 //! A round is data (PROTOCOL 18): a job goes out with the rides as they are, a result comes back, and the engine takes
 //! from it what still holds. Under the policy `rematch` some jobs also carry the rides whose drivers are on the way.
+//!
+//! Who may not ride with whom is left out before anything is priced; then each pair costs what `engine.prices` says. Rides
+//! on the way change cars for the drive alone. If waiting for each other pays (`engine.pace`), a round is put off.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use cabrank_engine::EngineConfig;
+use cabrank_engine::matching::price::{Facts, classes_above};
 use cabrank_engine::matching::{
-    Candidate, OnTheWay, Policy, RideAsk, Round, RoundResult, SwapRules,
+    Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, pace,
 };
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::StraightLine;
-use cabrank_events::{DriverId, RideId, Time, VehicleClass};
+use cabrank_events::{DriverId, RideId, RiderId, Time, VehicleClass};
 use cabrank_geo::{DriverKey, Filter, Near, Point, Query, Status};
 
 use crate::config::NodeConfig;
 use crate::people::People;
 
+#[cfg(test)]
+mod tests;
+
 /// A ride as a round sees it.
 #[derive(Debug)]
 pub(crate) struct Asking {
     ask: RideAsk,
+    rider: RiderId,
     pickup: Point,
     radius_m: u32,
     class: VehicleClass,
@@ -37,6 +46,7 @@ impl Asking {
                 version: ride.seq,
                 since: ride.issued_at,
             },
+            rider: ride.rider.clone(),
             pickup: ride.pickup.0,
             radius_m: ride.radius_m,
             class: ride.class,
@@ -75,13 +85,25 @@ impl Going {
 /// What the solver is given.
 pub(crate) struct Job {
     pub now: Time,
+    pub policy: PolicyKind,
     pub rides: Vec<Asking>,
     /// Rides that may change their driver; none unless the policy makes use of them.
     pub going: Vec<Going>,
+    /// When the last round was; `None`: this one is not to be put off.
+    pub last_round: Option<Time>,
 }
 
 /// What comes back.
-pub(crate) struct Solved {
+pub(crate) enum Solved {
+    /// The round's result.
+    Round(Done),
+    /// It pays to wait for other rides and cars: these rides are to be looked at again then, or when more are.
+    PutOff { rides: Vec<RideId>, until: Time },
+}
+
+/// A round that was solved.
+pub(crate) struct Done {
+    pub now: Time,
     pub result: RoundResult,
     pub rides: Vec<RideId>,
     pub took_s: f64,
@@ -91,8 +113,7 @@ pub(crate) struct Solved {
 pub(crate) struct Solver {
     pub people: Arc<People>,
     pub config: NodeConfig,
-    pub policy: &'static dyn Policy,
-    pub rules: SwapRules,
+    pub engine: Arc<EngineConfig>,
     pub promises: Mutex<Promises>,
 }
 
@@ -144,23 +165,42 @@ impl Cars {
     }
 }
 
+/// A car that a ride may get.
+struct CarNear {
+    key: DriverKey,
+    /// Its place in [`Round::drivers`].
+    driver: u32,
+    drive_ms: i64,
+    classes: u8,
+}
+
 impl Solver {
     pub fn solve(&self, job: Job) -> Solved {
         // Only for the metric: what a round decides never depends on how long it takes.
         let began = Instant::now();
         let mut cars = Cars::default();
-        let mut candidates = Vec::with_capacity(job.rides.len());
         let on_the_way = self.on_the_way(&job, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
-        for asking in &job.rides {
-            candidates.push(self.candidates(asking, job.now, &movers, &mut cars));
-        }
+        let near = job.rides.iter();
+        let near: Vec<Vec<CarNear>> = near
+            .map(|asking| self.cars_near(asking, job.now, &movers, &mut cars))
+            .collect();
         let on_the_way: Vec<OnTheWay> = on_the_way
             .into_iter()
             .map(|(going, mut on_the_way)| {
-                on_the_way.candidates = self.candidates(&going.asking, job.now, &movers, &mut cars);
+                let near = self.cars_near(&going.asking, job.now, &movers, &mut cars);
+                let drive = near.iter().map(|car| Candidate {
+                    driver: car.driver,
+                    cost: car.drive_ms,
+                });
+                on_the_way.candidates = drive.collect();
                 on_the_way
             })
+            .collect();
+        let is_scarce = cars.drivers.len() < job.rides.len() + on_the_way.len();
+        let rows = job.rides.iter().zip(&near);
+        let candidates = rows
+            .map(|(asking, near)| self.priced(asking, near, job.now, is_scarce))
             .collect();
         let waiting = job.rides.iter().map(|asking| asking.ask.ride);
         let going = on_the_way.iter().map(|going| going.ask.ride);
@@ -170,14 +210,50 @@ impl Solver {
             drivers: cars.drivers,
             candidates,
             on_the_way,
-            rules: self.rules,
+            rules: self.engine.swaps,
         };
-        let result = self.policy.solve(&round, self.config.round_steps_max);
-        Solved {
+        if let Some(last) = job.last_round {
+            let until = last.plus_ms(pace::wait_ms(&round, &self.engine.pace));
+            if until > job.now {
+                return Solved::PutOff { rides, until };
+            }
+        }
+        let policy = job.policy.policy();
+        let result = policy.solve(&round, self.config.round_steps_max);
+        Solved::Round(Done {
+            now: job.now,
             result,
             rides,
             took_s: began.elapsed().as_secs_f64(),
-        }
+        })
+    }
+
+    /// What each of these cars costs this ride; those that are not to be are left out.
+    fn priced(
+        &self,
+        asking: &Asking,
+        near: &[CarNear],
+        now: Time,
+        is_scarce: bool,
+    ) -> Vec<Candidate> {
+        let prices = &self.engine.prices;
+        let looks_at_drivers = prices.idle_per_mille > 0 || prices.decline_s > 0;
+        let priced = near.iter().filter_map(|car| {
+            let hint = looks_at_drivers.then(|| self.people.hints.of(car.key));
+            let hint = hint.unwrap_or_default();
+            let cost = prices.cost_ms(&Facts {
+                drive_ms: car.drive_ms,
+                waited_ms: now.since(asking.ask.since),
+                idle_ms: hint.free_since.map_or(0, |since| now.since(since)),
+                declines_per_mille: hint.declines_per_mille,
+                classes_above: classes_above(asking.class, car.classes),
+                is_scarce,
+                ..Facts::default()
+            })?;
+            let driver = car.driver;
+            Some(Candidate { driver, cost })
+        });
+        priced.collect()
     }
 
     fn travel(&self) -> StraightLine {
@@ -212,21 +288,23 @@ impl Solver {
     }
 
     /// The free cars near a ride, and those on their way to rides of this round.
-    fn candidates(
+    fn cars_near(
         &self,
         asking: &Asking,
         now: Time,
         movers: &HashSet<DriverKey>,
         cars: &mut Cars,
-    ) -> Vec<Candidate> {
+    ) -> Vec<CarNear> {
         let mut near: Vec<Near> = Vec::with_capacity(self.config.candidates_max);
         let mut row = Vec::with_capacity(self.config.candidates_max);
         let mut take = |near: &[Near]| {
             for car in near {
                 if let Some(driver) = cars.place(car.key, &self.people) {
-                    row.push(Candidate {
+                    row.push(CarNear {
+                        key: car.key,
                         driver,
-                        cost: self.travel().drive_ms_for(car.distance_m),
+                        drive_ms: self.travel().drive_ms_for(car.distance_m),
+                        classes: car.classes,
                     });
                 }
             }
@@ -261,9 +339,12 @@ impl Solver {
             },
         };
         near.clear();
+        let hints = &self.people.hints;
+        let somebody_blocks = hints.anybody_blocks();
         let anybody = asking.asked.is_empty() && asking.avoid.is_empty();
         let may_ask = |car: &Near| {
             is_meant(car)
+                && !(somebody_blocks && hints.of(car.key).blocked.contains(&asking.rider))
                 && !self.people.is_claimed(car.key, car.n, now)
                 && (anybody
                     || self

@@ -1,8 +1,8 @@
 //! Which row gets which column, on plain numbers?
 //!
 //! Rows are rides, columns drivers, edges candidates. [`exact`] is a shortest-augmenting-path solver in the manner
-//! of Jonker and Volgenant for sparse costs: rows first bid for columns, then those left over search, each by
-//! Dijkstra's algorithm over reduced costs.
+//! of Jonker and Volgenant for sparse costs: rows first bid for columns, in large contested problems by an auction that
+//! finds good prices quickly, then those left over search, each by Dijkstra's algorithm over reduced costs.
 //!
 //! Holds in between: `price <= 0`, and 0 for a column nobody has; a row's column is its cheapest after prices. So
 //! what is assigned is the best for the rows settled so far, and giving up at any moment leaves a valid result.
@@ -191,7 +191,13 @@ pub(super) fn exact(costs: &Costs, budget_steps: u64) -> Served {
 pub(super) fn exact_from(costs: &Costs, budget_steps: u64, start: &Start) -> (Served, Start) {
     let mut solver = Solver::new(costs, budget_steps, start.unserved);
     let unsettled = solver.begin(start);
-    let left = solver.bid(unsettled);
+    let is_new = unsettled.len() == costs.rows();
+    let mut left = solver.bid(unsettled);
+    // Where few are left searching is quick, and where most are there is nothing to haggle about.
+    if (costs.rows() / 16..costs.rows() / 2).contains(&left.len()) {
+        left = solver.haggle(left, is_new);
+        left = solver.bid(left);
+    }
     let exhausted = left
         .into_iter()
         .any(|row| solver.search(row) == Outcome::OutOfBudget)
@@ -266,6 +272,21 @@ const NEVER: i64 = 1 << 61;
 /// How many times over the bids may look at all edges. More bidding leaves fewer rows to search for, but two rows
 /// that want one column may outbid each other for long by very little.
 const BIDS_LOOKS_MAX: u64 = 8;
+
+/// Smaller problems are searched through as quickly as haggled over. In tests all are large, so that the oracles see it.
+const HAGGLE_ROWS_LEAST: usize = if cfg!(test) { 2 } else { 256 };
+
+/// How many times over the haggling may look at all edges.
+const HAGGLE_LOOKS_MAX: u64 = 60;
+
+/// The least raises of a haggle that begins from nothing, as parts of the spread of a row's costs.
+const RAISES_NEW: [i64; 3] = [4, 16, 64];
+
+/// The same where prices of the last round stand.
+const RAISES_AGAIN: [i64; 2] = [1, 8];
+
+/// So many spreads above its cheapest candidate a row gives up the haggle. Whether it stays unserved, a search decides.
+const PATIENCE_SPREADS: i64 = 25;
 
 #[derive(PartialEq)]
 enum Outcome {
@@ -579,13 +600,140 @@ impl<'a> Solver<'a> {
         }
     }
 
+    /// Brings prices near to where they will end, among `rows`, which have nothing: rows outbid each other by more than
+    /// they must, by much at first, then by less (Bertsekas' auction with a scaled least raise, "Auction algorithms",
+    /// 1992). Then each row keeps only what is exactly its best choice; returns the others.
+    ///
+    /// A look at an edge costs a quarter of what it does in a search, and searches are short where prices are good.
+    fn haggle(&mut self, mut rows: Vec<u32>, is_new: bool) -> Vec<u32> {
+        if self.costs.rows() < HAGGLE_ROWS_LEAST || self.steps >= self.budget_steps {
+            return rows;
+        }
+        let spread = self.spread();
+        let patience = spread * PATIENCE_SPREADS;
+        let looks = self.costs.column.len() as u64 * HAGGLE_LOOKS_MAX;
+        let steps_max = self.budget_steps.min(self.steps + looks);
+        let parts = if is_new {
+            &RAISES_NEW[..]
+        } else {
+            &RAISES_AGAIN[..]
+        };
+        for (at, part) in parts.iter().enumerate() {
+            if at > 0 && is_new {
+                rows = self.start_again();
+            } else if at > 0 {
+                rows = self.take_back();
+            }
+            self.outbid(rows, (spread / part).max(1), patience, steps_max);
+            rows = Vec::new();
+            if self.steps >= steps_max {
+                break;
+            }
+        }
+        self.take_back()
+    }
+
+    /// How far a row's dearest candidate is from its cheapest, on average.
+    fn spread(&self) -> i64 {
+        let of = |row: u32| {
+            let costs = &self.costs.cost[self.costs.edges_of(row)];
+            match (costs.first(), costs.last()) {
+                (Some(least), Some(most)) => most - least,
+                _ => 0,
+            }
+        };
+        let sum: i64 = (0..self.costs.rows() as u32).map(of).sum();
+        sum / self.costs.rows().max(1) as i64
+    }
+
+    /// All rows give back what they have, and who was wanted keeps its price.
+    fn start_again(&mut self) -> Vec<u32> {
+        for column in &mut self.columns {
+            if column.row == NONE {
+                column.price = 0;
+            }
+            column.row = NONE;
+        }
+        self.edge_of.fill(NONE);
+        (0..self.costs.rows() as u32).collect()
+    }
+
+    /// Each row takes its cheapest column from whoever has it and lowers the price by `raise` more than it must; who is
+    /// pushed out bids at once. Who would have to pay `patience` more than for its cheapest candidate gives up, unless it
+    /// owns an edge.
+    fn outbid(&mut self, mut rows: Vec<u32>, raise: i64, patience: i64, steps_max: u64) {
+        rows.reverse();
+        while let Some(row) = rows.pop() {
+            if self.steps >= steps_max {
+                return;
+            }
+            let edges = self.costs.edges_of(row);
+            let Some(cheapest) = self.costs.cost[edges.clone()].first() else {
+                continue;
+            };
+            let most = match self.costs.own[row as usize] {
+                NONE => cheapest + patience,
+                _ => NEVER,
+            };
+            let (mut first, mut second) = ((most, NONE), most);
+            for edge in edges {
+                self.steps += 1;
+                let cost = self.costs.cost[edge];
+                if cost >= second {
+                    break; // prices only add to it, and the edges after cost more
+                }
+                let cost = cost - self.columns[self.costs.column[edge] as usize].price;
+                if cost < first.0 {
+                    (first, second) = ((cost, edge as u32), first.0);
+                } else if cost < second {
+                    second = cost;
+                }
+            }
+            if first.1 == NONE {
+                continue;
+            }
+            let column = &mut self.columns[self.costs.column[first.1 as usize] as usize];
+            column.price -= second.min(first.0 + patience) - first.0 + raise;
+            let out = std::mem::replace(&mut column.row, row);
+            self.edge_of[row as usize] = first.1;
+            if out != NONE {
+                self.edge_of[out as usize] = NONE;
+                rows.push(out);
+            }
+        }
+    }
+
+    /// Rows keep only what is exactly their best choice; returns those who have nothing.
+    fn take_back(&mut self) -> Vec<u32> {
+        let mut rows = Vec::new();
+        for row in 0..self.costs.rows() as u32 {
+            let edge = self.edge_of[row as usize];
+            if edge == NONE {
+                rows.push(row);
+                continue;
+            }
+            let pays = |edge: usize| {
+                self.costs.cost[edge] - self.columns[self.costs.column[edge] as usize].price
+            };
+            let its = pays(edge as usize);
+            let mut edges = self.costs.edges_of(row);
+            self.steps += edges.len() as u64;
+            if its > self.way_out(row) || edges.any(|other| pays(other) < its) {
+                self.columns[self.costs.column[edge as usize] as usize].row = NONE;
+                self.edge_of[row as usize] = NONE;
+                rows.push(row);
+            }
+        }
+        rows
+    }
+
     /// Rows bid for columns; returns those left without, who are neither served nor settled.
     ///
     /// A row takes its cheapest column, whoever has it, and lowers the price to where its second choice would be
     /// as good. Who is pushed out bids again at once if a price has moved, else in the next pass.
     fn bid(&mut self, rows: Vec<u32>) -> Vec<u32> {
         let looks = self.costs.column.len() as u64 * BIDS_LOOKS_MAX;
-        let steps_max = self.budget_steps.min(looks);
+        let steps_max = self.budget_steps.min(self.steps + looks);
         let mut left = Vec::new();
         let mut row_next = None;
         let mut rows = rows.into_iter();

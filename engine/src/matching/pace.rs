@@ -14,7 +14,7 @@ use super::Round;
 pub struct PaceRules {
     /// Rounds are never nearer to each other.
     pub least_ms: u64,
-    /// They are this far apart when there are at least as many rides as cars, and never further.
+    /// They are this far apart when there are at least as many rides as cars, and never further. 0: nobody waits for a round.
     pub most_ms: u64,
     /// A car is clearly the best if every other one needs so much longer, or if it is nobody else's best one.
     pub clear_lead_ms: u64,
@@ -24,7 +24,7 @@ impl Default for PaceRules {
     fn default() -> Self {
         PaceRules {
             least_ms: 0,
-            most_ms: 10_000,
+            most_ms: 0,
             clear_lead_ms: 120_000,
         }
     }
@@ -112,7 +112,10 @@ mod tests {
 
     #[test]
     fn who_has_a_clearly_best_car_does_not_wait() {
-        let rules = PaceRules::default();
+        let rules = PaceRules {
+            most_ms: 10_000,
+            ..PaceRules::default()
+        };
         let alone = round(2, &[&[(0, 100), (1, 110)]]);
         assert_eq!(wait_ms(&alone, &rules), 0);
         let far_ahead = round(2, &[&[(0, 100), (1, 300)], &[(0, 90), (1, 100)]]);
@@ -124,6 +127,7 @@ mod tests {
     fn the_scarcer_the_longer_within_bounds() {
         let rules = PaceRules {
             least_ms: 2_000,
+            most_ms: 10_000,
             ..PaceRules::default()
         };
         let contested: &[(u32, i64)] = &[(0, 100), (1, 110), (2, 120), (3, 130)];

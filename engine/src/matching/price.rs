@@ -1,14 +1,16 @@
 //! What does a pair of ride and car cost?
 //!
-//! Everything is in milliseconds of a rider's waiting: first the drive to the pickup, then terms that a market may turn
-//! on. All are off by default, so that a pair costs its drive. Hard conditions (class, block list, suspension) are no
+//! Everything is a rider's waiting: first the drive to the pickup, then terms that a market may turn on, in seconds. All
+//! are off by default, so that a pair costs its drive. Hard conditions (class, block list, suspension) are no
 //! price: they filter before this, and the driver's entity checks them again (PROTOCOL 5).
 
+use cabrank_events::VehicleClass;
 use serde::{Deserialize, Serialize};
 
 use super::COST_MS_MAX;
 
-/// What a market prices in besides the drive. Rates are in thousandths: 1,000 is a millisecond a millisecond.
+/// What a market prices in besides the drive, in seconds of a rider's waiting. Rates are in thousandths: 1,000 is a second a
+/// second.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -20,15 +22,16 @@ pub struct Prices {
     /// What a driver's idle time counts in their favour: fairness at the price of longer drives.
     pub idle_per_mille: u32,
     /// Idle time beyond this counts no more.
-    pub idle_max_ms: u64,
+    pub idle_max_s: u32,
     /// What a driver costs who never accepts; half of it who accepts every second offer.
-    pub decline_ms: u64,
+    pub decline_s: u32,
     /// What each class above the one asked for costs: keeps the better cars for those who pay for them.
-    pub upgrade_ms: u64,
-    /// What a driver on the way home is credited with if the ride leads there.
-    pub homewards_ms: u64,
+    pub upgrade_s: u32,
+    /// What a driver on the way home is credited with if the ride leads there. The node does not know where drivers want
+    /// to go: counts only where a caller does.
+    pub homewards_s: u32,
     /// When cars are scarce, no drive to a pickup may take longer; 0: no bound.
-    pub scarce_drive_max_ms: u64,
+    pub scarce_drive_max_s: u32,
 }
 
 /// What is known of a pair. What is not known is left at its default and costs nothing.
@@ -55,28 +58,34 @@ pub struct Facts {
 impl Prices {
     /// What the pair costs; `None`: it is not to be.
     pub fn cost_ms(&self, facts: &Facts) -> Option<i64> {
-        let as_ms = |ms: u64| i64::try_from(ms).unwrap_or(COST_MS_MAX).min(COST_MS_MAX);
+        let as_ms = |s: u32| (i64::from(s) * 1_000).min(COST_MS_MAX);
         let part = |of_ms: i64, per_mille: u32| {
             of_ms.clamp(0, COST_MS_MAX) * i64::from(per_mille.min(100_000)) / 1_000
         };
         let way_ms = facts.drive_ms.saturating_add(facts.busy_ms.max(0));
-        let too_far = self.scarce_drive_max_ms > 0 && way_ms > as_ms(self.scarce_drive_max_ms);
+        let too_far = self.scarce_drive_max_s > 0 && way_ms > as_ms(self.scarce_drive_max_s);
         if facts.is_scarce && too_far {
             return None;
         }
-        let idle_ms = facts.idle_ms.min(as_ms(self.idle_max_ms));
+        let idle_ms = facts.idle_ms.min(as_ms(self.idle_max_s));
         let homewards_ms = match facts.is_homewards {
-            true => as_ms(self.homewards_ms),
+            true => as_ms(self.homewards_s),
             false => 0,
         };
         let cost_ms = way_ms.clamp(-COST_MS_MAX, COST_MS_MAX)
-            + part(as_ms(self.decline_ms), facts.declines_per_mille.min(1_000))
-            + as_ms(self.upgrade_ms) * i64::from(facts.classes_above.min(100))
+            + part(as_ms(self.decline_s), facts.declines_per_mille.min(1_000))
+            + as_ms(self.upgrade_s) * i64::from(facts.classes_above.min(100))
             - part(facts.waited_ms, self.age_per_mille)
             - part(idle_ms, self.idle_per_mille)
             - homewards_ms;
         Some(cost_ms.clamp(-COST_MS_MAX, COST_MS_MAX))
     }
+}
+
+/// How many of the classes that a car serves (one bit each) rank above the one asked for.
+pub fn classes_above(asked: VehicleClass, car: u8) -> u32 {
+    let upto = asked.bit() | (asked.bit() - 1);
+    (car & !upto).count_ones()
 }
 
 #[cfg(test)]
@@ -109,6 +118,15 @@ mod tests {
     }
 
     #[test]
+    fn a_better_car_is_one_that_serves_what_ranks_above() {
+        use VehicleClass::{Comfort, Economy, Xl};
+        let car = Economy.bit() | Comfort.bit() | Xl.bit();
+        let above = [Economy, Comfort, Xl].map(|asked| classes_above(asked, car));
+        assert_eq!(above, [2, 1, 0]);
+        assert_eq!(classes_above(Economy, Economy.bit()), 0);
+    }
+
+    #[test]
     fn each_term_counts_as_it_says() {
         let facts = Facts {
             drive_ms: 100_000,
@@ -117,7 +135,7 @@ mod tests {
         let cost = |prices: Prices, facts: Facts| prices.cost_ms(&facts);
         let idle = Prices {
             idle_per_mille: 100,
-            idle_max_ms: 600_000,
+            idle_max_s: 600,
             ..Prices::default()
         };
         assert_eq!(
@@ -141,7 +159,7 @@ mod tests {
             Some(40_000)
         );
         let decline = Prices {
-            decline_ms: 60_000,
+            decline_s: 60,
             ..Prices::default()
         };
         assert_eq!(
@@ -155,7 +173,7 @@ mod tests {
             Some(130_000)
         );
         let upgrade = Prices {
-            upgrade_ms: 45_000,
+            upgrade_s: 45,
             ..Prices::default()
         };
         assert_eq!(
@@ -169,7 +187,7 @@ mod tests {
             Some(190_000)
         );
         let home = Prices {
-            homewards_ms: 90_000,
+            homewards_s: 90,
             ..Prices::default()
         };
         assert_eq!(
@@ -183,7 +201,7 @@ mod tests {
             Some(10_000)
         );
         let far = Prices {
-            scarce_drive_max_ms: 90_000,
+            scarce_drive_max_s: 90,
             ..Prices::default()
         };
         assert_eq!(cost(far, facts), Some(100_000));

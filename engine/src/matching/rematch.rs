@@ -277,6 +277,7 @@ impl Change {
                 ride: ask.ride,
                 version: ask.version,
                 driver: ordered.driver(ordered.costs.edge(edge).0).clone(),
+                gain_s: ordered.gain_s(*row, edge),
             })
         };
         Swap {

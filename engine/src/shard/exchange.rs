@@ -118,6 +118,7 @@ impl Shard {
             answer_by: self.time.plus_ms(self.config.claim_answer_ms),
             from,
             then,
+            gain_s: next.gain_s,
         });
         self.send(match from {
             Some(from) => Command::TransferHold {
@@ -322,6 +323,7 @@ impl Shard {
             ride,
             version: self.rides[&ride].seq,
             driver: driver.clone(),
+            gain_s: 0,
         };
         self.claim_for(&back, Some(hold), &[]);
         self.settle(hold.ride);
@@ -380,6 +382,8 @@ impl Shard {
                     hold_number,
                     before,
                     arrive_by: self.time.plus_ms(self.config.arrival_ms),
+                    gained_s: incoming.gain_s,
+                    instead_of: incoming.instead_of,
                 });
                 self.apply_parked(ride, exchange.parked);
             }

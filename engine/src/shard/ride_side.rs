@@ -247,6 +247,7 @@ impl Shard {
             ride: pair.ride,
             version: pair.version,
             driver: pair.driver.clone(),
+            gain_s: 0,
         };
         self.claim_for(&claim, None, &[]);
     }

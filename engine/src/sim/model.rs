@@ -43,6 +43,8 @@ pub struct RideFacts {
     pub held_by: u32,
     /// A second driver, the attempt, the claim's end, the hold number once granted.
     pub incoming: Option<(DriverId, u32, Time, Option<u64>)>,
+    /// What the second hold was said to gain, and whose car it was.
+    pub promised: (i64, Option<RideId>),
     /// The hold that its driver may go to.
     pub out: Option<HoldId>,
     /// Its driver has gone there.
@@ -224,6 +226,7 @@ impl Model {
                     attempt: 0,
                     held_by: 0,
                     incoming: None,
+                    promised: (0, None),
                     out: None,
                     moved: false,
                     reported: false,
@@ -296,6 +299,7 @@ impl Model {
                 if second {
                     demand!(ride.incoming.is_none(), "{} asks for a third car", e.ride);
                     ride.incoming = Some((e.driver.clone(), e.attempt, e.answer_by, None));
+                    ride.promised = (e.gain_s, e.from.map(|hold| hold.ride));
                     ride.asked_back |= ride.moved && ride.reported && e.from.is_some();
                 } else {
                     (ride.held_by, ride.until) = (e.attempt, e.answer_by);
@@ -374,6 +378,8 @@ impl Model {
                     *driver == e.driver && *attempt == e.attempt && *number == Some(e.hold_number)
                 });
                 demand!(same, "{} is not the second driver of {}", e.driver, e.ride);
+                let told = (e.gained_s, e.instead_of);
+                demand!(told == ride.promised, "{} is told {told:?}", e.ride);
                 let stays = !ride.reported || e.driver == e.before;
                 demand!(stays, "the rider of {} is taken out of the car", e.ride);
                 ride.swaps += u32::from(e.driver != e.before);

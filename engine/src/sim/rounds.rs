@@ -54,6 +54,7 @@ impl World {
             all_begin(owner, &round, &result);
         }
         for swap in &result.swaps {
+            gains_are_true(&round, swap);
             for (name, happens) in BY_POLICY.iter().zip(kinds(&round, swap)) {
                 *self.seen.entry(*name).or_insert(0) += u32::from(happens);
             }
@@ -124,6 +125,27 @@ fn kinds(round: &Round, swap: &Swap) -> [bool; 4] {
         .iter()
         .any(|going| round.drivers[going.driver as usize] == *first_car);
     [last == 0, is_held, !is_held && last >= 2, waits(last)]
+}
+
+/// Each move says what it saves the ride's rider, and what all save is what is asked of a swap.
+fn gains_are_true(round: &Round, swap: &Swap) {
+    let mut all_s = 0;
+    for next in &swap.moves {
+        let mut going = round.on_the_way.iter();
+        let Some(going) = going.find(|going| going.ask.ride == next.ride) else {
+            assert_eq!(next.gain_s, 0, "{next:?} waits");
+            return; // A ride that would get no car may cost the others something.
+        };
+        let mut cars = going.candidates.iter();
+        let car = cars.find(|car| round.drivers[car.driver as usize] == next.driver);
+        let needs_ms = car.expect("only candidates come").cost;
+        assert_eq!(next.gain_s, (going.remaining_ms - needs_ms) / 1_000);
+        all_s += next.gain_s;
+    }
+    let least_s = (round.rules.gain_min_ms / 1_000) as i64;
+    let moves = swap.moves.len() as i64;
+    // Each is rounded towards zero.
+    assert!(all_s + moves >= least_s * moves, "{swap:?} saves {all_s}");
 }
 
 /// What the policy decides is what the engine takes: handed in at once, every swap begins.

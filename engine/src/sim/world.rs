@@ -7,7 +7,7 @@ use cabrank_events::command::{EntityId, Outcome, RefusedBecause};
 use cabrank_events::event::Move;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, Place, RideId, RiderId,
-    SessionId, ShardId, Time,
+    ShardId, Time,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -522,6 +522,7 @@ impl World {
                     ride: ride.id,
                     version: ride.seq - stale,
                     driver: car,
+                    gain_s: self.rng.random_range(-300..=300),
                 });
                 car = passes_on.unwrap_or_else(|| self.drivers[0].clone());
             }
@@ -666,45 +667,52 @@ impl World {
             }
             *owed = 0;
         }
+        let by_rider = matches!(
+            command,
+            Command::RequestRide { .. } | Command::CancelByKey { .. }
+        );
+        let is_kept = by_rider || self.remembers(&command.entity(), at);
         match self.outcomes.first.get(id) {
             None => {
                 self.model.outcome(command, outcome)?;
-                self.outcomes
-                    .first
-                    .insert(id.clone(), (outcome.outcome.clone(), at));
+                if is_kept {
+                    let first = (outcome.outcome.clone(), at);
+                    self.outcomes.first.insert(id.clone(), first);
+                }
             }
             Some((first, then)) => {
-                let by_rider = matches!(
-                    command,
-                    Command::RequestRide { .. } | Command::CancelByKey { .. }
-                );
-                // A driver nobody has seen has no memory; session 0 is old even there.
-                let never = matches!(
-                    command,
-                    Command::GoOnline {
-                        session: SessionId(0),
-                        ..
-                    }
-                );
-                let nobody = |o: &Outcome| match o {
-                    Outcome::Refused { why } => match why {
-                        RefusedBecause::UnknownRide | RefusedBecause::NotOnline => true,
-                        RefusedBecause::OldSession => never,
-                        _ => false,
-                    },
-                    _ => false,
-                };
                 let remembered = self.config.outcomes_max > 2
                     && !by_rider
-                    && at.since(*then) < SAME_OUTCOME_MS
-                    && !nobody(first)
-                    && !nobody(&outcome.outcome);
+                    && is_kept
+                    && at.since(*then) < SAME_OUTCOME_MS;
                 if remembered && *first != outcome.outcome {
                     return Err(format!("{id} got {first:?} and then {:?}", outcome.outcome));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Is there a memory at this moment that an outcome could be kept in? A driver nobody has seen has none, nor has a ride
+    /// that was never opened or whose end is long ago.
+    fn remembers(&self, asked: &EntityId, at: Time) -> bool {
+        match asked {
+            EntityId::Driver(driver) => self.model.drivers.contains_key(driver),
+            EntityId::Rider(_) => true,
+            EntityId::Ride(ride) => match self.model.rides.get(ride) {
+                None => false,
+                Some(facts) if facts.end.is_none() => true,
+                Some(_) => match self.fold[usize::from(ride.place.0)].get(asked) {
+                    Some(EntityState::Ride(Ride {
+                        stage: Stage::Ended { keep_until, .. },
+                        ..
+                    })) => *keep_until > at,
+                    // It has ended in this very transaction.
+                    Some(_) => true,
+                    None => false,
+                },
+            },
+        }
     }
 
     /// Everything becomes durable at once: states, headers, positions, messages.

@@ -482,17 +482,19 @@ impl World {
         self.commit(batch);
     }
 
-    /// `R1>d8 R2>d7`: R1 gets d8, R2 then gets d7.
+    /// `R1>d8:90 R2>d7`: R1 gets d8, which saves 90 s; R2 then gets d7.
     fn swap(&mut self, moves: &[&str]) {
         let moves = moves.iter().map(|part| {
             let (name, driver) = part.split_once('>').expect("a ride and its new driver");
             let ride = self.ride(name);
             let version = self.shard(RIDES).ride(ride).map_or(0, |known| known.seq);
+            let (driver, gain_s) = driver.split_once(':').unwrap_or((driver, "0"));
             let driver = self.driver(driver);
             Move {
                 ride,
                 version,
                 driver,
+                gain_s: gain_s.parse().expect("whole seconds"),
             }
         });
         let result = RoundResult {
@@ -555,13 +557,18 @@ impl World {
                 format!("{}#{} keeps {}", r(&e.ride), e.attempt, d(&e.driver))
             }
             Event::ReportWaits(e) => format!("{} waits", word(&e.report)),
-            Event::DriverReassigned(e) => format!(
-                "{}#{} goes from {} to {}",
-                r(&e.ride),
-                e.attempt,
-                d(&e.before),
-                d(&e.driver)
-            ),
+            Event::DriverReassigned(e) => {
+                let mut text = format!("{}#{}", r(&e.ride), e.attempt);
+                text += &format!(" goes from {} to {}", d(&e.before), d(&e.driver));
+                if e.gained_s != 0 {
+                    let instead_of = e
+                        .instead_of
+                        .map(|other| format!(" leaves {} and", r(&other)));
+                    let instead_of = instead_of.unwrap_or_default();
+                    text += &format!(", who{instead_of} comes {}s sooner", e.gained_s);
+                }
+                text
+            }
             Event::ClaimDenied(e) => format!(
                 "{}#{} denied {}: {}",
                 r(&e.ride),

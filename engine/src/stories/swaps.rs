@@ -55,6 +55,15 @@ fn two_rides(rest: &str) -> String {
     )
 }
 
+/// The event names both drivers, what it gains for the rider and what the new driver leaves, and so do both phones' views.
+#[test]
+fn who_is_concerned_is_told_what_a_swap_gains() {
+    check(&two_rides("
+        online d9                => d9 online; done
+        swap R1>d9:140 R2>d7:-20 => R1#2 claims d9; d9 held for R1#2; R1#2 has d9 too; R1#1 may lose d7; R2#2 claims d7 from R1#1; d7 released from R1#1; d7 held for R2#2; R1#1 lost d7; R2#2 has d7 too; R2#2 goes from d8 to d7, who leaves R1 and comes -20s sooner; R1#2 goes from d7 to d9, who comes 140s sooner; d8 released from R2#1
+    "));
+}
+
 #[test]
 fn two_rides_exchange_their_cars() {
     check(&two_rides("

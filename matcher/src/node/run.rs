@@ -42,8 +42,7 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let solver = Arc::new(Solver {
         people: Arc::clone(&shared.people),
         config: shared.config.clone(),
-        policy: shared.config.policy.policy(),
-        rules: shared.engine.swaps,
+        engine: Arc::clone(&shared.engine),
         promises: Mutex::new(Promises::default()),
     });
     let small_rounds = Arc::clone(&solver);
@@ -106,6 +105,11 @@ struct Loop {
     results: Receiver<Solved>,
     round_under_way: bool,
     next_round: Time,
+    last_round: Time,
+    /// Rides whose round was put off.
+    put_off: Option<PutOff>,
+    /// Since when rides of the round under way were put off.
+    put_off_since: Option<Time>,
     /// When rides whose drivers are on the way are looked at again.
     next_rematch: Time,
     next_tick: Instant,
@@ -119,6 +123,15 @@ struct Loop {
     is_new: bool,
     /// How far the newest time given by the log was behind the clock.
     clock_lag_ms: i64,
+}
+
+/// Rides that wait for each other, because they want the same cars. Bounded by the rides of a round.
+struct PutOff {
+    rides: Vec<RideId>,
+    /// They are looked at again then, or when another ride or car comes.
+    until: Time,
+    /// The first time.
+    since: Time,
 }
 
 /// A shard on its way here.
@@ -161,6 +174,9 @@ impl Loop {
             results,
             round_under_way: false,
             next_round: Time(i64::MIN),
+            last_round: Time(i64::MIN / 2),
+            put_off: None,
+            put_off_since: None,
             next_rematch: Time(i64::MIN),
             next_tick: Instant::now(),
         }
@@ -341,7 +357,11 @@ impl Loop {
         } else {
             until(self.next_round)
         };
-        timer.min(round).min(TICK)
+        let put_off = match &self.put_off {
+            Some(put_off) if !self.round_under_way => until(put_off.until.max(self.next_round)),
+            Some(_) | None => TICK,
+        };
+        timer.min(round).min(put_off).min(TICK)
     }
 
     // -- committing --------------------------------------------------------------------------------------------
@@ -474,6 +494,7 @@ impl Loop {
         }
         for record in &batch.events {
             metrics::counter!("cabrank_events_total", "type" => record.event.name()).increment(1);
+            self.shared.people.hear(&record.event);
         }
         self.shared
             .hungry
@@ -521,11 +542,28 @@ impl Loop {
             }
         };
         self.round_under_way = false;
-        self.apply_round(batch, &solved);
+        self.apply_round(batch, solved);
         Ok(())
     }
 
-    fn apply_round(&mut self, batch: &mut Batch, solved: &Solved) {
+    fn apply_round(&mut self, batch: &mut Batch, solved: Solved) {
+        let solved = match solved {
+            Solved::Round(done) => done,
+            Solved::PutOff { rides, until } => {
+                let since = self.put_off_since.take();
+                let since = since.unwrap_or_else(|| self.shared.clock.now());
+                self.put_off = Some(PutOff {
+                    rides,
+                    until,
+                    since,
+                });
+                return;
+            }
+        };
+        self.last_round = solved.now;
+        let since = self.put_off_since.take();
+        let waited_ms = since.map_or(0, |since| solved.now.since(since));
+        metrics::histogram!("cabrank_round_put_off_seconds").record(waited_ms as f64 / 1_000.0);
         metrics::counter!("cabrank_rounds_total").increment(1);
         metrics::histogram!("cabrank_round_seconds").record(solved.took_s);
         if solved.result.exhausted {
@@ -564,7 +602,7 @@ impl Loop {
         }
         if let Some(job) = self.next_job() {
             let solved = self.solver.solve(job);
-            self.apply_round(batch, &solved);
+            self.apply_round(batch, solved);
         }
     }
 
@@ -581,9 +619,17 @@ impl Loop {
     fn next_job(&mut self) -> Option<Job> {
         let now = self.shared.clock.now();
         let rematches = self.rematch_is_due();
-        let is_idle = self.dirty.is_empty() && !rematches;
+        let is_late = self
+            .put_off
+            .as_ref()
+            .is_some_and(|put_off| put_off.until <= now);
+        let is_idle = self.dirty.is_empty() && !rematches && !is_late;
         if self.round_under_way || is_idle || now < self.next_round {
             return None;
+        }
+        if let Some(put_off) = self.put_off.take() {
+            self.put_off_since = Some(put_off.since);
+            self.dirty.extend(put_off.rides);
         }
         let going = if rematches {
             self.rides_on_the_way(now)
@@ -605,15 +651,24 @@ impl Loop {
             .hungry
             .store(self.reach.len(), Ordering::Relaxed);
         if rides.is_empty() && going.is_empty() {
+            self.put_off_since = None;
             return None;
         }
-        self.next_round = now.plus_ms(self.shared.config.round_every_ms);
-        Some(Job { now, rides, going })
+        let least_ms = self.shared.engine.pace.least_ms;
+        self.next_round = now.plus_ms(self.shared.config.round_every_ms.max(least_ms));
+        // Who is on the way does not wait, and beside them nobody else need.
+        let may_wait = self.shared.engine.pace.most_ms > 0 && going.is_empty() && !is_late;
+        Some(Job {
+            now,
+            policy: self.shared.policy(),
+            rides,
+            going,
+            last_round: may_wait.then_some(self.last_round),
+        })
     }
 
     fn rematch_is_due(&self) -> bool {
-        self.shared.config.policy == PolicyKind::Rematch
-            && self.shared.clock.now() >= self.next_rematch
+        self.shared.policy() == PolicyKind::Rematch && self.shared.clock.now() >= self.next_rematch
     }
 
     /// The rides that may change their driver. Those that were looked at in vain are looked at again beside them: a car
