@@ -442,7 +442,8 @@ async fn when_too_many_ask_for_rides_the_open_rides_go_on() {
     assert_eq!(refused.retry_after_s, Some(1));
     *way.lock().unwrap() = Way::Through;
     let path = format!("/v1/rides/{ride}/cancel");
-    let cancelled = city.post(&path, Some((Role::Rider, "rider")), &json!({}));
+    let (rider, nothing) = (Some((Role::Rider, "rider")), json!({}));
+    let cancelled = city.post(&path, rider, &nothing);
     answered(cancelled.await, 200).await;
     // Whoever waited has given up; all rooms are free again.
     while let Some(refused) = asked.join_next().await {

@@ -33,6 +33,16 @@ export interface Selected {
   ride: string | null;
 }
 
+/** A place on the canvas, pixels. */
+type Spot = [number, number];
+
+/** States of drivers; those that matter most are drawn last. */
+const DRAWN_LAST = [0, 1, 4, 3, 2];
+/** How large a driver is drawn, by state. */
+const SIZES = [0.7, 0.9, 1.15, 1.1, 1];
+/** Cars of a larger radius are drawn round, pixels. */
+const ROUND_PX = 3.5;
+
 const STAGE_WAITING = 0;
 const STAGE_OFFERED = 1;
 const STAGE_STARTED = 4;
@@ -44,8 +54,6 @@ export class Painter {
   offline = true;
   private readonly context: CanvasRenderingContext2D;
   private colours: Colours;
-  private sprites: HTMLCanvasElement[] = [];
-  private spriteSize = 0;
   private tiles = new Map<string, HTMLImageElement>();
 
   constructor(
@@ -59,7 +67,6 @@ export class Painter {
     this.colours = readColours();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.colours = readColours();
-      this.sprites = [];
     });
   }
 
@@ -71,7 +78,6 @@ export class Painter {
     this.canvas.height = Math.round(clientHeight * ratio);
     this.camera.width = clientWidth;
     this.camera.height = clientHeight;
-    this.sprites = [];
   }
 
   paint(city: City, selected: Selected, now: number): void {
@@ -85,7 +91,7 @@ export class Painter {
     if (this.show !== "none") this.paintCells();
     if (this.lines) this.paintLines(city, now);
     this.paintRiders(city, now);
-    this.paintCars(city, now, ratio);
+    this.paintCars(city, now);
     this.paintSelected(city, selected, now);
     this.paintScale();
   }
@@ -190,8 +196,8 @@ export class Painter {
       context.strokeStyle = (isStarted ? colours.states[4] : colours.states[3]) ?? colours.ink;
       context.globalAlpha = isStarted ? 0.35 : 0.85;
       // Dashes run from the car to where it goes.
-      context.setLineDash(isStarted ? [2, 6] : [7, 5]);
-      context.lineDashOffset = -(now / 40) % 96;
+      context.setLineDash(isStarted ? [3, 9] : [7, 5]);
+      context.lineDashOffset = -(now / 40) % 12;
       context.stroke();
     }
     context.setLineDash([]);
@@ -199,77 +205,77 @@ export class Painter {
   }
 
   private paintRiders(city: City, now: number): void {
-    const { context, camera, colours } = this;
-    const beat = (now % 1_400) / 1_400;
+    const { context, colours } = this;
+    const waiting: Spot[] = [];
+    const offered: Spot[] = [];
+    const coming: Spot[] = [];
     for (const ride of city.rides.values()) {
-      if (ride.stage > 3) continue;
-      const at = toWorld(...ride.pickup);
-      const [x, y] = [camera.x(at), camera.y(at)];
-      if (x < -20 || y < -20 || x > camera.width + 20 || y > camera.height + 20) continue;
-      const waits = ride.stage === STAGE_WAITING || ride.stage === STAGE_OFFERED;
-      const colour = waits ? colours.waiting : (colours.states[3] ?? colours.ink);
-      context.strokeStyle = colour;
-      if (ride.stage === STAGE_WAITING) {
-        context.globalAlpha = 1 - beat;
-        context.lineWidth = 1.5;
-        context.beginPath();
-        context.arc(x, y, 4 + 10 * beat, 0, 2 * Math.PI);
-        context.stroke();
-        context.globalAlpha = 1;
-      }
-      context.lineWidth = waits ? 2.5 : 1.5;
-      context.beginPath();
-      context.arc(x, y, waits ? 4.5 : 3.5, 0, 2 * Math.PI);
-      context.fillStyle = colours.halo;
-      context.fill();
-      context.stroke();
+      if (ride.stage >= STAGE_STARTED) continue;
+      const spot = this.spot(toWorld(...ride.pickup), 20);
+      if (!spot) continue;
+      (ride.stage === STAGE_WAITING ? waiting : ride.stage === STAGE_OFFERED ? offered : coming).push(spot);
     }
+    const beat = (now % 1_400) / 1_400;
+    context.globalAlpha = 1 - beat;
+    this.rings(waiting, 4 + 10 * beat, colours.waiting, 1.5, null);
+    context.globalAlpha = 1;
+    this.rings(coming, 3.5, colours.states[3] ?? colours.ink, 1.5, colours.halo);
+    this.rings(offered, 4.5, colours.waiting, 2, colours.halo);
+    this.rings(waiting, 4.5, colours.waiting, 2.5, colours.halo);
   }
 
-  private paintCars(city: City, now: number, ratio: number): void {
-    const { context, camera } = this;
-    const size = Math.max(3, Math.min(11, (camera.zoom - 8.5) * 1.5));
-    if (this.sprites.length === 0 || this.spriteSize !== size) this.makeSprites(size, ratio);
-    const half = size / 2 + 1.5;
-    // Those that matter most are drawn last.
-    for (const state of [0, 1, 4, 3, 2]) {
-      if (state === 0 && !this.offline) continue;
-      for (const car of city.cars.values()) {
-        if (car.state !== state) continue;
-        const at = where(car, now);
-        const x = camera.x(at);
-        const y = camera.y(at);
-        if (x < -9 || y < -9 || x > camera.width + 9 || y > camera.height + 9) continue;
-        const sprite = this.sprites[car.silent ? state + 5 : state];
-        if (sprite) context.drawImage(sprite, x - half, y - half, half * 2, half * 2);
-      }
+  /** Many circles of one kind in one stroke: by far the cheapest way to draw thousands. */
+  private rings(spots: Spot[], radius: number, colour: string, width: number, fill: string | null): void {
+    const { context } = this;
+    context.beginPath();
+    for (const [x, y] of spots) {
+      context.moveTo(x + radius, y);
+      context.arc(x, y, radius, 0, 2 * Math.PI);
     }
+    if (fill) {
+      context.fillStyle = fill;
+      context.fill();
+    }
+    context.strokeStyle = colour;
+    context.lineWidth = width;
+    context.stroke();
   }
 
-  /** A dot for each state, and a ring for each whose driver is silent. */
-  private makeSprites(size: number, ratio: number): void {
-    this.spriteSize = size;
-    const { states, halo } = this.colours;
-    const sprite = (colour: string, isSilent: boolean, scale: number) => {
-      const canvas = document.createElement("canvas");
-      const side = (size + 3) * ratio;
-      canvas.width = canvas.height = Math.ceil(side);
-      const context = canvas.getContext("2d");
-      if (!context) return canvas;
-      const radius = Math.max(1, (size * scale) / 2) * ratio;
-      context.beginPath();
-      context.arc(side / 2, side / 2, radius, 0, 2 * Math.PI);
-      context.lineWidth = ratio * (isSilent ? 1.5 : 1);
-      context.fillStyle = isSilent ? halo : colour;
-      context.strokeStyle = isSilent ? colour : halo;
-      context.fill();
-      context.stroke();
-      return canvas;
-    };
-    const scales = [0.7, 0.9, 1.15, 1.1, 1];
-    this.sprites = [false, true].flatMap((isSilent) =>
-      states.map((colour, n) => sprite(colour, isSilent, scales[n] ?? 1)),
-    );
+  /** Where a place is on the canvas, if it is on it or at most `margin` pixels beside it. */
+  private spot(at: World, margin: number): Spot | null {
+    const { camera } = this;
+    const x = camera.x(at);
+    const y = camera.y(at);
+    const isSeen = x > -margin && y > -margin && x < camera.width + margin && y < camera.height + margin;
+    return isSeen ? [x, y] : null;
+  }
+
+  private paintCars(city: City, now: number): void {
+    const { context, colours } = this;
+    const size = Math.max(3, Math.min(11, (this.camera.zoom - 8.5) * 1.5));
+    const seen: Spot[][] = DRAWN_LAST.map(() => []);
+    const silent: Spot[][] = DRAWN_LAST.map(() => []);
+    for (const car of city.cars.values()) {
+      if (car.state === 0 && !this.offline) continue;
+      const spot = this.spot(where(car, now), 9);
+      if (spot) (car.silent ? silent : seen)[car.state]?.push(spot);
+    }
+    for (const state of DRAWN_LAST) {
+      const colour = colours.states[state] ?? colours.ink;
+      const spots = seen[state] ?? [];
+      const radius = (size * (SIZES[state] ?? 1)) / 2;
+      if (radius > ROUND_PX) this.rings(spots, radius, colours.halo, 1, colour);
+      else {
+        // Too small for a circle to be told from two rectangles, and those cost a third.
+        context.fillStyle = colour;
+        const [long, short] = [radius, radius * 0.6];
+        for (const [x, y] of spots) {
+          context.fillRect(x - long, y - short, 2 * long, 2 * short);
+          context.fillRect(x - short, y - long, 2 * short, 2 * long);
+        }
+      }
+      this.rings(silent[state] ?? [], radius, colour, 1.5, colours.halo);
+    }
   }
 
   private paintSelected(city: City, selected: Selected, now: number): void {
