@@ -49,6 +49,7 @@ struct State {
     is_down: bool,
     /// Nobody learns from the log who owns what.
     owners_unknown: bool,
+    owners_told: u64,
 }
 
 impl State {
@@ -85,6 +86,19 @@ impl Home {
     /// Can it be learned from the log who owns what?
     pub fn tell_owners(&self, does: bool) {
         self.change(|state| state.owners_unknown = !does);
+    }
+
+    /// How often somebody was told who owns what.
+    pub fn owners_told(&self) -> u64 {
+        self.state().owners_told
+    }
+
+    /// Somebody who answers nobody is the newest owner of every shard.
+    pub fn announce_others(&self) {
+        self.change(|state| {
+            let owners = state.announced.values_mut();
+            owners.for_each(|owner| owner.epoch += 1);
+        });
     }
 
     pub fn new(shards: u16, clock: DomainClock) -> Home {
@@ -229,10 +243,11 @@ impl EventLog for Home {
     }
 
     fn owners(&self) -> Result<Vec<OwnerRecord>, ReadError> {
-        let state = self.state();
+        let mut state = self.state();
         if state.owners_unknown {
             return Err(ReadError::Unavailable("nobody answers".into()));
         }
+        state.owners_told += 1;
         Ok(state.announced.values().cloned().collect())
     }
 
