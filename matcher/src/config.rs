@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
-    /// How rounds choose: `first_come`, `greedy` or `batched`.
+    /// How rounds choose: `first_come`, `greedy`, `batched` or `rematch`.
     pub policy: PolicyKind,
     /// Least time between two rounds in domain ms; 0: a round starts as soon as a ride waits and a commit is free.
     pub round_every_ms: u64,

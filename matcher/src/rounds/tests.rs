@@ -184,7 +184,7 @@ fn better_cars_are_kept_for_who_asks_for_them() {
     for (upgrade_s, who) in [(0, "comfort"), (60, "plain")] {
         let mut town = Town::new(|engine| engine.prices.upgrade_s = upgrade_s);
         town.car("comfort", 1.0, START, |driver| {
-            let classes = both.into_iter().collect();
+            let classes = ClassSet::of(&both).expect("two classes");
             driver.presence = Presence::Online { classes };
         });
         town.car("plain", 3.0, START, anyone);
