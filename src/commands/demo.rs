@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cabrank_eventlog::kafka::KafkaLog;
+use cabrank_loadgen::client::Role;
 use cabrank_loadgen::demo::{DemoOptions, demo};
 use cabrank_matcher::clock::DomainClock;
 use clap::Args;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use super::{audit, block_on, shutdown_signal, token::minter};
 use crate::cluster::{Balancer, Launch};
 use crate::server::Server;
+use crate::settings::Settings;
 use crate::{AnyError, Brokers, Common, Place, report};
 
 /// Flags of `demo`.
@@ -71,6 +73,7 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         let server = Server::start(&settings, DomainClock::wall()).await?;
         let url = format!("http://{}", server.address());
         println!("{url}");
+        println!("{}", map_address(&url, &settings));
         let (tell, stop) = watch::channel(false);
         let failed = server.failed();
         tokio::spawn(async move {
@@ -96,6 +99,12 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
     report::conclude(outcome, &data_dir, args.report.as_deref())
 }
 
+/// Where a browser finds the live map. The token stands in the fragment, which browsers send to nobody.
+fn map_address(url: &str, settings: &Settings) -> String {
+    let token = minter(settings)(Role::Ops, "demo");
+    format!("the city, live: {url}/#token={token}")
+}
+
 /// The city over Kafka: nodes, gateways, one address in front of them. Kill one of the printed process ids and watch.
 fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|settings| {
@@ -111,6 +120,7 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
         let shutdown = shutdown_signal()?;
         let front = Balancer::start(settings.gateway.listen).await?;
         println!("{}", front.url());
+        println!("{}", map_address(&front.url(), &settings));
         let mut processes = Vec::new();
         for number in 1..=args.nodes {
             processes.push(launch.matcher(&format!("node-{number}"))?);
