@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let result = Batched.solve(&round, u64::MAX);
     let cost: i64 = result.pairs.iter().map(|pair| pair.cost_ms).sum();
-    println!("{} {cost} {best_ms:.1}", result.pairs.len());
+    println!("{} {cost} {best_ms:.3}", result.pairs.len());
     Ok(())
 }
 

@@ -244,6 +244,12 @@ impl EngineConfig {
             "choose 0 to 60000: riders wait that long before anybody looks for a car",
         )?;
         demand(
+            self.pace.most_ms < self.request_patience_ms,
+            "engine.pace.most_ms",
+            self.pace.most_ms,
+            "must be shorter than engine.request_patience_ms, or a request may be too old at its first look",
+        )?;
+        demand(
             self.pace.least_ms <= self.pace.most_ms,
             "engine.pace.least_ms",
             self.pace.least_ms,
@@ -285,5 +291,13 @@ mod tests {
             ..EngineConfig::default()
         };
         assert_eq!(far.check().unwrap_err().key, "engine.radius_first_m");
+        let slow = EngineConfig {
+            pace: PaceRules {
+                most_ms: 60_000,
+                ..PaceRules::default()
+            },
+            ..EngineConfig::default()
+        };
+        assert_eq!(slow.check().unwrap_err().key, "engine.pace.most_ms");
     }
 }

@@ -140,7 +140,10 @@ pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
         .clone()
         .any(|row| served.edges[row].is_none() && ordered.own_edge(row).is_some())
     {
-        served = assignment::greedy(&ordered.costs);
+        served = Served {
+            exhausted: served.exhausted,
+            ..assignment::greedy(&ordered.costs)
+        };
     }
     if cut_long(&ordered, &mut served) {
         assignment::fill_greedily(&ordered.costs, &mut served);
@@ -150,6 +153,9 @@ pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
         if plain.worth(&ordered.costs) > served.worth(&ordered.costs) {
             served.edges = plain.edges;
         }
+    }
+    if served.exhausted {
+        take_back_losses(&ordered, &mut served);
     }
     let mut result = ordered.told(&served);
     result.swaps = Changes::of(&ordered, &served)
@@ -267,6 +273,24 @@ fn cut_long(ordered: &Ordered<'_>, served: &mut Served) -> bool {
         }
     }
     was_long
+}
+
+/// A budget that ended early may leave changes that save nothing and give no ride that waits a car: each keeps its own.
+fn take_back_losses(ordered: &Ordered<'_>, served: &mut Served) {
+    let cost = |edge: Option<u32>| edge.map_or(0, |edge| ordered.costs.edge(edge).1);
+    for change in Changes::of(ordered, served).all() {
+        let mut rows = change.rows.iter();
+        let one_waits = rows.any(|row| ordered.own_edge(*row).is_none());
+        let rows = change.rows.iter();
+        let saved: i64 = rows
+            .map(|row| cost(ordered.own_edge(*row)) - cost(served.edges[*row]))
+            .sum();
+        if !one_waits && saved < 0 {
+            for row in &change.rows {
+                served.edges[*row] = ordered.own_edge(*row);
+            }
+        }
+    }
 }
 
 impl Change {
