@@ -34,7 +34,7 @@ export interface Frame {
   tickMs: number;
   number: number;
   time: number;
-  /** South, west, north, east of everything there is; null for an empty city. */
+  /** South, west, north, east of nearly everything; null for an empty city. */
   bounds: [number, number, number, number] | null;
   drivers: number[];
   silent: number;

@@ -90,6 +90,8 @@ export class Panel {
   onPlace: (place: Place) => void = () => {};
   onChoose: (entity: Entity | null, state: DriverState | RideState | null) => void = () => {};
   private refreshing = 0;
+  /** The map is to go to what is shown as soon as its place is known. */
+  private goThere = false;
 
   constructor(private readonly server: Server) {
     find("close").addEventListener("click", () => this.close());
@@ -128,7 +130,8 @@ export class Panel {
     find("detail").hidden = false;
     find("detail-title").textContent = `${entity.kind} ${entity.id}`;
     find("detail-body").replaceChildren(make("p", "…"));
-    await this.refresh(goThere);
+    this.goThere = goThere;
+    await this.refresh();
   }
 
   close(): void {
@@ -137,14 +140,14 @@ export class Panel {
     this.onChoose(null, null);
   }
 
-  private async refresh(goThere = false): Promise<void> {
+  private async refresh(): Promise<void> {
     const entity = this.shown;
     if (!entity || document.hidden || find<HTMLDialogElement>("ask").open) return;
     const turn = ++this.refreshing;
     try {
       const path = `/v1/${entity.kind}s/${encodeURIComponent(entity.id)}`;
       const state = await this.server.read<DriverState & RideState>(path);
-      if (entity.kind === "rider" && state.ride && goThere) {
+      if (entity.kind === "rider" && state.ride && this.goThere) {
         await this.open({ kind: "ride", id: state.ride }, true);
         return;
       }
@@ -153,7 +156,10 @@ export class Panel {
       this.render(entity, state, history);
       this.onChoose(entity, state);
       const place = state.at ?? state.pickup;
-      if (goThere && place) this.onPlace(place);
+      if (this.goThere && place) {
+        this.goThere = false;
+        this.onPlace(place);
+      }
     } catch (why) {
       if (turn !== this.refreshing) return;
       if (why instanceof Refused || why instanceof Silent) {
