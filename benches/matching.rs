@@ -1,19 +1,19 @@
 //! How long does a round take?
 //!
 //! Rides and cars at random in a city of 39 by 34 km with five hot spots; every ride has its 16 nearest cars as
-//! candidates, a pair costs the straight line at 8 m/s in milliseconds. Seeds are fixed, every solve starts cold,
-//! one thread. Beside the exact policy stand the simple ones, and the textbook's dense Hungarian method where it
+//! candidates, a pair costs the straight line at 8 m/s in milliseconds. Seeds are fixed, every solve starts cold
+//! unless it says warm, one thread. Beside the exact policy stand the simple ones, and the textbook's dense Hungarian method where it
 //! can still be waited for. Before timing, each instance prints what the policies are worth on it.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use cabrank_engine::matching::{Batched, Policy, PolicyKind, Round};
+use cabrank_engine::matching::{Batched, Memory, Policy, PolicyKind, Round};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 #[path = "common/round.rs"]
 mod round;
-use round::{CANDIDATES, city};
+use round::{CANDIDATES, city, city_a_tenth_later};
 
 const ENDLESS: u64 = u64::MAX;
 const SMALL_ONLY: bool = cfg!(debug_assertions);
@@ -139,5 +139,33 @@ fn budgets(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, rounds, budgets);
+/// Going on from the last round, a tenth of whose rides and cars are others now.
+fn warm(c: &mut Criterion) {
+    let size = if SMALL_ONLY { 500 } else { 10_000 };
+    let mut memory = Memory::default();
+    Batched.solve_from(&city(size, size), ENDLESS, &mut memory);
+    let later = city_a_tenth_later(size, size);
+    let cold = Batched.solve(&later, ENDLESS);
+    let mut group = c.benchmark_group("warm");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500));
+    group.measurement_time(Duration::from_secs(3));
+    group.bench_function("cold", |b| {
+        b.iter(|| Batched.solve(black_box(&later), ENDLESS));
+    });
+    group.bench_function("a_tenth_changed", |b| {
+        b.iter_batched(
+            || memory.clone(),
+            |mut memory| {
+                let result = Batched.solve_from(black_box(&later), ENDLESS, &mut memory);
+                assert_eq!(result.pairs.len(), cold.pairs.len());
+            },
+            criterion::BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, rounds, budgets, warm);
 criterion_main!(benches);

@@ -35,17 +35,45 @@ fn spot(random: &mut SmallRng) -> Spot {
     (x + scatter(), y + scatter())
 }
 
+/// Who is where: a number that stays the same from round to round, and the place.
+type Crowd = Vec<(usize, Spot)>;
+
+fn crowds(rides: usize, cars: usize) -> (Crowd, Crowd, SmallRng) {
+    let mut random = SmallRng::seed_from_u64(SEED);
+    let cars = (0..cars).map(|n| (n, spot(&mut random))).collect();
+    let rides = (0..rides).map(|n| (n, spot(&mut random))).collect();
+    (rides, cars, random)
+}
+
 /// A round with the nearest cars of each ride, priced by the straight line at 8 m/s.
 pub fn city(rides: usize, cars: usize) -> Round {
-    let mut random = SmallRng::seed_from_u64(SEED);
-    let cars: Vec<Spot> = (0..cars).map(|_| spot(&mut random)).collect();
-    let candidates = (0..rides)
-        .map(|_| {
-            let at = spot(&mut random);
+    let (rides, cars, _) = crowds(rides, cars);
+    round_of(&rides, &cars)
+}
+
+/// The same city when a tenth of the rides and of the cars have gone and others have come.
+#[allow(dead_code, reason = "not every bench looks at what follows")]
+pub fn city_a_tenth_later(rides: usize, cars: usize) -> Round {
+    let (mut rides, mut cars, mut random) = crowds(rides, cars);
+    for crowd in [&mut rides, &mut cars] {
+        let all = crowd.len();
+        for one in crowd.iter_mut() {
+            if random.random_bool(0.1) {
+                *one = (one.0 + all, spot(&mut random));
+            }
+        }
+    }
+    round_of(&rides, &cars)
+}
+
+fn round_of(rides: &[(usize, Spot)], cars: &[(usize, Spot)]) -> Round {
+    let candidates = rides
+        .iter()
+        .map(|(_, at)| {
             let mut near: Vec<Candidate> = cars
                 .iter()
                 .enumerate()
-                .map(|(driver, car)| Candidate {
+                .map(|(driver, (_, car))| Candidate {
                     driver: driver as u32,
                     cost: ((car.0 - at.0).hypot(car.1 - at.1) / 8.0 * 1_000.0) as i64,
                 })
@@ -59,19 +87,21 @@ pub fn city(rides: usize, cars: usize) -> Round {
         })
         .collect();
     Round {
-        rides: (0..rides)
-            .map(|n| RideAsk {
+        rides: rides
+            .iter()
+            .map(|(n, _)| RideAsk {
                 ride: RideId {
                     place: ShardId(0),
                     minted_by: ShardId(0),
-                    offset: n as u64,
+                    offset: *n as u64,
                 },
                 version: 1,
-                since: Time(n as i64),
+                since: Time(*n as i64),
             })
             .collect(),
-        drivers: (0..cars.len())
-            .map(|n| DriverId::new(&format!("driver-{n}")).expect("a valid id"))
+        drivers: cars
+            .iter()
+            .map(|(n, _)| DriverId::new(&format!("driver-{n}")).expect("a valid id"))
             .collect(),
         candidates,
         ..Round::default()
