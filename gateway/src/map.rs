@@ -135,7 +135,7 @@ struct Kept {
 /// What is kept between two questions.
 #[derive(Default)]
 pub struct Map {
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
     areas: Mutex<Option<Arc<Areas>>>,
 }
 
@@ -184,7 +184,7 @@ impl Snapshot {
         let mut tiles: BTreeMap<(i16, i16), Tile> = BTreeMap::new();
         let (mut keys, mut places) = (HashMap::with_capacity(kept.keys.len()), HashMap::new());
         let mut names = HashMap::with_capacity(kept.keys.len());
-        let mut bounds: Option<[i32; 4]> = None;
+        let (mut lats, mut lons) = (Vec::new(), Vec::new());
         dispatch.each_driver(&mut |driver| {
             let key = kept.keys.get(driver.id).copied().unwrap_or_else(|| {
                 kept.next_key = (kept.next_key + 1) % NOBODY;
@@ -205,7 +205,8 @@ impl Snapshot {
             let Some(position) = driver.at else { return };
             let at = position.at.0;
             places.insert(key, at);
-            grow(&mut bounds, at);
+            lats.push(at.lat_e7());
+            lons.push(at.lon_e7());
             let mut state = shown as u8;
             if is_silent(position.age_ms, map) && shown != Shown::Offline {
                 state |= SILENT;
@@ -220,7 +221,8 @@ impl Snapshot {
         for ride in &rides {
             let stage = stage_number(ride.stage);
             counts[6 + usize::from(stage)] += 1;
-            grow(&mut bounds, ride.pickup.0);
+            lats.push(ride.pickup.0.lat_e7());
+            lons.push(ride.pickup.0.lon_e7());
             let driver = ride.driver.as_ref().and_then(|id| keys.get(id)).copied();
             let car = driver.and_then(|key| places.get(&key).copied());
             let record = ride_record(ride, stage, driver, car);
@@ -236,7 +238,8 @@ impl Snapshot {
         head.extend(u16::try_from(map.tick_ms).unwrap_or(u16::MAX).to_le_bytes());
         head.extend(number.to_le_bytes());
         head.extend(dispatch.now().0.to_le_bytes());
-        for side in bounds.unwrap_or_default() {
+        let ((south, north), (west, east)) = (most_of(&mut lats), most_of(&mut lons));
+        for side in [south, west, north, east] {
             head.extend(side.to_le_bytes());
         }
         for count in counts {
@@ -322,40 +325,34 @@ fn is_silent(age_ms: i64, map: &MapConfig) -> bool {
     u64::try_from(age_ms).is_ok_and(|age_ms| age_ms > map.silent_ms)
 }
 
-fn grow(bounds: &mut Option<[i32; 4]>, at: Point) {
-    let (lat, lon) = (at.lat_e7(), at.lon_e7());
-    let [south, west, north, east] = bounds.unwrap_or([lat, lon, lat, lon]);
-    *bounds = Some([south.min(lat), west.min(lon), north.max(lat), east.max(lon)]);
+/// The least and the largest, when the hundredth part at each end is left out: one car far away must not make the city
+/// a dot. 0 and 0 of none.
+fn most_of(all: &mut [i32]) -> (i32, i32) {
+    let out = all.len() / 100;
+    let Some(last) = all.len().checked_sub(1 + out) else {
+        return (0, 0);
+    };
+    let least = *all.select_nth_unstable(out).1;
+    (least, *all.select_nth_unstable(last).1)
 }
 
 impl Edge {
     /// The newest snapshot, at most a tick old.
     async fn snapshot(self: &Arc<Self>) -> Result<Arc<Snapshot>, Problem> {
-        let tick_ms = self.config.map.tick_ms;
-        let mut kept = self.map.kept.lock().await;
-        let fresh = kept
-            .newest
-            .as_ref()
-            .filter(|newest| newest.made.elapsed() < Duration::from_millis(tick_ms));
-        if let Some(fresh) = fresh {
+        let mut kept = self.map.kept.clone().lock_owned().await;
+        let tick = Duration::from_millis(self.config.map.tick_ms);
+        let newest = kept.newest.as_ref();
+        if let Some(fresh) = newest.filter(|newest| newest.made.elapsed() < tick) {
             return Ok(fresh.clone());
         }
         let edge = self.clone();
-        let mut taken = std::mem::take(&mut *kept);
+        // What is kept goes along: a page that goes away meanwhile must not leave it half changed.
         let made = tokio::task::spawn_blocking(move || {
-            let made = Arc::new(Snapshot::make(
-                &*edge.dispatch,
-                &mut taken,
-                &edge.config.map,
-            ));
-            taken.newest = Some(made.clone());
-            (taken, made)
+            let made = Snapshot::make(&*edge.dispatch, &mut kept, &edge.config.map);
+            kept.newest.insert(Arc::new(made)).clone()
         });
-        let (taken, made) = made
-            .await
-            .map_err(|_| Problem::busy("the map could not be drawn: ask again"))?;
-        *kept = taken;
-        Ok(made)
+        made.await
+            .map_err(|_| Problem::busy("the map could not be drawn: ask again"))
     }
 
     /// Cells and rates, some seconds old at most.
@@ -562,6 +559,16 @@ mod tests {
             assert!((back(row, at.lat_e7()) - lat).abs() < 1e-6, "{lat}");
             assert!((back(column, at.lon_e7()) - lon).abs() < 1e-6, "{lon}");
         }
+    }
+
+    #[test]
+    fn one_car_far_away_does_not_make_the_city_a_dot() {
+        let mut all: Vec<i32> = (0..300).collect();
+        all[7] = 1_000_000;
+        assert_eq!(most_of(&mut all), (3, 297));
+        assert_eq!(most_of(&mut [5, -2, 9]), (-2, 9));
+        assert_eq!(most_of(&mut [4]), (4, 4));
+        assert_eq!(most_of(&mut []), (0, 0));
     }
 
     #[test]
