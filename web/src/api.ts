@@ -84,7 +84,9 @@ async function show(): Promise<void> {
       sections.set(tag, [...(sections.get(tag) ?? []), operation(path, method, op)]);
     }
   }
-  for (const [tag, shown] of sections) main.append(make("h2", tag), ...shown);
+  // What is open to everybody is least of interest.
+  const ordered = [...sections].sort(([a], [b]) => Number(a === "Open") - Number(b === "Open"));
+  for (const [tag, shown] of ordered) main.append(make("h2", tag), ...shown);
   main.append(make("h2", "Shapes"));
   for (const [name, schema] of Object.entries(api.components?.schemas ?? {})) {
     const shown = make("article");
