@@ -14,6 +14,7 @@ pub mod replay;
 pub mod report;
 pub mod ring;
 pub mod serve;
+pub mod simulate;
 pub mod token;
 pub mod topics;
 

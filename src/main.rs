@@ -150,6 +150,8 @@ enum Command {
     Chaos(commands::chaos::ChaosArgs),
     /// Replay recorded cabs and trips through the real gateway.
     Replay(commands::replay::ReplayArgs),
+    /// Play a recorded evening under a policy, in virtual time and without sockets.
+    Simulate(Box<commands::simulate::SimulateArgs>),
     /// Offer a load to a server by a schedule and measure what it takes and how soon it answers.
     Load(Box<commands::load::LoadArgs>),
     /// A process of `load`.
@@ -196,6 +198,7 @@ fn main() -> ExitCode {
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
+            Command::Simulate(args) => commands::simulate::run(&cli.common, *args),
             Command::Load(args) => commands::load::run(&cli.common, *args),
             Command::LoadPart => commands::load::run_load_part(),
             Command::LoadServer(args) => commands::load::run_server(&cli.common, args),

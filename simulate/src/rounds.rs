@@ -1,0 +1,248 @@
+//! Rounds: the candidates of rides from the live index, priced and solved.
+//!
+//! As a node does it (`matcher/src/rounds.rs`), without its threads: the same index, the same snapshot of a ride, the same
+//! policies of the engine.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use cabrank_engine::matching::{
+    Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, SwapRules,
+};
+use cabrank_engine::ride::{Ride, Stage};
+use cabrank_engine::travel::StraightLine;
+use cabrank_events::{DriverId, RideId, Time};
+use cabrank_geo::{DriverKey, Filter, LiveIndex, Near, Query, Status};
+
+/// How long a promise is remembered while its ride takes part in no round.
+const PROMISE_MEMORY_MS: u64 = 60_000;
+
+/// What a round is told besides its rides.
+#[derive(Clone, Copy, Debug)]
+pub struct RoundRules {
+    /// How it chooses.
+    pub policy: PolicyKind,
+    /// What is asked of a swap.
+    pub swaps: SwapRules,
+    /// Cars looked at for each ride.
+    pub candidates_max: usize,
+    /// Steps before the best answer so far is used.
+    pub steps_max: u64,
+    /// Positions older than this do not count.
+    pub ping_ttl_ms: i64,
+}
+
+/// What a round was, for the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RoundSize {
+    /// Rides, those on the way included.
+    pub rides: usize,
+    /// Cars that were anybody's candidate.
+    pub cars: usize,
+    /// The search ended before the best was proven.
+    pub exhausted: bool,
+    /// Candidates and solution together, wall time.
+    pub took: Duration,
+}
+
+/// Drivers by the number they have in the index.
+pub struct Roll {
+    /// Number to id.
+    pub ids: Vec<DriverId>,
+    /// Id to number.
+    pub numbers: HashMap<DriverId, u32>,
+}
+
+/// When riders were first told to expect their car, and when that was last looked at.
+#[derive(Default)]
+pub struct Promises(HashMap<RideId, (Time, Time)>);
+
+impl Promises {
+    fn remaining_ms(&mut self, ride: RideId, remaining_ms: i64, now: Time) -> i64 {
+        let (arrives, used) = self
+            .0
+            .entry(ride)
+            .or_insert((Time(now.0 + remaining_ms), now));
+        *used = now;
+        arrives.since(now)
+    }
+
+    fn forget_old(&mut self, now: Time) {
+        self.0
+            .retain(|_, (_, used)| used.plus_ms(PROMISE_MEMORY_MS) >= now);
+    }
+}
+
+/// The cars of a round, each by its place in [`Round::drivers`].
+struct Cars<'a> {
+    roll: &'a Roll,
+    drivers: Vec<DriverId>,
+    places: HashMap<DriverKey, u32>,
+}
+
+impl Cars<'_> {
+    fn place(&mut self, key: DriverKey) -> u32 {
+        let Cars {
+            roll,
+            drivers,
+            places,
+        } = self;
+        *places.entry(key).or_insert_with(|| {
+            drivers.push(roll.ids[key.0 as usize].clone());
+            (drivers.len() - 1) as u32
+        })
+    }
+}
+
+/// What a round looks at.
+pub struct Look<'a> {
+    /// Where the cars are.
+    pub index: &'a LiveIndex,
+    /// Who they are.
+    pub roll: &'a Roll,
+    /// How it chooses.
+    pub rules: &'a RoundRules,
+    /// How long drives take at this hour.
+    pub travel: StraightLine,
+    /// The time at hand.
+    pub now: Time,
+}
+
+impl Look<'_> {
+    /// Gathers the cars of these rides and decides. `going` are rides whose drivers are on the way.
+    pub fn solve(
+        &self,
+        rides: &[&Ride],
+        going: &[&Ride],
+        promises: &mut Promises,
+    ) -> (RoundResult, RoundSize) {
+        // Only for the report: what a round decides never depends on how long it takes.
+        let began = Instant::now();
+        let mut cars = Cars {
+            roll: self.roll,
+            drivers: Vec::new(),
+            places: HashMap::new(),
+        };
+        let on_the_way = self.on_the_way(going, promises, &mut cars);
+        let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
+        let candidates = rides
+            .iter()
+            .map(|ride| self.candidates(ride, &movers, &mut cars))
+            .collect();
+        let on_the_way: Vec<OnTheWay> = on_the_way
+            .into_iter()
+            .map(|(ride, mut on_the_way)| {
+                on_the_way.candidates = self.candidates(ride, &movers, &mut cars);
+                on_the_way
+            })
+            .collect();
+        let size = rides.len() + on_the_way.len();
+        let round = Round {
+            rides: rides.iter().copied().map(ask).collect(),
+            drivers: cars.drivers,
+            candidates,
+            on_the_way,
+            rules: self.rules.swaps,
+        };
+        let policy = self.rules.policy.policy();
+        let result = policy.solve(&round, self.rules.steps_max);
+        let size = RoundSize {
+            rides: size,
+            cars: round.drivers.len(),
+            exhausted: result.exhausted,
+            took: began.elapsed(),
+        };
+        (result, size)
+    }
+
+    fn on_the_way<'a>(
+        &self,
+        going: &[&'a Ride],
+        promises: &mut Promises,
+        cars: &mut Cars<'_>,
+    ) -> Vec<(&'a Ride, OnTheWay)> {
+        let oldest_ms = self.now.0 - self.rules.ping_ttl_ms;
+        let going = going.iter().filter_map(|ride| {
+            let Stage::EnRoute { driver, .. } = &ride.stage else {
+                return None;
+            };
+            let key = DriverKey(u64::from(*self.roll.numbers.get(driver)?));
+            let seen = self.index.get(self.index.slot_of(key)?)?;
+            let placement = seen.placement.filter(|at| at.time_ms >= oldest_ms)?;
+            let distance_m = placement.at.distance_m(ride.pickup.0);
+            let remaining_ms = self.travel.drive_ms_for(distance_m);
+            let on_the_way = OnTheWay {
+                driver: cars.place(key),
+                remaining_ms,
+                promised_ms: promises.remaining_ms(ride.id, remaining_ms, self.now),
+                swaps: ride.swaps,
+                candidates: Vec::new(),
+                ask: ask(ride),
+            };
+            Some((*ride, on_the_way))
+        });
+        let going = going.collect();
+        promises.forget_old(self.now);
+        going
+    }
+
+    /// The free cars near a ride, and those on their way to rides of this round.
+    fn candidates(
+        &self,
+        ride: &Ride,
+        movers: &HashSet<DriverKey>,
+        cars: &mut Cars<'_>,
+    ) -> Vec<Candidate> {
+        let mut near: Vec<Near> = Vec::with_capacity(self.rules.candidates_max);
+        let mut row = Vec::with_capacity(2 * self.rules.candidates_max);
+        let mut take = |near: &[Near]| {
+            row.extend(near.iter().map(|car| Candidate {
+                driver: cars.place(car.key),
+                cost: self.travel.drive_ms_for(car.distance_m),
+            }));
+        };
+        self.find(ride, Status::Free, |_| true, &mut near);
+        take(&near);
+        if !movers.is_empty() {
+            let is_mover = |car: &Near| movers.contains(&car.key);
+            self.find(ride, Status::Busy, is_mover, &mut near);
+            take(&near);
+        }
+        row
+    }
+
+    fn find(
+        &self,
+        ride: &Ride,
+        status: Status,
+        is_meant: impl Fn(&Near) -> bool,
+        near: &mut Vec<Near>,
+    ) {
+        let query = Query {
+            at: ride.pickup.0,
+            radius_m: f64::from(ride.radius_m),
+            k: self.rules.candidates_max,
+            filter: Filter {
+                now_ms: self.now.0,
+                ping_ttl_ms: self.rules.ping_ttl_ms,
+                status: Some(status),
+                classes: ride.class.bit(),
+            },
+        };
+        near.clear();
+        let anybody = ride.asked.is_empty() && ride.avoid.is_empty();
+        let may_ask = |car: &Near| {
+            let id = || &self.roll.ids[car.key.0 as usize];
+            is_meant(car) && (anybody || ride.may_ask(id(), car.n))
+        };
+        self.index.nearest(&query, may_ask, near);
+    }
+}
+
+fn ask(ride: &Ride) -> RideAsk {
+    RideAsk {
+        ride: ride.id,
+        version: ride.seq,
+        since: ride.issued_at,
+    }
+}
