@@ -110,7 +110,9 @@ impl Shared {
     /// A car has moved or come free: rides that were looked at in vain may want it.
     fn wake_rides_for(&self, driver: &DriverId) {
         // Relaxed: a ride that became hungry a moment ago is looked at by its own round; the next ping sees it.
-        if self.hungry.load(Ordering::Relaxed) > 0 {
+        if self.hungry.load(Ordering::Relaxed) > 0
+            && self.people.begin_wake(driver, self.clock.now())
+        {
             if self.wakes.0.try_send(driver.clone()).is_err() {
                 self.wakes_lost.store(true, Ordering::Relaxed);
             }

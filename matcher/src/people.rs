@@ -26,6 +26,8 @@ pub(crate) struct Person {
     session: AtomicU64,
     /// The session a silence was reported for, so that it is reported once.
     silence_reported: AtomicU64,
+    /// When its ping last had waiting rides looked at, domain ms.
+    woken_ms: AtomicI64,
 }
 
 /// The drivers this node knows.
@@ -52,6 +54,9 @@ struct Claimed {
 
 /// Cars that are asked for and not answered, at most; beyond it they are found by other rides, too, and refused to them.
 const CLAIMED_MAX: usize = 10_000;
+
+/// A free car's pings have waiting rides looked at this often at most, domain ms: in between it does not get far.
+const WAKE_EVERY_MS: i64 = 200;
 
 /// Early pings that are kept; when there are more, all are dropped, and the drivers' next pings do.
 const EARLY_MAX: usize = 10_000;
@@ -197,6 +202,7 @@ impl People {
             seen_ms: AtomicI64::new(now.0),
             session: AtomicU64::new(0),
             silence_reported: AtomicU64::new(0),
+            woken_ms: AtomicI64::new(i64::MIN),
         });
         self.by_id.insert(id.clone(), Arc::clone(&person));
         Ok(person)
@@ -287,6 +293,21 @@ impl People {
     pub fn seen(&self, id: &DriverId) -> Option<cabrank_geo::Seen> {
         let slot = self.by_id.get(id)?.slot;
         self.index.get(slot)
+    }
+
+    /// Is this a free car whose pings have not had waiting rides looked at for [`WAKE_EVERY_MS`]? They have now.
+    pub fn begin_wake(&self, id: &DriverId, now: Time) -> bool {
+        let Some(person) = self.by_id.get(id) else {
+            return false;
+        };
+        // Relaxed: it only makes looks rarer; what they see is in the index.
+        let last_ms = person.woken_ms.load(Ordering::Relaxed);
+        now.0 >= last_ms.saturating_add(WAKE_EVERY_MS)
+            && self
+                .index
+                .get(person.slot)
+                .is_some_and(|seen| seen.status == Status::Free)
+            && person.woken_ms.swap(now.0, Ordering::Relaxed) == last_ms
     }
 
     pub fn len(&self) -> usize {

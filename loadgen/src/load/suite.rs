@@ -464,7 +464,7 @@ pub const ROWS: &[Row] = &[
         what: "30 s of twice the highest rate of rides (row `rides`) and 80,000 pings/s; a quarter of that before and after",
         subjects: &[subject(
             "cabrank",
-            "--overload --rides-per-second {rides*1} --pings-per-second 40000 --drivers 1000 --seconds 10",
+            "--overload --rides-per-second {rides*1} --ride-connections 2000 --pings-per-second 40000 --drivers 1000 --seconds 10",
         )],
         figures: &[at_most("broken conditions", 0.0, |r| broken(r, "cabrank"))],
         any: false,

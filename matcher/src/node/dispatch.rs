@@ -157,10 +157,13 @@ impl Dispatch for Node {
     fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>)) {
         let now = self.shared.clock.now();
         for entry in &self.shared.views.drivers {
-            let at = self.shared.placement(entry.key()).map(|placement| Position {
-                at: Place(placement.at),
-                age_ms: now.since(Time(placement.time_ms)).max(0),
-            });
+            let at = self
+                .shared
+                .placement(entry.key())
+                .map(|placement| Position {
+                    at: Place(placement.at),
+                    age_ms: now.since(Time(placement.time_ms)).max(0),
+                });
             see(DriverSeen {
                 id: entry.key(),
                 view: entry.value(),

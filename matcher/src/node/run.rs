@@ -35,6 +35,12 @@ const TICK: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
 /// Where engine time comes from a broker, timers are looked at no more often than this.
 const TIMERS_PAUSE: Duration = Duration::from_millis(20);
+/// Waiting rides that a car which comes free or moves puts before the next round: so many of the nearest, and of the ones
+/// that have waited longest if it could serve them.
+const WOKEN_NEAREST: usize = 12;
+const WOKEN_LONGEST: usize = 4;
+/// Cars that one pass looks at rides for, some 10 us each.
+const WAKES_PER_PASS: usize = 64;
 
 pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let (jobs, to_solve) = bounded::<Job>(1);
@@ -643,7 +649,7 @@ impl Loop {
             let ride = self.host.shard(id.place).and_then(|shard| shard.ride(id));
             if let Some(ride) = ride.filter(|ride| matches!(ride.stage, Stage::Waiting)) {
                 // Before the solver looks, so that a car that comes free meanwhile is not missed.
-                self.reach.insert(id, ride.pickup.0);
+                self.reach.insert(id, ride.pickup.0, ride.issued_at);
                 rides.push(Asking::of(ride));
             }
         }
@@ -695,12 +701,20 @@ impl Loop {
                 .map(|ride| ride.id);
             self.dirty.extend(waiting);
         }
-        while let Ok(driver) = self.shared.wakes.1.try_recv() {
+        // Pings may come faster than they are looked at; commands wait for some of them only.
+        for _ in 0..WAKES_PER_PASS {
+            let Ok(driver) = self.shared.wakes.1.try_recv() else {
+                return;
+            };
             self.wake_for(&driver);
         }
+        // The next pass need not wait for anything else.
+        self.shared.bell.ring();
     }
 
-    /// Marks the waiting rides this driver could serve for the next round.
+    /// Marks the waiting rides for the next round that this driver could serve: the nearest, and the ones that have waited
+    /// longest. A car serves one: when many wait, all would be looked at for each car that comes free, and a city with too few
+    /// cars would serve fewer the more riders wait.
     fn wake_for(&mut self, driver: &DriverId) {
         if self.reach.len() == 0 {
             return;
@@ -711,20 +725,23 @@ impl Loop {
         let (Some(placement), cabrank_geo::Status::Free) = (seen.placement, seen.status) else {
             return;
         };
-        let (host, dirty) = (&self.host, &mut self.dirty);
-        let radius_m = f64::from(self.shared.engine.radius_max_m);
-        self.reach.near(placement.at, radius_m, |id| {
+        let host = &self.host;
+        let could_serve = |id: RideId| {
             let ride = host.shard(id.place).and_then(|shard| shard.ride(id));
-            let could_serve = ride.is_some_and(|ride| {
+            ride.is_some_and(|ride| {
                 matches!(ride.stage, Stage::Waiting)
                     && seen.classes & ride.class.bit() != 0
                     && ride.may_ask(driver, seen.n)
                     && placement.at.distance_m(ride.pickup.0) <= f64::from(ride.radius_m)
-            });
-            if could_serve {
-                dirty.insert(id);
-            }
-        });
+            })
+        };
+        let radius_m = f64::from(self.shared.engine.radius_max_m);
+        let nearest = self
+            .reach
+            .nearest(placement.at, radius_m, WOKEN_NEAREST, could_serve);
+        let longest = self.reach.longest().take(WOKEN_LONGEST);
+        self.dirty.extend(longest.filter(|id| could_serve(*id)));
+        self.dirty.extend(nearest);
     }
 
     // -- now and then ------------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ mod tests {
             silence.unconfirmed_will_do(at(5_300), 1, 7),
             "it has no owner yet"
         );
-        assert!(!silence.unconfirmed_will_do(at(5_300), 2, 0), "no such shard");
+        assert!(
+            !silence.unconfirmed_will_do(at(5_300), 2, 0),
+            "no such shard"
+        );
         silence.log_answered(at(6_100), || vec![4, 7]);
         // It keeps answering; whoever has no owner by then will not have one soon.
         (0..20).for_each(|n| silence.log_answered(at(6_900 + n * 800), || vec![4, 7]));
