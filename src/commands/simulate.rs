@@ -42,7 +42,7 @@ enum SimulateCommand {
 /// Flags of one run.
 #[derive(Args)]
 struct OneArgs {
-    /// How rounds choose, NAME[:GAIN_S][@ROUND_S]: first_come, greedy, batched, rematch; e.g. rematch:120@10.
+    /// How rounds choose, `NAME[:GAIN_S][@ROUND_S]`: first_come, greedy, batched, rematch; e.g. rematch:120@10.
     #[arg(long, default_value = "batched")]
     policy: Contender,
     /// Write the report (cabrank.simulation/1 JSON) here.

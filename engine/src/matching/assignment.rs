@@ -194,7 +194,8 @@ pub(super) fn exact_from(costs: &Costs, budget_steps: u64, start: &Start) -> (Se
     let is_new = unsettled.len() == costs.rows();
     let mut left = solver.bid(unsettled);
     // Where few are left searching is quick, and where most are there is nothing to haggle about.
-    if (costs.rows() / 16..costs.rows() / 2).contains(&left.len()) {
+    let is_contested = (costs.rows() / 16..costs.rows() / 2).contains(&left.len());
+    if is_contested && costs.rows() >= HAGGLE_ROWS_LEAST {
         left = solver.haggle(left, is_new);
         left = solver.bid(left);
     }
@@ -606,7 +607,7 @@ impl<'a> Solver<'a> {
     ///
     /// A look at an edge costs a quarter of what it does in a search, and searches are short where prices are good.
     fn haggle(&mut self, mut rows: Vec<u32>, is_new: bool) -> Vec<u32> {
-        if self.costs.rows() < HAGGLE_ROWS_LEAST || self.steps >= self.budget_steps {
+        if self.steps >= self.budget_steps {
             return rows;
         }
         let spread = self.spread();
