@@ -18,6 +18,8 @@ use cabrank_eventlog::{
 const LOAD_EVERY: Duration = Duration::from_millis(20);
 /// Before a node tries again to take a shard over.
 const RETRY: Duration = Duration::from_millis(500);
+/// All nodes of a city have shards within this time (three brokers on a busy machine need half a minute to warm up).
+const START_WITHIN: Duration = Duration::from_secs(90);
 
 pub fn logs() {
     // RUST_LOG=cabrank_eventlog=debug shows what the group and the brokers say.
@@ -111,6 +113,10 @@ impl City {
         for _ in 0..nodes {
             city.join();
         }
+        // Also the last of them: a node that is still joining when a test takes its broker away could not start at all.
+        until_within("the nodes share the shards", START_WITHIN, &mut || {
+            city.owners() == nodes
+        });
         city
     }
 
