@@ -143,7 +143,8 @@ names!(
     Suspended = Suspended,
     TooManyBlocks = TooManyBlocks,
     TooManyMarked = TooManyMarked,
-    InTransfer = InTransfer
+    InTransfer = InTransfer,
+    BadSettings = BadSettings
 );
 names!(
     ping_why_out,
