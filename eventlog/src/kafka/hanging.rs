@@ -152,7 +152,9 @@ fn try_end(
             .and_then(|()| producer.send_offsets(offsets, metadata))
             .and_then(|()| end());
         if let Err(why) = ended {
-            info!(id, %why, "the group's offsets of a lost transaction stay pending");
+            info!(id, %why, "the group refused the offsets of a lost transaction: they are dropped");
+            // Open, it would look like somebody's work until the broker's time-out.
+            let _ = producer.abort();
         }
     }
     retire(producer);
