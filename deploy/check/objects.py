@@ -67,7 +67,7 @@ def main(paths):
                 try:
                     kubernetes_validate.validate(obj, version, strict=True)
                 except Exception as why:
-                    bad.append(f'{path}: {obj["kind"]} {obj["metadata"]["name"]} in {version}: {why}')
+                    bad.append(f'{path}: {obj["kind"]} {obj["metadata"]["name"]} in {version}: {getattr(why, "message", why)}')
         bad.extend(f"{path}: {why}" for why in wrong(objects))
     print("\n".join(bad) if bad else f"objects: valid in Kubernetes {', '.join(VERSIONS)}")
     if custom:

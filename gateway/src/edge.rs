@@ -15,6 +15,7 @@ use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
 use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
+use crate::first_offer::FirstOffers;
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{CloseCause, Drivers, Riders};
 use crate::problem::Problem;
@@ -62,6 +63,8 @@ pub struct Edge {
     pub map: Map,
     /// What happened in the last minute.
     pub pulse: Pulse,
+    /// How long riders of this gateway wait for an offer.
+    pub first_offers: FirstOffers,
     /// One permit per history that is being read; more wait.
     pub histories: Semaphore,
     started: Instant,
@@ -132,6 +135,7 @@ impl Edge {
             threads,
             map: Map::default(),
             pulse: Pulse::default(),
+            first_offers: FirstOffers::default(),
             histories: Semaphore::new(HISTORIES_MAX),
             started: Instant::now(),
             life: RandomState::new().build_hasher().finish(),
@@ -203,6 +207,21 @@ impl Edge {
                 Err(NotHandedIn { retry_after_s: 5 })
             }
         }
+    }
+
+    /// What is only worth counting when somebody looks: pings, and queues against their bounds.
+    pub fn publish_metrics(&self) {
+        self.counters.snapshot().publish();
+        let limits = &self.config.limits;
+        let used = self.sockets_max.saturating_sub(self.sockets.available_permits());
+        metrics::gauge!("cabrank_sockets_used").set(used as f64);
+        metrics::gauge!("cabrank_sockets_max").set(self.sockets_max as f64);
+        metrics::gauge!("cabrank_outcomes_waiting").set(self.outcomes.waiting() as f64);
+        metrics::gauge!("cabrank_outcomes_waiting_max").set(limits.waiting_outcomes_max as f64);
+        let requests_max = limits.waiting_requests_max;
+        let requests = requests_max.saturating_sub(self.requests.available_permits());
+        metrics::gauge!("cabrank_requests_waiting").set(requests as f64);
+        metrics::gauge!("cabrank_requests_waiting_max").set(requests_max as f64);
     }
 
     /// Room for one more socket or stream.
