@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cabrank_events::{Command, CommandId, CommandRecord, Reason, RiderId, Time};
 use cabrank_matcher::api::{Dispatch, NotTaken};
@@ -16,6 +16,7 @@ use crate::counters::IngestCounters;
 use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
 use crate::first_offer::FirstOffers;
+use crate::admission::{Admission, RETRY_AFTER_S, TooManyNewRides};
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{CloseCause, Drivers, Riders};
 use crate::problem::Problem;
@@ -36,6 +37,7 @@ pub struct Edge {
     pub verifier: Arc<TokenVerifier>,
     pub revocations: Revocations,
     pub outcomes: Arc<Outcomes>,
+    pub admission: Admission,
     pub drivers: Drivers<DriverNews>,
     pub riders: Riders<RiderNews>,
     /// Calls of riders.
@@ -119,6 +121,13 @@ impl Edge {
             verifier: Arc::new(verifier),
             revocations,
             outcomes: Arc::new(Outcomes::new(config.limits.waiting_outcomes_max)),
+            admission: Admission::new(
+                match config.limits.answers_late_ms {
+                    0 => dispatch.late_after(),
+                    ms => Duration::from_millis(ms),
+                },
+                Instant::now(),
+            ),
             drivers: Drivers::new(config.limits.people_remembered_max),
             riders: Riders::default(),
             rates: Buckets::per_minute(config.limits.requests_per_minute, people_max),
@@ -222,6 +231,8 @@ impl Edge {
         let requests = requests_max.saturating_sub(self.requests.available_permits());
         metrics::gauge!("cabrank_requests_waiting").set(requests as f64);
         metrics::gauge!("cabrank_requests_waiting_max").set(requests_max as f64);
+        let new_rides = self.admission.rate().unwrap_or(f64::INFINITY);
+        metrics::gauge!("cabrank_new_rides_per_second_max").set(new_rides);
     }
 
     /// Room for one more socket or stream.
@@ -238,6 +249,14 @@ impl Edge {
 
     /// Room for one more new ride whose outcome is waited for.
     pub fn admit_request(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.admission
+            .admit(Instant::now())
+            .map_err(|TooManyNewRides| {
+                refused("engine_late");
+                NotHandedIn {
+                    retry_after_s: RETRY_AFTER_S,
+                }
+            })?;
         self.requests.try_acquire().map_err(|_| {
             refused("waiting_requests");
             NotHandedIn { retry_after_s: 1 }.into()

@@ -20,6 +20,8 @@
 
 mod access;
 mod addresses;
+mod admission;
+mod admission;
 mod config;
 mod counters;
 mod desk;

@@ -80,7 +80,8 @@ impl Edge {
                     outcome: e.outcome.clone(),
                     ride: e.ride,
                 };
-                self.outcomes.resolve(&e.command, answer);
+                self.outcomes
+                    .resolve(&e.command, answer, &self.admission);
             }
             Event::OfferMade(e) => {
                 if let Some(ride) = &committed.ride {

@@ -7,12 +7,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use cabrank_events::command::Outcome;
 use cabrank_events::{CommandId, RideId};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::oneshot;
+
+use crate::admission::Admission;
 
 /// What became of a command, committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,7 @@ pub struct Answer {
 
 struct Waiter {
     number: u64,
+    since: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -63,7 +67,11 @@ impl Outcomes {
         self.waiters
             .entry(id.clone())
             .or_default()
-            .push(Waiter { number, answer });
+            .push(Waiter {
+                number,
+                since: Instant::now(),
+                answer,
+            });
         Ok(Waiting {
             outcomes: self.clone(),
             id,
@@ -79,8 +87,11 @@ impl Outcomes {
     }
 
     /// Tells everybody who waits for `id`.
-    pub fn resolve(&self, id: &CommandId, answer: Answer) {
+    pub fn resolve(&self, id: &CommandId, answer: Answer, admission: &Admission) {
         if let Some((_, waiters)) = self.waiters.remove(id) {
+            if let Some(first) = waiters.first() {
+                admission.answered(first.since.elapsed());
+            }
             for waiter in waiters {
                 // Whoever has gone does not want to know.
                 let _ = waiter.answer.send(answer.clone());
