@@ -11,6 +11,7 @@ use prost::Message;
 use crate::command::{CancelledBy, RefusedBecause};
 use crate::ids::{ClassSet, Place, RideId, SessionId, Time, VehicleClass};
 use crate::wire;
+use crate::zone::{PickupPoint, ZoneName};
 
 /// The generated messages.
 #[allow(
@@ -143,7 +144,8 @@ names!(
     Suspended = Suspended,
     TooManyBlocks = TooManyBlocks,
     TooManyMarked = TooManyMarked,
-    InTransfer = InTransfer
+    InTransfer = InTransfer,
+    OutOfArea = OutOfArea
 );
 names!(
     ping_why_out,
@@ -258,6 +260,12 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
             gained_s: swap.gained_s,
             instead_of: swap.instead_of.map(|ride| ride.to_string()),
         }),
+        pickup_point: ride.pickup_point.as_ref().map(|point| pb::PickupPoint {
+            zone: point.zone.to_string(),
+            name: point.name.to_string(),
+            at: Some(place_out(point.at)),
+            asked: Some(place_out(point.asked)),
+        }),
     }
 }
 
@@ -278,6 +286,22 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_in).transpose()?,
         swap: ride.swap.map(swap_in).transpose()?,
+        pickup_point: ride.pickup_point.map(pickup_point_in).transpose()?,
+    })
+}
+
+fn pickup_point_in(point: pb::PickupPoint) -> Decoded<PickupPoint> {
+    let name = |field, text: String| {
+        ZoneName::try_from(text).map_err(|error| ProtoError::Bad {
+            field,
+            why: error.to_string(),
+        })
+    };
+    Ok(PickupPoint {
+        zone: name("zone", point.zone)?,
+        name: name("name", point.name)?,
+        at: place_in("at", point.at)?,
+        asked: place_in("asked", point.asked)?,
     })
 }
 

@@ -28,6 +28,10 @@ pub enum Endpoint {
     CancelByKey,
     /// `GET /v1/nearby`
     Nearby,
+    /// `POST /v1/quote`
+    Quote,
+    /// `GET /v1/zones`
+    Zones,
     /// `GET /v1/events`
     Events,
     /// `POST /v1/drivers/{id}/suspend`, `.../reinstate`, `.../blocks`, `DELETE /v1/drivers/{id}/blocks/{rider}`
@@ -46,8 +50,8 @@ impl Endpoint {
             Self::OpenRide | Self::CancelRide | Self::CancelByKey => {
                 matches!(role, Rider | Service | Ops)
             }
-            Self::ReadRide => matches!(role, Driver | Rider | Service | Ops),
-            Self::Nearby => matches!(role, Rider | Service | Ops),
+            Self::ReadRide | Self::Zones => matches!(role, Driver | Rider | Service | Ops),
+            Self::Nearby | Self::Quote => matches!(role, Rider | Service | Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
             Self::Desk => matches!(role, Ops),
         }

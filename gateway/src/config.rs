@@ -9,6 +9,7 @@ use cabrank_engine::ingest::IngestConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::token::{KeysConfig, TokenVerifier};
+use crate::zones::ZonesConfig;
 
 /// Everything about the edge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -28,6 +29,8 @@ pub struct GatewayConfig {
     pub ingest: IngestConfig,
     /// The live map.
     pub map: MapConfig,
+    /// Where rides may begin, airports, pickup points.
+    pub zones: ZonesConfig,
 }
 
 impl Default for GatewayConfig {
@@ -40,6 +43,7 @@ impl Default for GatewayConfig {
             sockets: Sockets::default(),
             ingest: IngestConfig::default(),
             map: MapConfig::default(),
+            zones: ZonesConfig::default(),
         }
     }
 }
@@ -240,7 +244,8 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 27] = [
+        let ranges: [(&str, u64, u64, u64); 28] = [
+            ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
             (
                 "limits.frame_bytes_max",
                 l.frame_bytes_max as u64,

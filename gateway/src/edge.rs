@@ -18,9 +18,11 @@ use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{Drivers, Riders};
 use crate::problem::Problem;
 use crate::pulse::Pulse;
+use crate::quote::Quotes;
 use crate::rate::RequestRates;
 use crate::threads::Threads;
 use crate::token::{BadKeys, TokenVerifier};
+use crate::zones::ZoneBook;
 
 /// Histories read from the log at once: each looks through many records.
 const HISTORIES_MAX: usize = 2;
@@ -50,6 +52,10 @@ pub struct Edge {
     pub threads: Threads,
     /// What open maps share.
     pub map: Map,
+    /// Which zones there are.
+    pub zones: ZoneBook,
+    /// What is known of pickup times.
+    pub quotes: Quotes,
     /// What happened in the last minute.
     pub pulse: Pulse,
     /// One permit per history that is being read; more wait.
@@ -79,6 +85,7 @@ impl Edge {
         config: GatewayConfig,
         dispatch: Arc<dyn Dispatch>,
         threads: Threads,
+        zones: ZoneBook,
     ) -> Result<Arc<Self>, BadKeys> {
         let verifier = TokenVerifier::new(&config.keys)?;
         let sockets_max = config
@@ -104,6 +111,8 @@ impl Edge {
             closing: CancellationToken::new(),
             threads,
             map: Map::default(),
+            zones,
+            quotes: Quotes::default(),
             pulse: Pulse::default(),
             histories: Semaphore::new(HISTORIES_MAX),
             started: Instant::now(),

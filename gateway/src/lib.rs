@@ -11,6 +11,7 @@
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say; `openapi` describes them all.
 //! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does,
 //!   `page` what a browser is served.
+//! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
@@ -38,6 +39,7 @@ pub mod ping_json;
 mod problem;
 mod pulse;
 mod query;
+mod quote;
 mod rate;
 mod rider;
 mod socket;
@@ -45,6 +47,8 @@ mod stream;
 mod threads;
 pub mod token;
 mod upgrade;
+pub mod zone_file;
+mod zones;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
@@ -65,10 +69,12 @@ pub use health::serve_health;
 pub use ingest::PartnerPings;
 pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
+pub use zones::{BadZoneFiles, ZonesConfig, read_zones};
 
 use edge::Edge;
 use listener::BoundedListener;
 use threads::Threads;
+use zones::ZoneBook;
 
 /// Why a gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +146,7 @@ impl Gateway {
     ) -> Result<Self, ServeError> {
         config.check()?;
         recorder();
+        let zones = ZoneBook::open(&config.zones)?;
         let listen = config.listen;
         let (threads, wait_us) = (config.sockets.threads(), config.sockets.wait_us);
         let (connections_max, _) = config.limits.connections();
@@ -147,7 +154,7 @@ impl Gateway {
         tracing::info!(connections_max, threads, wait_us, "room for sockets");
         let threads =
             Threads::start(threads, wait, &Handle::current()).map_err(ServeError::Threads)?;
-        let edge = Edge::new(config, dispatch, threads).map_err(|bad| BadGatewayConfig {
+        let edge = Edge::new(config, dispatch, threads, zones).map_err(|bad| BadGatewayConfig {
             key: "keys".into(),
             value: "not usable".into(),
             remedy: bad.to_string(),
@@ -187,6 +194,7 @@ impl Gateway {
     pub async fn run(self, shutdown: CancellationToken) -> Result<Served, ServeError> {
         let Self { edge, listener, .. } = self;
         let _stop = StopThreads(edge.clone());
+        tokio::spawn(zones::watch(edge.clone(), edge.closing.clone()));
         let router =
             http::router(edge.clone()).into_make_service_with_connect_info::<listener::Conn>();
         let stop = edge.closing.clone();

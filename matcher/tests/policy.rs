@@ -126,6 +126,7 @@ impl City {
             pickup: at(north),
             dropoff: None,
             class: VehicleClass::Economy,
+            zone: None,
         });
     }
 
