@@ -18,6 +18,9 @@ use cabrank_eventlog::{
     Append, CommitError, EventLog, Header, PollError, RecoverError, Recovered, ShardOwner,
     StateChange, Topic, Transaction,
 };
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 const VICTIM: &str = "CABRANK_KAFKA_VICTIM";
@@ -382,6 +385,49 @@ fn without_the_fence_a_takeover_waits_for_the_transactions_time_out() {
         taken > Duration::from_secs(7),
         "{taken:?} at a time-out of 10 s"
     );
+}
+
+/// A takeover looks at the partitions that the owner before wrote as an owner. A message is in another shard's commands:
+/// a node that freezes when only that is written must not keep them from their owner until the broker's time-out.
+#[test]
+fn a_node_that_froze_with_only_a_message_written_holds_nobody_up() {
+    logs();
+    let Some(broker) = broker() else { return };
+    let config = broker.city(1);
+    let log = KafkaLog::open(config.clone()).unwrap();
+    let mut owner = Node::new(&log, "owner");
+    owner.until_owns(1);
+    let frozen: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &config.brokers)
+        .set("transactional.id", "frozen")
+        // Longer than this test waits for anything.
+        .set("transaction.timeout.ms", "60000")
+        .create()
+        .unwrap();
+    frozen.init_transactions(PATIENCE).unwrap();
+    frozen.begin_transaction().unwrap();
+    let commands = format!("{}ride-commands", config.prefix);
+    let written_by = KafkaHeader {
+        key: "cabrank",
+        value: Some("frozen"),
+    };
+    let message = BaseRecord::<str, str>::to(&commands)
+        .partition(0)
+        .payload("half of what was decided")
+        .headers(OwnedHeaders::new().insert(written_by));
+    frozen.send(message).unwrap();
+    frozen.flush(PATIENCE).unwrap();
+    submit(&log, 0, "pick up");
+    let asked = Instant::now();
+    until("the command came", || {
+        owner.look();
+        !owner.inbox.is_empty()
+    });
+    println!("held up for {} ms", asked.elapsed().as_millis());
+    owner.work().unwrap();
+    assert!(frozen.commit_transaction(PATIENCE).is_err(), "it is fenced");
+    until("it is carried out", || !events(&log, 0).is_empty());
+    assert_eq!(events(&log, 0), ["pick up"]);
 }
 
 /// A node hangs; its shards go to another, who works; the node comes back, is given its shards again, and commits what it

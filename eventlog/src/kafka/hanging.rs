@@ -49,7 +49,7 @@ struct Decision {
 }
 
 /// Ends what is hanging of this id, if this node is the one to do it: of the nodes that wait for the same transaction the
-/// one with the lowest shard. `waiting` are this node's shards that are still open.
+/// one with the lowest shard. `waiting` are this node's shards in which something is still open.
 pub(super) fn end(
     shared: &Shared,
     id: &str,
@@ -144,16 +144,19 @@ fn ends(shared: &Shared, partitions: &[(Topic, u16)]) -> KafkaResult<Vec<End>> {
     Ok(both.map(|(high, stable)| End { high, stable }).collect())
 }
 
-/// The lowest shard in whose partitions something was open at both looks and nothing was decided between them: somebody
-/// who works there decides many times in that while. Only topics whose end a takeover waits for: of the others nobody
-/// would be the one to act.
+/// The shard whose owner is to act: the lowest one in whose partitions something was open at both looks and nothing was
+/// decided between them (somebody who works there decides many times in that while). First those whose end a takeover
+/// waits for; where there is none of them, the others, at which a shard's owner looks (`standstill`).
 fn lowest_hanging(partitions: &[(Topic, u16)], first: &[End], second: &[End]) -> Option<u16> {
     let looks = partitions.iter().zip(first.iter().zip(second));
     looks
-        .filter(|((topic, _), _)| *topic == Topic::ShardState || EVENTS.contains(topic))
         .filter(|(_, (first, second))| first.stable < first.high && second.stable == first.stable)
-        .map(|((_, shard), _)| *shard)
+        .map(|((topic, shard), _)| {
+            let keeps_a_takeover = *topic == Topic::ShardState || EVENTS.contains(topic);
+            (!keeps_a_takeover, *shard)
+        })
         .min()
+        .map(|(_, shard)| shard)
 }
 
 /// What the coordinator decided about the last transaction of this id; `None` if it is still at work on it, or there
@@ -416,11 +419,13 @@ mod tests {
             (Topic::PersonEvents, 4),
         ];
         let looks = |ends: [(u64, u64); 5]| ends.map(|(stable, high)| End { high, stable });
-        // An announcement hangs, too, and a message; nobody waits for these, and shard 2 has an owner at work.
+        // An announcement hangs, too, and a message; no takeover waits for these, and shard 2 has an owner at work.
         let first = looks([(5, 9), (5, 9), (5, 9), (5, 9), (5, 9)]);
         let second = looks([(5, 9), (5, 9), (9, 12), (5, 9), (5, 9)]);
         assert_eq!(lowest_hanging(&partitions, &first, &second), Some(3));
-        let ended = looks([(5, 9), (5, 9), (9, 9), (9, 9), (9, 9)]);
+        let left = looks([(9, 9), (5, 9), (9, 9), (9, 9), (9, 9)]);
+        assert_eq!(lowest_hanging(&partitions, &first, &left), Some(1));
+        let ended = looks([(9, 9), (9, 9), (9, 9), (9, 9), (9, 9)]);
         assert_eq!(lowest_hanging(&partitions, &first, &ended), None);
         assert_eq!(lowest_hanging(&partitions, &ended, &ended), None);
     }

@@ -31,6 +31,7 @@ mod owner;
 mod polled;
 mod producing;
 mod reader;
+mod standstill;
 mod stored;
 mod tail;
 mod takeover;

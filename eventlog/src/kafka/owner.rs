@@ -33,6 +33,7 @@ use super::inbox::{Inbox, Inward, membership};
 use super::lease::{NodeLease, now_ns};
 use super::log::Shared;
 use super::producing::{Pair, retire};
+use super::standstill::Standstill;
 use super::stored::{EVENTS, Note, ShardImage};
 use super::takeover::{Taken, Takeover};
 use crate::{
@@ -142,6 +143,7 @@ pub struct KafkaOwner {
     lost: Vec<u16>,
     /// Reads the states of all shards, so that takeovers need not.
     _keeper: Keeper,
+    standstill: Standstill,
     producers: Option<Pair>,
     /// Producers that are being made.
     making: Option<JoinHandle<KafkaResult<Pair>>>,
@@ -225,6 +227,7 @@ impl KafkaOwner {
             gained: Vec::new(),
             lost: Vec::new(),
             _keeper: keeper,
+            standstill: Standstill::start(shared),
             producers: None,
             making: None,
             clock: LogClock::new(shared),
@@ -309,9 +312,12 @@ impl KafkaOwner {
             self.forget();
         }
         self.gained.clone_from(&shards);
+        let metadata = Arc::new(metadata);
+        self.standstill
+            .watch(shards.clone(), Some(Arc::clone(&metadata)));
         self.assignment = Some(Assignment {
             shards,
-            metadata: Arc::new(metadata),
+            metadata,
             generation,
             member,
             since_ns: now_ns(),
@@ -325,6 +331,7 @@ impl KafkaOwner {
 
     fn revoked(&mut self) {
         self.lease.end();
+        self.standstill.watch(Vec::new(), None);
         if let Some(assignment) = self.assignment.take() {
             info!(shards = ?assignment.shards, generation = assignment.generation, "revoked");
             // What was never told as gained need not be told as lost.
@@ -369,6 +376,7 @@ impl KafkaOwner {
 
     fn be_fenced(&mut self) {
         self.lease.end();
+        self.standstill.watch(Vec::new(), None);
         self.fenced = Some(self.epoch + 1);
         self.assignment = None;
         self.forget();

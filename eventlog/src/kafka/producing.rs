@@ -213,6 +213,7 @@ const OFFSETS_GRACE: Duration = Duration::from_millis(100);
 
 /// A producer of transactions under one transactional id.
 pub(super) struct Transactor {
+    id: String,
     producer: Arc<Polled>,
     offsets: OnceLock<OffsetsDesk>,
     names: Names,
@@ -286,11 +287,17 @@ impl Transactor {
             .fetch_metadata(Some(names.of(Topic::ShardState)), patience)?;
         producer.init_transactions(patience)?;
         Ok(Transactor {
+            id: id.to_owned(),
             producer: Arc::new(producer),
             offsets: OnceLock::new(),
             names: names.clone(),
             patience,
         })
+    }
+
+    /// The transactional id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(super) fn begin(&self) -> KafkaResult<()> {

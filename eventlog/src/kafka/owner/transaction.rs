@@ -128,7 +128,7 @@ impl KafkaOwner {
                 partition: 0,
                 key: key.as_bytes(),
                 value: Some(value),
-                note: None,
+                note: Some(producer.id().as_bytes()),
             })?;
         }
         producer.acknowledged()?;
@@ -351,12 +351,14 @@ impl KafkaOwner {
 }
 
 fn send(producer: &Transactor, append: &Append) -> KafkaResult<()> {
+    // A message says under which id it was written: for `standstill`.
+    let is_message = append.topic == Topic::RideCommands;
     producer.send(&Outward {
         topic: append.topic,
         partition: append.shard,
         key: &append.key,
         value: Some(&append.value),
-        note: None,
+        note: is_message.then(|| producer.id().as_bytes()),
     })
 }
 
