@@ -105,7 +105,8 @@ fn try_end(
             partition,
             key: FILLER,
             value: None,
-            note: None,
+            // If this attempt is cut short, whoever finds it is to know under which id it was written.
+            note: Some(id.as_bytes()),
         })?;
     }
     producer.acknowledged()?;

@@ -85,6 +85,7 @@ impl Takeover {
         let (outcomes, came) = sync_channel(shards.len());
         let is_given_up = Arc::new(AtomicBool::new(false));
         let work = Work {
+            began: Instant::now(),
             shared: Arc::clone(shared),
             metadata,
             sabotage,
@@ -147,6 +148,8 @@ struct Course {
     high: [u64; TOUCHED],
     read_to: u64,
     image: ShardImage,
+    /// How long the states took that were there before anything was decided.
+    image_took: Duration,
 }
 
 fn touched(shard: u16) -> [(Topic, u16); TOUCHED] {
@@ -158,6 +161,7 @@ fn touched(shard: u16) -> [(Topic, u16); TOUCHED] {
 }
 
 struct Work {
+    began: Instant,
     shared: Arc<Shared>,
     metadata: Option<Arc<ConsumerGroupMetadata>>,
     sabotage: Sabotage,
@@ -195,14 +199,19 @@ impl Work {
                 high,
                 read_to: 0,
                 image: ShardImage::default(),
+                image_took: Duration::ZERO,
             };
             (course, stable)
         });
         let waits = self.sabotage != Sabotage::NoFenceNoWait;
         let open = self.side_by_side(courses.collect(), |(mut course, stable)| {
             let to = stable[0].min(course.high[0]);
+            let asked = Instant::now();
             match self.shared.image_to(course.shard, to).map_err(failed) {
-                Ok(read) => (course.image, course.read_to) = read,
+                Ok(read) => {
+                    (course.image, course.read_to) = read;
+                    course.image_took = asked.elapsed();
+                }
                 Err(why) => {
                     self.say(course.shard, Err(why));
                     return None;
@@ -277,10 +286,17 @@ impl Work {
             shard,
             image,
             read_to,
+            image_took,
             ..
         } = course;
+        // For whoever wonders why a takeover took long.
+        let (image_ms, read_ms) = (image_took.as_millis(), self.began.elapsed().as_millis());
         let outcome = where_to_go_on(&self.shared, shard, &image).map(|next_input| {
-            info!(shard, next_input, read_to, "shard read");
+            let took_ms = self.began.elapsed().as_millis();
+            info!(
+                shard,
+                next_input, read_to, image_ms, read_ms, took_ms, "shard read"
+            );
             Taken { image, next_input }
         });
         self.say(shard, outcome);
