@@ -4,22 +4,24 @@ pub mod audit;
 pub mod chaos;
 pub mod cluster;
 pub mod demo;
-pub mod driver;
 pub mod events;
 pub mod figures;
 pub mod gateway;
-pub mod hand;
 pub mod load;
 pub mod matcher;
 pub mod probe;
 pub mod replay;
 pub mod report;
-pub mod rider;
 pub mod ring;
 pub mod serve;
 pub mod simulate;
 pub mod token;
 pub mod topics;
+
+// Played by hand, and what is drawn by hand.
+pub mod driver;
+pub mod hand;
+pub mod rider;
 pub mod zones;
 
 use std::future::Future;

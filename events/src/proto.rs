@@ -131,6 +131,7 @@ names!(
     TooOld = TooOld,
     ShardFull = ShardFull,
     CancelledBefore = CancelledBefore,
+    OutOfArea = OutOfArea,
     UnknownRide = UnknownRide,
     NotYours = NotYours,
     Lapsed = Lapsed,
@@ -144,8 +145,7 @@ names!(
     Suspended = Suspended,
     TooManyBlocks = TooManyBlocks,
     TooManyMarked = TooManyMarked,
-    InTransfer = InTransfer,
-    OutOfArea = OutOfArea
+    InTransfer = InTransfer
 );
 names!(
     ping_why_out,

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use cabrank_events::command::{CancelledBy, EntityId, Outcome};
-use cabrank_events::event::{CommandOutcome, Move};
+use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
     IdempotencyKey, PickupPoint, Place, Reason, RideId, RiderId, SessionId, ShardId, Time,
@@ -672,7 +672,7 @@ impl World {
     }
 }
 
-fn at_point(outcome: &CommandOutcome) -> String {
+fn at_point(outcome: &cabrank_events::event::CommandOutcome) -> String {
     let point = outcome.pickup_point.as_ref();
     point.map_or_else(String::new, |point| format!(" at point {}", point.name))
 }
