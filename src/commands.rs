@@ -4,6 +4,7 @@ pub mod audit;
 pub mod chaos;
 pub mod cluster;
 pub mod demo;
+pub mod dispatch;
 pub mod events;
 pub mod figures;
 pub mod gateway;

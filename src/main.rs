@@ -146,6 +146,8 @@ enum Command {
     Figures(commands::figures::FiguresArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
+    /// Read or change how a running city's rounds choose: policy, swaps, prices, pace.
+    Dispatch(commands::dispatch::DispatchArgs),
     /// Break a city over Kafka on purpose while it works, and audit it.
     Chaos(commands::chaos::ChaosArgs),
     /// Replay recorded cabs and trips through the real gateway.
@@ -202,6 +204,7 @@ fn main() -> ExitCode {
             Command::Probe(args) => commands::probe::run(&cli.common, args),
             Command::Figures(args) => commands::figures::run(&cli.common, args),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
+            Command::Dispatch(args) => commands::dispatch::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
             Command::Simulate(args) => commands::simulate::run(&cli.common, *args),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cabrank_engine::matching::{Pair, RoundResult};
 use cabrank_engine::{Batch, EngineConfig, Host, Shard};
-use cabrank_events::command::EntityId;
+use cabrank_events::command::{EntityId, MARKET_SHARD};
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey, Place,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
@@ -69,6 +69,7 @@ impl City {
             EntityId::Ride(ride) => ride.place.0,
             EntityId::Driver(id) => self.ring.shard_of_person(Kind::Driver, id.as_str()),
             EntityId::Rider(id) => self.ring.shard_of_person(Kind::Rider, id.as_str()),
+            EntityId::Market => MARKET_SHARD.0,
         };
         self.commands += 1;
         let id = CommandId::new(&format!("bench/{}", self.commands)).expect("a good id");

@@ -230,6 +230,7 @@ impl EngineConfig {
             ("engine.prices.decline_s", self.prices.decline_s),
             ("engine.prices.upgrade_s", self.prices.upgrade_s),
             ("engine.prices.homewards_s", self.prices.homewards_s),
+            ("engine.prices.forward_s", self.prices.forward_s),
             (
                 "engine.prices.scarce_drive_max_s",
                 self.prices.scarce_drive_max_s,

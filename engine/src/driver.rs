@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use cabrank_events::command::ClaimRefusal;
 use cabrank_events::event::LeaveReason;
 use cabrank_events::{
-    ClassSet, DriverId, Event, HoldId, Reason, RiderId, SessionId, Time, VehicleClass,
+    ClassSet, DriverId, Event, HoldId, Place, Reason, RiderId, SessionId, Time, VehicleClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,9 @@ pub struct Driver {
     /// Riders whose rides this driver does not get.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub blocked: BTreeSet<RiderId>,
+    /// Where the driver wants to go, said in the open session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heading: Option<Place>,
     /// Outcomes of the newest commands.
     pub recent: Recent,
 }
@@ -78,6 +81,7 @@ impl Driver {
             held: None,
             suspended: None,
             blocked: BTreeSet::new(),
+            heading: None,
             recent: Recent::default(),
         }
     }
@@ -87,6 +91,9 @@ impl Driver {
         match event {
             Event::DriverOnline(e) => {
                 self.seq = e.driver_seq;
+                if self.session != e.session {
+                    self.heading = None;
+                }
                 self.session = e.session;
                 self.presence = Presence::Online { classes: e.classes };
             }
@@ -109,8 +116,13 @@ impl Driver {
                 self.seq = e.driver_seq;
                 self.presence = Presence::Leaving { why: e.why };
             }
+            Event::HeadingSet(e) => {
+                self.seq = e.driver_seq;
+                self.heading = e.to;
+            }
             Event::DriverOffline(e) => {
                 self.seq = e.driver_seq;
+                self.heading = None;
                 self.presence = Presence::Offline {
                     keep_until: e.keep_until,
                 };
@@ -162,7 +174,8 @@ impl Driver {
             | Event::RequestRefused(_)
             | Event::KeyCancelled(_)
             | Event::RiderFree(_)
-            | Event::RiderForgotten(_) => unreachable!("events are applied to their own entity"),
+            | Event::RiderForgotten(_)
+            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

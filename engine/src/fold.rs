@@ -11,6 +11,7 @@ use cabrank_events::{DriverId, Event, EventRecord, RideId, RiderId, Time};
 
 use crate::config::EngineConfig;
 use crate::driver::Driver;
+use crate::market::Market;
 use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::shard::EntityState;
@@ -34,6 +35,8 @@ pub struct Entities {
     pub drivers: BTreeMap<DriverId, Driver>,
     /// Riders.
     pub riders: BTreeMap<RiderId, Rider>,
+    /// What the desk has set for the market, if anything.
+    pub market: Option<Market>,
 }
 
 impl Entities {
@@ -49,6 +52,7 @@ impl Entities {
             EntityState::Rider(rider) => {
                 self.riders.insert(rider.id.clone(), rider);
             }
+            EntityState::Market(market) => self.market = Some(market),
         }
     }
 
@@ -58,8 +62,9 @@ impl Entities {
             rides,
             drivers,
             riders,
+            market,
         } = self;
-        fold(rides, drivers, riders, record, bounds);
+        fold(rides, drivers, riders, market, record, bounds);
     }
 
     /// Forgets the rides whose end is no longer remembered at `now`, and returns them.
@@ -77,6 +82,7 @@ pub(crate) fn fold(
     rides: &mut BTreeMap<RideId, Ride>,
     drivers: &mut BTreeMap<DriverId, Driver>,
     riders: &mut BTreeMap<RiderId, Rider>,
+    market: &mut Option<Market>,
     record: &EventRecord,
     bounds: &Bounds,
 ) {
@@ -109,5 +115,9 @@ pub(crate) fn fold(
             .entry(id)
             .or_insert_with_key(|id| Rider::unseen(id.clone(), record.seq))
             .apply(event, record.time),
+        (EntityId::Market, event) => {
+            let market = market.get_or_insert_default();
+            market.apply(event, record.time, bounds);
+        }
     }
 }

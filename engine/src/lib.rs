@@ -7,6 +7,7 @@
 //! - [`fold`]: the same entities, for whoever only listens to events.
 //! - [`host`]: the shards of one node; which messages hop and which go through the log.
 //! - [`matching`]: policies that choose pairs in a round.
+//! - [`market`]: how rounds choose, as configured and as an operator has changed it.
 //! - [`ingest`]: which pings are believed.
 //! - [`travel`]: how long a drive takes.
 
@@ -15,6 +16,7 @@ pub mod driver;
 pub mod fold;
 pub mod host;
 pub mod ingest;
+pub mod market;
 pub mod matching;
 pub mod recent;
 pub mod ride;
@@ -29,4 +31,5 @@ pub mod travel;
 
 pub use config::{BadSetting, EngineConfig};
 pub use host::{Batch, Host};
+pub use market::{DispatchRules, Market};
 pub use shard::{Counters, EntityState, Message, Shard};

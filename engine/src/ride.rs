@@ -443,7 +443,9 @@ impl Ride {
             | Event::RequestRefused(_)
             | Event::KeyCancelled(_)
             | Event::RiderFree(_)
-            | Event::RiderForgotten(_) => unreachable!("events are applied to their own entity"),
+            | Event::RiderForgotten(_)
+            | Event::HeadingSet(_)
+            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

@@ -148,7 +148,9 @@ impl Rider {
             | Event::DriverReinstated(_)
             | Event::RiderBlocked(_)
             | Event::RiderUnblocked(_)
-            | Event::DriverForgotten(_) => unreachable!("events are applied to their own entity"),
+            | Event::DriverForgotten(_)
+            | Event::HeadingSet(_)
+            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

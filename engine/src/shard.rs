@@ -8,13 +8,14 @@
 
 mod driver_side;
 mod exchange;
+mod market_side;
 mod ride_side;
 mod rider_side;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cabrank_events::command::{EntityId, Outcome};
+use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::CommandOutcome;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, PickupPoint, RideId, RiderId,
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::EngineConfig;
 use crate::driver::Driver;
 use crate::fold::fold;
+use crate::market::Market;
 use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
@@ -71,6 +73,8 @@ pub enum EntityState {
     Driver(Driver),
     /// A rider.
     Rider(Rider),
+    /// What the desk has set for the market.
+    Market(Market),
 }
 
 /// How many waits of one entity can end at one instant: an offer, the deadline or a step of the search, the memory
@@ -89,6 +93,7 @@ pub struct Shard {
     rides: BTreeMap<RideId, Ride>,
     drivers: BTreeMap<DriverId, Driver>,
     riders: BTreeMap<RiderId, Rider>,
+    market: Option<Market>,
     due: BTreeSet<(Time, EntityId)>,
     due_of: BTreeMap<EntityId, Time>,
     waiting: BTreeSet<(Time, RideId)>,
@@ -120,6 +125,7 @@ impl Shard {
             rides: BTreeMap::new(),
             drivers: BTreeMap::new(),
             riders: BTreeMap::new(),
+            market: None,
             due: BTreeSet::new(),
             due_of: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -162,6 +168,10 @@ impl Shard {
                     let entity = EntityId::Rider(rider.id.clone());
                     shard.riders.insert(rider.id.clone(), rider);
                     entity
+                }
+                EntityState::Market(market) => {
+                    shard.market = Some(market);
+                    EntityId::Market
                 }
             };
             shard.reindex(&entity);
@@ -212,6 +222,11 @@ impl Shard {
     /// A rider who lives here.
     pub fn rider(&self, id: &RiderId) -> Option<&Rider> {
         self.riders.get(id)
+    }
+
+    /// What the desk has set for the market, if that lives here.
+    pub fn market(&self) -> Option<&Market> {
+        self.market.as_ref()
     }
 
     /// All rides here.
@@ -268,6 +283,7 @@ impl Shard {
             EntityId::Ride(id) => self.rides.get(id).cloned().map(EntityState::Ride),
             EntityId::Driver(id) => self.drivers.get(id).cloned().map(EntityState::Driver),
             EntityId::Rider(id) => self.riders.get(id).cloned().map(EntityState::Rider),
+            EntityId::Market => self.market.clone().map(EntityState::Market),
         }
     }
 
@@ -314,6 +330,7 @@ impl Shard {
                 EntityId::Ride(id) => self.ride_timer(*id),
                 EntityId::Driver(id) => self.driver_timer(id),
                 EntityId::Rider(id) => self.rider_timer(id),
+                EntityId::Market => unreachable!("the market waits for nothing"),
             }
             self.reindex(&entity);
             // One instant may end several waits of an entity (an offer runs out as the search is to grow), but a
@@ -356,7 +373,9 @@ impl Shard {
             | Command::ReinstateDriver { .. }
             | Command::BlockRider { .. }
             | Command::UnblockRider { .. }
+            | Command::SetHeading { .. }
             | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
+            Command::SetDispatch { settings } => self.set_dispatch(id, settings),
         }
         self.reindex(&entity);
     }
@@ -385,6 +404,7 @@ impl Shard {
             &mut self.rides,
             &mut self.drivers,
             &mut self.riders,
+            &mut self.market,
             &record,
             &self.bounds,
         );
@@ -419,6 +439,7 @@ impl Shard {
             EntityId::Ride(id) => (Some(*id), None, None),
             EntityId::Driver(id) => (None, Some(id.clone()), None),
             EntityId::Rider(id) => (None, None, Some(id.clone())),
+            EntityId::Market => (None, None, None),
         };
         self.emit(CommandOutcome {
             command: command.clone(),
@@ -445,6 +466,7 @@ impl Shard {
             EntityId::Rider(rider) => {
                 ShardId(self.ring.shard_of_person(Kind::Rider, rider.as_str()))
             }
+            EntityId::Market => MARKET_SHARD,
         };
         let mut record = CommandRecord::internal(self.id, self.time, command);
         record.id = id.cloned();
@@ -467,6 +489,7 @@ impl Shard {
             }),
             EntityId::Driver(id) => self.drivers.get(id).and_then(|d| self.due_of_driver(d)),
             EntityId::Rider(id) => self.riders.get(id).and_then(Rider::due),
+            EntityId::Market => None,
         };
         let before = match due {
             Some(due) => self.due_of.insert(entity.clone(), due),

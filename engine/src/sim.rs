@@ -125,7 +125,7 @@ fn everything_happens() {
     for name in Event::NAMES.iter().chain(&rounds::BY_POLICY) {
         let times = seen.get(name).copied().unwrap_or(0);
         assert!(
-            u64::from(times) >= COVERED / 20,
+            u64::from(times) >= COVERED / 40,
             "{name} happened {times} times in {COVERED} seeds"
         );
     }

@@ -4,6 +4,7 @@ mod drivers;
 mod holds;
 mod language;
 mod life;
+mod market;
 mod marks;
 mod riders;
 mod swaps;

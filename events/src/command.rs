@@ -77,7 +77,12 @@ pub enum EntityId {
     Driver(DriverId),
     /// Lives by id.
     Rider(RiderId),
+    /// What an operator has set for the market while it runs: one for each log, on [`MARKET_SHARD`].
+    Market,
 }
+
+/// Where the market's own state lives. Every node hears its events, whichever shards are its own.
+pub const MARKET_SHARD: ShardId = ShardId(0);
 
 impl std::fmt::Display for EntityId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -85,6 +90,7 @@ impl std::fmt::Display for EntityId {
             EntityId::Ride(ride) => write!(f, "ride/{ride}"),
             EntityId::Driver(driver) => write!(f, "driver/{driver}"),
             EntityId::Rider(rider) => write!(f, "rider/{rider}"),
+            EntityId::Market => f.write_str("market"),
         }
     }
 }
@@ -96,10 +102,11 @@ impl std::str::FromStr for EntityId {
             Some(("ride", id)) => Ok(EntityId::Ride(id.parse()?)),
             Some(("driver", id)) => Ok(EntityId::Driver(id.parse()?)),
             Some(("rider", id)) => Ok(EntityId::Rider(id.parse()?)),
+            None if text == "market" => Ok(EntityId::Market),
             _ => Err(crate::ids::BadId::Malformed {
                 what: "entity",
                 found: text.chars().take(crate::ids::ID_BYTES_MAX).collect(),
-                expected: "ride/…, driver/… or rider/…",
+                expected: "ride/…, driver/…, rider/… or market",
             }),
         }
     }
@@ -304,8 +311,18 @@ pub enum Command {
     BlockRider { driver: DriverId, rider: RiderId },
     /// The driver may get rides of this rider again (external).
     UnblockRider { driver: DriverId, rider: RiderId },
+    /// The driver wants to go there, or anywhere again (external). For the open session.
+    SetHeading { driver: DriverId, to: Option<Place> },
     /// A ride gives a hold back, or takes back a claim whose answer it no longer wants.
     ReleaseDriver { driver: DriverId, hold: HoldId },
+
+    // -- for the market ----------------------------------------------------------------------------------
+    /// A person at the desk changes how rounds choose from now on (external). It takes the place of what was set before;
+    /// what it leaves out is as configured.
+    SetDispatch {
+        /// Written as in the configuration: `{"policy": "rematch", "swaps": {"gain_min_ms": 60000}}`.
+        settings: serde_json::Value,
+    },
 }
 
 impl Command {
@@ -340,7 +357,9 @@ impl Command {
             | ReinstateDriver { driver }
             | BlockRider { driver, .. }
             | UnblockRider { driver, .. }
+            | SetHeading { driver, .. }
             | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
+            SetDispatch { .. } => EntityId::Market,
         }
     }
 
@@ -363,7 +382,9 @@ impl Command {
             | SuspendDriver { .. }
             | ReinstateDriver { .. }
             | BlockRider { .. }
-            | UnblockRider { .. } => true,
+            | UnblockRider { .. }
+            | SetHeading { .. }
+            | SetDispatch { .. } => true,
             RideOpened { .. }
             | OpenRefused { .. }
             | RideClosed { .. }
@@ -438,4 +459,6 @@ pub enum RefusedBecause {
     TooManyMarked,
     /// The car is being exchanged with another ride, and as many reports wait for that as allowed; repeat it.
     InTransfer,
+    /// The settings hold a key or a value that is none.
+    BadSettings,
 }

@@ -231,6 +231,16 @@ macro_rules! events {
         }
         impl $variant { fn entity(&self) -> EntityId { EntityId::Rider(self.rider.clone()) } }
     };
+    (@body market $(#[$doc:meta])* $variant:ident { $($fields:tt)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        pub struct $variant {
+            /// Its number among the market's events, from 1, without a gap.
+            pub market_seq: u64,
+            $($fields)*
+        }
+        impl $variant { fn entity(&self) -> EntityId { EntityId::Market } }
+    };
     (@body outcome $(#[$doc:meta])* $variant:ident { $($fields:tt)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -241,7 +251,7 @@ macro_rules! events {
                     (Some(ride), _, _) => EntityId::Ride(*ride),
                     (None, Some(driver), _) => EntityId::Driver(driver.clone()),
                     (None, None, Some(rider)) => EntityId::Rider(rider.clone()),
-                    (None, None, None) => unreachable!("an outcome is made from an entity"),
+                    (None, None, None) => EntityId::Market,
                 }
             }
         }
@@ -548,6 +558,12 @@ events! {
         /// The rider.
         rider: RiderId,
     }
+    /// The driver has said where they want to go; rides there come first if the market prices it. Until the session ends.
+    driver "driver.heading_set" HeadingSet {
+        /// Where; absent: anywhere.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<Place>,
+    }
     /// The driver's state is dropped after long absence.
     driver "driver.forgotten" DriverForgotten {}
 
@@ -613,7 +629,13 @@ events! {
     /// The rider's state is dropped after the last key expired.
     rider "rider.forgotten" RiderForgotten {}
 
-    /// What became of an external command.
+    /// An operator has changed how rounds choose.
+    market "market.dispatch_set" DispatchSet {
+        /// What differs from the configuration from now on, written as there; nothing: all is as configured.
+        settings: serde_json::Value,
+    }
+
+    /// What became of an external command. One that names nobody who was asked was for the market.
     outcome "command.outcome" CommandOutcome {
         /// The command.
         command: CommandId,

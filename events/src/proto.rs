@@ -145,7 +145,8 @@ names!(
     Suspended = Suspended,
     TooManyBlocks = TooManyBlocks,
     TooManyMarked = TooManyMarked,
-    InTransfer = InTransfer
+    InTransfer = InTransfer,
+    BadSettings = BadSettings
 );
 names!(
     ping_why_out,

@@ -384,6 +384,17 @@ fn examples() -> Vec<Event> {
             expires_at: later,
         }
         .into(),
+        HeadingSet {
+            driver: driver(),
+            driver_seq,
+            to: Some(place(37.79, -122.4)),
+        }
+        .into(),
+        DispatchSet {
+            market_seq: 3,
+            settings: json!({ "policy": "rematch", "swaps": { "gain_min_ms": 60_000 } }),
+        }
+        .into(),
         CommandOutcome {
             command,
             outcome: Outcome::Refused {
@@ -497,9 +508,9 @@ fn a_schema_refuses_what_is_not_its_event() {
             missed += usize::from(validator.is_valid(&cut));
         }
         // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride, the swap a
-        // claim belongs to and what it gains, the command of a report without one.
+        // claim belongs to and what it gains, the command of a report without one, the heading of a driver who has none.
         let optional = match *name {
-            "ride.cancelled" | "ride.report_waits" => 1,
+            "ride.cancelled" | "ride.report_waits" | "driver.heading_set" => 1,
             "command.outcome" | "ride.driver_reassigned" => 2,
             "ride.driver_claimed" => 3,
             // The pickup point, which most requests have none of.

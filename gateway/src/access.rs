@@ -34,8 +34,11 @@ pub enum Endpoint {
     Zones,
     /// `GET /v1/events`
     Events,
+    /// `PUT` and `DELETE /v1/drivers/{id}/heading`;
     /// `POST /v1/drivers/{id}/suspend`, `.../reinstate`, `.../blocks`, `DELETE /v1/drivers/{id}/blocks/{rider}`
     MarkDriver,
+    /// `GET /v1/dispatch`, `PUT /v1/dispatch`
+    Dispatch,
     /// The map and the desk: `GET /v1/map`, states and histories of people and rides, `POST /v1/rides/{id}/redispatch`
     Desk,
 }
@@ -53,7 +56,7 @@ impl Endpoint {
             Self::ReadRide | Self::Zones => matches!(role, Driver | Rider | Service | Ops),
             Self::Nearby | Self::Quote => matches!(role, Rider | Service | Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
-            Self::Desk => matches!(role, Ops),
+            Self::Desk | Self::Dispatch => matches!(role, Ops),
         }
     }
 }

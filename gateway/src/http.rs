@@ -10,7 +10,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{
@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::access::{Endpoint, choose_protocol, rider_for};
 use crate::desk;
+use crate::dispatch;
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
 use crate::frames::Outbound;
@@ -72,12 +73,17 @@ pub fn router(edge: Arc<Edge>) -> Router {
             "/v1/drivers/{driver}/blocks/{rider}",
             delete(marks::unblock),
         )
+        .route(
+            "/v1/drivers/{driver}/heading",
+            put(marks::head_for).delete(marks::head_anywhere),
+        )
         .route("/v1/rides/{ride}/history", get(desk::ride_history))
         .route("/v1/rides/{ride}/redispatch", post(desk::redispatch))
         .route("/v1/drivers/{driver}", get(desk::driver))
         .route("/v1/drivers/{driver}/history", get(desk::driver_history))
         .route("/v1/riders/{rider}", get(desk::rider))
         .route("/v1/riders/{rider}/history", get(desk::rider_history))
+        .route("/v1/dispatch", get(dispatch::read).put(dispatch::set))
         .route("/v1/map", get(map::map))
         .route("/v1/map/area", get(map::area))
         .route("/v1/map/drivers/{key}", get(map::name))

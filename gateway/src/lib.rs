@@ -9,7 +9,7 @@
 //! - `upgrade` takes a socket out of HTTP, `threads` moves its bytes, `frames` reads and writes them as RFC 6455 says; `ping_json` reads most.
 //! - `ingest` is the way of every ping, whoever brings it.
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say; `openapi` describes them all.
-//! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does,
+//! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does, `dispatch` how rounds choose,
 //!   `page` what a browser is served.
 //! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
@@ -21,6 +21,7 @@ mod access;
 mod config;
 mod counters;
 mod desk;
+mod dispatch;
 mod driver;
 mod edge;
 mod frames;

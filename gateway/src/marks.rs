@@ -1,4 +1,4 @@
-//! What the operator's desk decides about drivers: suspensions and block lists.
+//! What the operator's desk decides about drivers: suspensions and block lists; and where they want to go.
 //!
 //! What is asked for is a state (suspended or not, kept apart or not), so a repeated call is harmless: it answers
 //! `already_done`. Each call is a command of its own, or a second suspension would be taken for a copy of the first.
@@ -8,7 +8,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use cabrank_events::{Command, DriverId, RiderId};
+use cabrank_events::{Command, DriverId, Place, RiderId};
 use serde::Deserialize;
 
 use crate::access::Endpoint;
@@ -22,6 +22,12 @@ use crate::token::Caller;
 #[derive(Deserialize, schemars::JsonSchema)]
 pub struct Block {
     rider: RiderId,
+}
+
+/// Where the driver wants to go.
+#[derive(Deserialize, schemars::JsonSchema)]
+pub struct Heading {
+    to: Place,
 }
 
 type Body = Result<Bytes, BytesRejection>;
@@ -84,6 +90,31 @@ pub async fn block(
     let driver: DriverId = id(&driver)?;
     let Block { rider } = body(&edge, bytes)?;
     decide(&edge, &who, Command::BlockRider { driver, rider }).await
+}
+
+/// `PUT /v1/drivers/{driver}/heading`
+pub async fn head_for(
+    State(edge): Shared,
+    headers: HeaderMap,
+    Path(driver): Path<String>,
+    bytes: Body,
+) -> Result<Response, Problem> {
+    let who = decides(&edge, &headers)?;
+    let driver: DriverId = id(&driver)?;
+    let Heading { to } = body(&edge, bytes)?;
+    let to = Some(to);
+    decide(&edge, &who, Command::SetHeading { driver, to }).await
+}
+
+/// `DELETE /v1/drivers/{driver}/heading`
+pub async fn head_anywhere(
+    State(edge): Shared,
+    headers: HeaderMap,
+    Path(driver): Path<String>,
+) -> Result<Response, Problem> {
+    let who = decides(&edge, &headers)?;
+    let driver: DriverId = id(&driver)?;
+    decide(&edge, &who, Command::SetHeading { driver, to: None }).await
 }
 
 /// `DELETE /v1/drivers/{driver}/blocks/{rider}`

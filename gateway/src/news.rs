@@ -139,7 +139,9 @@ impl Edge {
             | Event::RequestRefused(_)
             | Event::KeyCancelled(_)
             | Event::RiderFree(_)
-            | Event::RiderForgotten(_) => {}
+            | Event::RiderForgotten(_)
+            | Event::HeadingSet(_)
+            | Event::DispatchSet(_) => {}
         }
     }
 }

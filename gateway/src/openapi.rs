@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::access::Endpoint;
 use crate::desk::{Because, DriverState, Histories, RiderState};
+use crate::dispatch::{Rules, SetRules};
 use crate::http::{ByKey, Changed, Why};
 use crate::map::{Area, Named};
-use crate::marks::Block;
+use crate::marks::{Block, Heading};
 use crate::token::Role;
 
 type Shape = fn(&mut SchemaGenerator) -> Schema;
@@ -300,6 +301,29 @@ fn desk() -> Vec<Call> {
             done(),
         ),
         Call {
+            body: Some((shape::<Heading>, true)),
+            refusals: &[409, 413, 422],
+            ..call(
+                "put",
+                "/v1/drivers/{driver}/heading",
+                mark,
+                tag,
+                "The driver wants to go there: rides that lead there come first, if the market prices it.",
+                done(),
+            )
+        },
+        Call {
+            refusals: &[409],
+            ..call(
+                "delete",
+                "/v1/drivers/{driver}/heading",
+                mark,
+                tag,
+                "The driver drives anywhere again.",
+                done(),
+            )
+        },
+        Call {
             body: Some((shape::<Because>, true)),
             refusals: &[404, 409, 413, 422],
             ..call(
@@ -308,6 +332,26 @@ fn desk() -> Vec<Call> {
                 desk,
                 tag,
                 "Take the driver on the way off a ride and look for another one.",
+                done(),
+            )
+        },
+        call(
+            "get",
+            "/v1/dispatch",
+            Some(Endpoint::Dispatch),
+            tag,
+            "How rounds choose, and what of it was set.",
+            found(shape::<Rules>),
+        ),
+        Call {
+            body: Some((shape::<SetRules>, true)),
+            refusals: &[413, 422],
+            ..call(
+                "put",
+                "/v1/dispatch",
+                Some(Endpoint::Dispatch),
+                tag,
+                "Change how rounds choose, on every node from its next round on.",
                 done(),
             )
         },

@@ -220,6 +220,12 @@ impl From<RefusedBecause> for Problem {
                 "Too many suspensions and block lists here",
                 "reinstate or unblock others, or raise engine.marked_drivers_max",
             ),
+            BadSettings => (
+                422,
+                "bad_settings",
+                "These settings are none",
+                "give some of policy, swaps, prices and pace, written as in the configuration",
+            ),
             InTransfer => (
                 409,
                 "in_transfer",

@@ -172,6 +172,8 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::ReinstateDriver { .. } => "reinstate_driver",
         Command::BlockRider { .. } => "block_rider",
         Command::UnblockRider { .. } => "unblock_rider",
+        Command::SetHeading { .. } => "set_heading",
+        Command::SetDispatch { .. } => "set_dispatch",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }
         | Command::RideClosed { .. }

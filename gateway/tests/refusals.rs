@@ -11,7 +11,7 @@ use cabrank_gateway::token::Role;
 use cabrank_matcher::Node;
 use cabrank_matcher::api::{
     CarsNear, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History, Listener,
-    NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -323,6 +323,9 @@ impl Dispatch for Door {
     }
     fn ride_of(&self, rider: &RiderId) -> Option<RideId> {
         self.node.ride_of(rider)
+    }
+    fn market(&self) -> MarketView {
+        self.node.market()
     }
     fn driver(&self, driver: &DriverId) -> Option<DriverView> {
         self.node.driver(driver)

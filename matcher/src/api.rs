@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use cabrank_engine::{DispatchRules, Market};
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{
@@ -115,6 +116,38 @@ pub struct DriverSeen<'a> {
     pub view: &'a DriverView,
     /// The newest position known here.
     pub at: Option<Position>,
+}
+
+/// How rounds choose, and what of it an operator has set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MarketView {
+    /// How often it was set.
+    pub seq: u64,
+    /// What differs from the configuration, written as there.
+    pub settings: serde_json::Value,
+    /// Since when; `None`: all is as configured and always was.
+    pub since: Option<Time>,
+    /// The configuration of the process that answers.
+    pub configured: DispatchRules,
+    /// What was set, over that.
+    pub rules: DispatchRules,
+}
+
+impl MarketView {
+    /// `set` over what is configured. Settings that this program cannot read (a newer one wrote them) leave the
+    /// configuration as it is.
+    pub(crate) fn of(set: Option<Market>, configured: &DispatchRules) -> MarketView {
+        let since = set.as_ref().filter(|set| set.seq > 0).map(|set| set.since);
+        let Market { seq, settings, .. } = set.unwrap_or_default();
+        let rules = configured.with(&settings).unwrap_or(*configured);
+        MarketView {
+            seq,
+            settings,
+            since,
+            configured: *configured,
+            rules,
+        }
+    }
 }
 
 /// One thing an entity was told, or one that happened to it.
@@ -228,6 +261,8 @@ pub trait Dispatch: Send + Sync + 'static {
     fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>));
     /// Shows every ride as of the last commit, those lately ended among them, under the same terms.
     fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>));
+    /// How rounds choose, as far as is known here: `set_dispatch` changes it, and every node follows.
+    fn market(&self) -> MarketView;
     /// The newest commands and events of an entity, at most `max`. Reads the log: not for a thread that must not block.
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable>;
     /// Adds a listener; it hears every commit from now on.

@@ -2,7 +2,11 @@
 
 use cabrank_engine::BadSetting;
 use cabrank_engine::matching::PolicyKind;
+use cabrank_engine::travel::{SpeedProfile, StraightLine};
+use cabrank_events::Time;
 use serde::{Deserialize, Serialize};
+
+use crate::roads::RoadsConfig;
 
 /// Settings of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -27,8 +31,12 @@ pub struct NodeConfig {
     pub silent_after_ms: i64,
     /// Drivers the index has room for; memory is reserved for them.
     pub drivers_max: u32,
-    /// Speed along the straight line for travel times, metres a second.
+    /// Speed along the straight line for travel times, metres a second, where `node.speeds` says nothing.
     pub speed_mps: f64,
+    /// Speeds by the hour of the day.
+    pub speeds: SpeedProfile,
+    /// A road network that knows driving times better than a straight line.
+    pub roads: RoadsConfig,
     /// Messages between shards that stay inside one transaction; 0 sends all through the log (a test mode).
     pub hops_max: usize,
     /// Commands in one transaction.
@@ -48,6 +56,8 @@ impl Default for NodeConfig {
             silent_after_ms: 120_000,
             drivers_max: 100_000,
             speed_mps: 6.0,
+            speeds: SpeedProfile::default(),
+            roads: RoadsConfig::default(),
             hops_max: 10_000,
             batch_max: 1_000,
         }
@@ -55,6 +65,11 @@ impl Default for NodeConfig {
 }
 
 impl NodeConfig {
+    /// How long drives take at this moment along the straight line.
+    pub fn straight_line(&self, now: Time) -> StraightLine {
+        self.speeds.at(now, self.speed_mps)
+    }
+
     /// Checks ranges.
     pub fn check(&self) -> Result<(), BadSetting> {
         fn demand(
@@ -127,6 +142,8 @@ impl NodeConfig {
             self.speed_mps,
             "choose 0.5 to 60 metres a second",
         )?;
+        self.speeds.check()?;
+        self.roads.check()?;
         demand(
             (1..=10_000).contains(&self.batch_max),
             "node.batch_max",

@@ -1,5 +1,5 @@
 //! What a round likes to know of a driver besides where the car is: idle since when, how often an offer was turned down,
-//! whose rides it does not get.
+//! where the driver wants to go, whose rides it does not get.
 //!
 //! Hints only (PROTOCOL 5): they price a pair, or spare a claim that the driver's entity would refuse. They are not in the
 //! log: after a restart idle time counts from then on and nobody has turned anything down; answers to offers are seen by
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cabrank_engine::driver::{Driver, Presence};
 use cabrank_events::event::DeclinedBecause;
-use cabrank_events::{DriverId, Event, RiderId, Time};
+use cabrank_events::{DriverId, Event, Place, RiderId, Time};
 use cabrank_geo::DriverKey;
 use dashmap::DashMap;
 
@@ -27,6 +27,8 @@ pub(crate) struct Hint {
     pub free_since: Option<Time>,
     /// Offers out of 1,000 that were turned down, the newest counting most.
     pub declines_per_mille: u32,
+    /// Where the driver wants to go.
+    pub heading: Option<Place>,
     /// Riders whose rides this driver does not get.
     pub blocked: Arc<BTreeSet<RiderId>>,
 }
@@ -45,6 +47,7 @@ impl Hints {
         let is_free = matches!(driver.presence, Presence::Online { .. }) && driver.held.is_none();
         let mut hint = self.by_key.entry(key).or_default();
         hint.free_since = is_free.then(|| hint.free_since.unwrap_or(now));
+        hint.heading = driver.heading;
         if *hint.blocked != driver.blocked {
             let (before, after) = (hint.blocked.is_empty(), driver.blocked.is_empty());
             hint.blocked = Arc::new(driver.blocked.clone());

@@ -26,7 +26,7 @@ pub(crate) fn of(
 ) -> Result<History, EventsUnreadable> {
     let events = match entity {
         EntityId::Ride(_) => Topic::RideEvents,
-        EntityId::Driver(_) | EntityId::Rider(_) => Topic::PersonEvents,
+        EntityId::Driver(_) | EntityId::Rider(_) | EntityId::Market => Topic::PersonEvents,
     };
     let (shard, key) = (route::shard_of(ring, entity), entity.to_string());
     let (mut past, mut is_cut) = (Vec::new(), false);

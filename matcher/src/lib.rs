@@ -6,6 +6,7 @@
 //! - [`Remote`]: the answer from a gateway process of its own: log, follower, links to nodes.
 //! - [`rpc`]: how gateways and nodes speak.
 //! - `follower`: what others have committed, folded from events.
+//! - `roads`: driving times from a road network, asked beside the commit loop.
 //! - `people`: which driver has which slot of the index, and who is silent.
 //! - `hints`: what rounds like to know of drivers besides where they are.
 //! - `views`: what was last committed, for reads.
@@ -26,6 +27,7 @@ mod node;
 mod people;
 mod reach;
 mod remote;
+mod roads;
 mod rounds;
 mod route;
 pub mod rpc;
@@ -33,4 +35,6 @@ mod views;
 
 pub use config::NodeConfig;
 pub use node::{Failure, Node, Parts, Stopped};
+
 pub use remote::{Remote, RemoteConfig, RemoteParts};
+pub use roads::RoadsConfig;

@@ -13,12 +13,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cabrank_engine::EngineConfig;
 use cabrank_engine::matching::PolicyKind;
+use cabrank_engine::{DispatchRules, EngineConfig, Market};
 use cabrank_eventlog::{EventLog, Lease, ShardOwner, Waker};
 use cabrank_events::{DriverId, Time};
 use cabrank_ring::Ring;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use tracing::{error, info};
 
 use crate::api::Listener;
 use crate::clock::DomainClock;
@@ -56,7 +57,10 @@ pub(crate) struct Shared {
     pub(crate) ring: Arc<Ring>,
     clock: DomainClock,
     config: NodeConfig,
-    policy: Mutex<PolicyKind>,
+    /// How rounds choose by the configuration.
+    configured: DispatchRules,
+    /// How they do: `configured`, and what the desk has set.
+    rules: Mutex<InForce>,
     pub(crate) engine: Arc<EngineConfig>,
     people: Arc<People>,
     views: Views,
@@ -79,6 +83,12 @@ pub(crate) struct Shared {
     pub(crate) lease: Lease,
 }
 
+/// How rounds choose, by the market's events up to a number.
+struct InForce {
+    seq: u64,
+    rules: Arc<DispatchRules>,
+}
+
 /// A shard that lives here.
 #[derive(Clone, Debug)]
 pub(crate) struct Holding {
@@ -96,8 +106,29 @@ impl Shared {
     }
 
     /// How rounds choose from now on.
-    fn policy(&self) -> PolicyKind {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    fn rules(&self) -> Arc<DispatchRules> {
+        let in_force = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&in_force.rules)
+    }
+
+    /// The desk has set something, or it was read back. It may come late and twice: the newest counts.
+    fn set_rules(&self, market: &Market) {
+        self.views.market(market);
+        let mut in_force = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if market.seq <= in_force.seq {
+            return;
+        }
+        in_force.seq = market.seq;
+        match self.configured.with(&market.settings) {
+            Ok(rules) => {
+                info!(policy = %rules.policy, settings = %market.settings, "the market was set");
+                in_force.rules = Arc::new(rules);
+            }
+            // The engine has checked them, so a newer program did.
+            Err(why) => {
+                error!(%why, settings = %market.settings, "these settings are not understood")
+            }
+        }
     }
 
     fn take_others_failed(&self) -> Option<Failure> {
@@ -150,11 +181,16 @@ impl Node {
     pub fn start(parts: Parts, on_stop: impl FnOnce(&Stopped) + Send + 'static) -> Node {
         let lease = parts.owner.lease();
         let people = Arc::new(People::new(parts.config.drivers_max));
+        let configured = DispatchRules::configured(parts.config.policy, &parts.engine);
         let shared = Arc::new(Shared {
             log: parts.log,
             ring: parts.ring,
             clock: parts.clock,
-            policy: Mutex::new(parts.config.policy),
+            configured,
+            rules: Mutex::new(InForce {
+                seq: 0,
+                rules: Arc::new(configured),
+            }),
             config: parts.config,
             engine: Arc::new(parts.engine),
             people,
@@ -220,14 +256,7 @@ impl Node {
 
     /// How this node's rounds choose.
     pub fn policy(&self) -> PolicyKind {
-        self.shared.policy()
-    }
-
-    /// From the next round on they choose so. After a restart it is the configured policy again; other nodes are not told.
-    pub fn set_policy(&self, policy: PolicyKind) {
-        let shared = &self.shared;
-        *shared.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
-        shared.bell.ring();
+        self.shared.rules().policy
     }
 
     /// How many drivers the node knows.

@@ -19,10 +19,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cabrank_engine::EngineConfig;
 use cabrank_engine::fold::Entities;
 use cabrank_engine::ride::Bounds;
-use cabrank_engine::travel::{StraightLine, TravelTime};
+use cabrank_engine::travel::TravelTime;
+use cabrank_engine::{DispatchRules, EngineConfig};
 use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, Ping, RideView};
@@ -37,9 +37,10 @@ use tracing::{error, warn};
 
 use crate::api::{
     CarsNear, Committed, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History,
-    Listener, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    Listener, MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use crate::clock::DomainClock;
+use crate::config::NodeConfig;
 use crate::follower::{Follower, Following, Sink, What};
 use crate::node::Failure;
 use crate::rpc::{LinkConfig, v1};
@@ -148,8 +149,8 @@ pub struct RemoteParts {
     pub clock: DomainClock,
     /// The engine's knobs; the same as the nodes'.
     pub engine: EngineConfig,
-    /// Speed along the straight line for travel times, metres a second; the same as the nodes'.
-    pub speed_mps: f64,
+    /// The nodes' knobs: the policy and the speeds are shown here, too.
+    pub node: NodeConfig,
     /// The gateway's knobs.
     pub config: RemoteConfig,
     /// Where connections to nodes live.
@@ -505,6 +506,7 @@ impl Sink for Showing<'_> {
         rides
             .chain(drivers)
             .chain(riders)
+            .chain([EntityId::Market])
             .for_each(|entity| views.show(&entity, entities));
         views.keep(|entity| {
             route::shard_of(&parts.ring, entity) != shard
@@ -512,6 +514,7 @@ impl Sink for Showing<'_> {
                     EntityId::Ride(id) => entities.rides.contains_key(id),
                     EntityId::Driver(id) => entities.drivers.contains_key(id),
                     EntityId::Rider(id) => entities.riders.contains_key(id),
+                    EntityId::Market => true,
                 }
         });
         tracks.keep(|driver| {
@@ -533,7 +536,7 @@ impl Sink for Showing<'_> {
                 }
                 None
             }
-            EntityId::Rider(_) => None,
+            EntityId::Rider(_) | EntityId::Market => None,
         };
         self.batch.push(Committed { record, json, ride });
         if self.batch.len() >= LISTEN_MAX {
@@ -675,6 +678,12 @@ impl Dispatch for Remote {
         }
     }
 
+    fn market(&self) -> MarketView {
+        let Shared { parts, views, .. } = &*self.shared;
+        let configured = DispatchRules::configured(parts.node.policy, &parts.engine);
+        MarketView::of(views.market_set(), &configured)
+    }
+
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
         let parts = &self.shared.parts;
         history::of(&*parts.log, &parts.ring, entity, max)
@@ -706,9 +715,7 @@ impl Dispatch for Remote {
     }
 
     fn travel_time_s(&self, from: Place, to: Place) -> f64 {
-        let travel = StraightLine {
-            speed_mps: self.shared.parts.speed_mps,
-        };
+        let travel = self.shared.parts.node.straight_line(self.now());
         travel.drive_ms(from.0, to.0) as f64 / 1_000.0
     }
 }

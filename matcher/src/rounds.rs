@@ -10,18 +10,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use cabrank_engine::EngineConfig;
-use cabrank_engine::matching::price::{Facts, classes_above};
-use cabrank_engine::matching::{
-    Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, pace,
-};
+use cabrank_engine::DispatchRules;
+use cabrank_engine::matching::price::{Facts, Prices, classes_above, leads_to};
+use cabrank_engine::matching::{Candidate, OnTheWay, RideAsk, Round, RoundResult, pace};
 use cabrank_engine::ride::{Ride, Stage};
-use cabrank_engine::travel::StraightLine;
+use cabrank_engine::travel::{StraightLine, TravelTime};
 use cabrank_events::{DriverId, RideId, RiderId, Time, VehicleClass};
 use cabrank_geo::{DriverKey, Filter, Near, Point, Query, Status};
 
 use crate::config::NodeConfig;
 use crate::people::People;
+use crate::roads::Roads;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +31,7 @@ pub(crate) struct Asking {
     ask: RideAsk,
     rider: RiderId,
     pickup: Point,
+    dropoff: Option<Point>,
     radius_m: u32,
     class: VehicleClass,
     asked: BTreeSet<DriverId>,
@@ -48,6 +48,7 @@ impl Asking {
             },
             rider: ride.rider.clone(),
             pickup: ride.pickup.0,
+            dropoff: ride.dropoff.map(|to| to.0),
             radius_m: ride.radius_m,
             class: ride.class,
             asked: ride.asked.clone(),
@@ -82,13 +83,36 @@ impl Going {
     }
 }
 
+/// A car with a rider in it, who is brought to a known place.
+#[derive(Debug)]
+pub(crate) struct Finishing {
+    driver: DriverId,
+    dropoff: Point,
+}
+
+impl Finishing {
+    /// `None`: nobody is in the car, or nobody has told where to.
+    pub fn of(ride: &Ride) -> Option<Finishing> {
+        let Stage::Started { driver, .. } = &ride.stage else {
+            return None;
+        };
+        Some(Finishing {
+            driver: driver.clone(),
+            dropoff: ride.dropoff?.0,
+        })
+    }
+}
+
 /// What the solver is given.
 pub(crate) struct Job {
     pub now: Time,
-    pub policy: PolicyKind,
+    /// How it chooses.
+    pub rules: Arc<DispatchRules>,
     pub rides: Vec<Asking>,
     /// Rides that may change their driver; none unless the policy makes use of them.
     pub going: Vec<Going>,
+    /// Cars that may soon be free; none unless the market counts on them.
+    pub finishing: Vec<Finishing>,
     /// When the last round was; `None`: this one is not to be put off.
     pub last_round: Option<Time>,
 }
@@ -106,6 +130,8 @@ pub(crate) struct Done {
     pub now: Time,
     pub result: RoundResult,
     pub rides: Vec<RideId>,
+    /// Rides that got no car because one that is not free yet is better.
+    pub held_back: usize,
     pub took_s: f64,
 }
 
@@ -113,8 +139,9 @@ pub(crate) struct Done {
 pub(crate) struct Solver {
     pub people: Arc<People>,
     pub config: NodeConfig,
-    pub engine: Arc<EngineConfig>,
     pub promises: Mutex<Promises>,
+    /// Knows driving times better than a straight line, and may take its time.
+    pub roads: Option<Roads>,
 }
 
 /// How long a promise is remembered while its ride takes part in no round.
@@ -171,36 +198,74 @@ struct CarNear {
     /// Its place in [`Round::drivers`].
     driver: u32,
     drive_ms: i64,
+    at: Point,
     classes: u8,
+    /// What is left of the ride it is on, which ends at `at`; 0: it is free, or on the way to somebody.
+    busy_ms: i64,
+}
+
+/// A ride whose driver is on the way, and what is near it.
+struct Moving<'a> {
+    going: &'a Going,
+    /// Its place in [`Round::drivers`].
+    driver: u32,
+    at: Point,
+    remaining_ms: i64,
+    near: Vec<CarNear>,
+}
+
+/// Puts what is known of roads in the place of all straight lines of a round, asked for together.
+fn ask(
+    travel: &impl TravelTime,
+    rides: &[Asking],
+    near: &mut [Vec<CarNear>],
+    moving: &mut [Moving<'_>],
+) {
+    let mut asked: Vec<(&mut i64, (Point, Point))> = Vec::new();
+    for (asking, cars) in rides.iter().zip(near) {
+        let drives = cars.iter_mut();
+        asked.extend(drives.map(|car| (&mut car.drive_ms, (car.at, asking.pickup))));
+    }
+    for one in moving {
+        let pickup = one.going.asking.pickup;
+        asked.push((&mut one.remaining_ms, (one.at, pickup)));
+        let drives = one.near.iter_mut();
+        asked.extend(drives.map(|car| (&mut car.drive_ms, (car.at, pickup))));
+    }
+    let drives: Vec<(Point, Point)> = asked.iter().map(|(_, drive)| *drive).collect();
+    for ((drive_ms, _), told_ms) in asked.into_iter().zip(travel.drives_ms(&drives)) {
+        *drive_ms = told_ms;
+    }
 }
 
 impl Solver {
+    /// May a round wait for somebody? Then it is not for the commit loop.
+    pub fn may_wait(&self) -> bool {
+        self.roads.is_some()
+    }
+
     pub fn solve(&self, job: Job) -> Solved {
         // Only for the metric: what a round decides never depends on how long it takes.
         let began = Instant::now();
+        let straight = self.config.straight_line(job.now);
         let mut cars = Cars::default();
-        let on_the_way = self.on_the_way(&job, &mut cars);
+        let mut moving = self.moving(&job, straight, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
-        let near = job.rides.iter();
-        let near: Vec<Vec<CarNear>> = near
-            .map(|asking| self.cars_near(asking, job.now, &movers, &mut cars))
-            .collect();
-        let on_the_way: Vec<OnTheWay> = on_the_way
-            .into_iter()
-            .map(|(going, mut on_the_way)| {
-                let near = self.cars_near(&going.asking, job.now, &movers, &mut cars);
-                let drive = near.iter().map(|car| Candidate {
-                    driver: car.driver,
-                    cost: car.drive_ms,
-                });
-                on_the_way.candidates = drive.collect();
-                on_the_way
-            })
-            .collect();
+        let mut look =
+            |asking: &Asking| self.cars_near(asking, job.now, straight, &movers, &mut cars);
+        let mut near: Vec<Vec<CarNear>> = job.rides.iter().map(&mut look).collect();
+        for one in &mut moving {
+            one.near = look(&one.going.asking);
+        }
+        let soon_free = self.soon_free(&job, straight, &mut near, &mut cars);
+        if let Some(roads) = &self.roads {
+            ask(&roads.at(straight), &job.rides, &mut near, &mut moving);
+        }
+        let on_the_way = self.on_the_way(moving, job.now);
         let is_scarce = cars.drivers.len() < job.rides.len() + on_the_way.len();
         let rows = job.rides.iter().zip(&near);
         let candidates = rows
-            .map(|(asking, near)| self.priced(asking, near, job.now, is_scarce))
+            .map(|(asking, near)| self.priced(&job.rules.prices, asking, near, job.now, is_scarce))
             .collect();
         let waiting = job.rides.iter().map(|asking| asking.ask.ride);
         let going = on_the_way.iter().map(|going| going.ask.ride);
@@ -210,18 +275,24 @@ impl Solver {
             drivers: cars.drivers,
             candidates,
             on_the_way,
-            rules: self.engine.swaps,
+            rules: job.rules.swaps,
         };
         if let Some(last) = job.last_round {
-            let until = last.plus_ms(pace::wait_ms(&round, &self.engine.pace));
+            let until = last.plus_ms(pace::wait_ms(&round, &job.rules.pace));
             if until > job.now {
                 return Solved::PutOff { rides, until };
             }
         }
-        let policy = job.policy.policy();
-        let result = policy.solve(&round, self.config.round_steps_max);
+        let policy = job.rules.policy.policy();
+        let mut result = policy.solve(&round, self.config.round_steps_max);
+        let pairs = result.pairs.len();
+        // Nobody is held before they are free: who is to get such a car waits for it.
+        result
+            .pairs
+            .retain(|pair| !soon_free.contains(&pair.driver));
         Solved::Round(Done {
             now: job.now,
+            held_back: pairs - result.pairs.len(),
             result,
             rides,
             took_s: began.elapsed().as_secs_f64(),
@@ -231,24 +302,29 @@ impl Solver {
     /// What each of these cars costs this ride; those that are not to be are left out.
     fn priced(
         &self,
+        prices: &Prices,
         asking: &Asking,
         near: &[CarNear],
         now: Time,
         is_scarce: bool,
     ) -> Vec<Candidate> {
-        let prices = &self.engine.prices;
-        let looks_at_drivers = prices.idle_per_mille > 0 || prices.decline_s > 0;
+        let looks_at_drivers =
+            prices.idle_per_mille > 0 || prices.decline_s > 0 || prices.homewards_s > 0;
         let priced = near.iter().filter_map(|car| {
             let hint = looks_at_drivers.then(|| self.people.hints.of(car.key));
             let hint = hint.unwrap_or_default();
             let cost = prices.cost_ms(&Facts {
                 drive_ms: car.drive_ms,
+                busy_ms: car.busy_ms,
                 waited_ms: now.since(asking.ask.since),
                 idle_ms: hint.free_since.map_or(0, |since| now.since(since)),
                 declines_per_mille: hint.declines_per_mille,
                 classes_above: classes_above(asking.class, car.classes),
+                is_homewards: hint
+                    .heading
+                    .zip(asking.dropoff)
+                    .is_some_and(|(heading, dropoff)| leads_to(heading.0, asking.pickup, dropoff)),
                 is_scarce,
-                ..Facts::default()
             })?;
             let driver = car.driver;
             Some(Candidate { driver, cost })
@@ -256,35 +332,93 @@ impl Solver {
         priced.collect()
     }
 
-    fn travel(&self) -> StraightLine {
-        StraightLine {
-            speed_mps: self.config.speed_mps,
+    /// Puts cars among those near a ride whose own ride ends soon enough, as if they stood at its end; says which they are.
+    fn soon_free(
+        &self,
+        job: &Job,
+        straight: StraightLine,
+        near: &mut [Vec<CarNear>],
+        cars: &mut Cars,
+    ) -> HashSet<DriverId> {
+        let forward_ms = i64::from(job.rules.prices.forward_s) * 1_000;
+        let oldest_ms = job.now.0 - self.config.ping_ttl_ms;
+        let mut soon_free = HashSet::new();
+        for finishing in &job.finishing {
+            let Some(seen) = self.people.seen(&finishing.driver) else {
+                continue;
+            };
+            let Some(placement) = seen.placement.filter(|at| at.time_ms >= oldest_ms) else {
+                continue;
+            };
+            let busy_ms = straight.drive_ms(placement.at, finishing.dropoff);
+            if busy_ms > forward_ms {
+                continue;
+            }
+            for (asking, near) in job.rides.iter().zip(&mut *near) {
+                let distance_m = finishing.dropoff.distance_m(asking.pickup);
+                let may_come = distance_m <= f64::from(asking.radius_m)
+                    && job.now.since(asking.ask.since) < forward_ms
+                    && seen.classes & asking.class.bit() != 0
+                    && asking.may_ask(&finishing.driver, seen.n)
+                    && !self
+                        .people
+                        .hints
+                        .of(seen.key)
+                        .blocked
+                        .contains(&asking.rider);
+                if may_come && let Some(driver) = cars.place(seen.key, &self.people) {
+                    soon_free.insert(finishing.driver.clone());
+                    near.push(CarNear {
+                        key: seen.key,
+                        driver,
+                        drive_ms: straight.drive_ms_for(distance_m),
+                        at: finishing.dropoff,
+                        classes: seen.classes,
+                        busy_ms,
+                    });
+                }
+            }
         }
+        soon_free
     }
 
     /// The rides on the way whose drivers were heard of lately, still without other cars.
-    fn on_the_way<'a>(&self, job: &'a Job, cars: &mut Cars) -> Vec<(&'a Going, OnTheWay)> {
-        let mut promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
+    fn moving<'a>(&self, job: &'a Job, straight: StraightLine, cars: &mut Cars) -> Vec<Moving<'a>> {
         let oldest_ms = job.now.0 - self.config.ping_ttl_ms;
-        let going = job.going.iter().filter_map(|going| {
+        let moving = job.going.iter().filter_map(|going| {
             let seen = self.people.seen(&going.driver)?;
             let placement = seen.placement.filter(|at| at.time_ms >= oldest_ms)?;
-            let distance_m = placement.at.distance_m(going.asking.pickup);
-            let remaining_ms = self.travel().drive_ms_for(distance_m);
-            let ask = going.asking.ask.clone();
-            let on_the_way = OnTheWay {
+            Some(Moving {
+                going,
                 driver: cars.place(seen.key, &self.people)?,
-                remaining_ms,
-                promised_ms: promises.remaining_ms(ask.ride, remaining_ms, job.now),
-                swaps: going.swaps,
-                candidates: Vec::new(),
-                ask,
-            };
-            Some((going, on_the_way))
+                at: placement.at,
+                remaining_ms: straight.drive_ms(placement.at, going.asking.pickup),
+                near: Vec::new(),
+            })
         });
-        let going = going.collect();
-        promises.forget_old(job.now);
-        going
+        moving.collect()
+    }
+
+    fn on_the_way(&self, moving: Vec<Moving<'_>>, now: Time) -> Vec<OnTheWay> {
+        let mut promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
+        let on_the_way = moving.into_iter().map(|one| {
+            let ask = one.going.asking.ask.clone();
+            let drive = one.near.iter().map(|car| Candidate {
+                driver: car.driver,
+                cost: car.drive_ms,
+            });
+            OnTheWay {
+                driver: one.driver,
+                remaining_ms: one.remaining_ms,
+                promised_ms: promises.remaining_ms(ask.ride, one.remaining_ms, now),
+                swaps: one.going.swaps,
+                candidates: drive.collect(),
+                ask,
+            }
+        });
+        let on_the_way = on_the_way.collect();
+        promises.forget_old(now);
+        on_the_way
     }
 
     /// The free cars near a ride, and those on their way to rides of this round.
@@ -292,6 +426,7 @@ impl Solver {
         &self,
         asking: &Asking,
         now: Time,
+        straight: StraightLine,
         movers: &HashSet<DriverKey>,
         cars: &mut Cars,
     ) -> Vec<CarNear> {
@@ -303,8 +438,10 @@ impl Solver {
                     row.push(CarNear {
                         key: car.key,
                         driver,
-                        drive_ms: self.travel().drive_ms_for(car.distance_m),
+                        drive_ms: straight.drive_ms_for(car.distance_m),
+                        at: car.at,
                         classes: car.classes,
+                        busy_ms: 0,
                     });
                 }
             }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use cabrank_eventlog::{EventLog, SubmitError};
-use cabrank_events::command::EntityId;
+use cabrank_events::command::{EntityId, MARKET_SHARD};
 use cabrank_events::{CommandRecord, Place};
 use cabrank_geo::{Cell, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -16,6 +16,7 @@ pub(crate) fn shard_of(ring: &Ring, entity: &EntityId) -> u16 {
         EntityId::Ride(ride) => ride.place.0 % ring.shards(),
         EntityId::Driver(id) => ring.shard_of_person(Kind::Driver, id.as_str()),
         EntityId::Rider(id) => ring.shard_of_person(Kind::Rider, id.as_str()),
+        EntityId::Market => MARKET_SHARD.0,
     }
 }
 

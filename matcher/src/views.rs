@@ -1,12 +1,12 @@
 //! What was last committed, for reads and for resuming sessions. Filled after each commit, never before.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cabrank_engine::EntityState;
 use cabrank_engine::driver::Driver;
 use cabrank_engine::fold::Entities;
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::rider::Rider;
+use cabrank_engine::{EntityState, Market};
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::RideView;
 use cabrank_events::{DriverId, RideId, RiderId, Time};
@@ -28,6 +28,8 @@ pub(crate) struct Views {
     pub rides: DashMap<RideId, RideEntry>,
     pub drivers: DashMap<DriverId, DriverView>,
     pub active: DashMap<RiderId, RideId>,
+    /// What the desk has set; the newest known, whoever owns the market's shard.
+    market: Mutex<Option<Market>>,
 }
 
 impl Views {
@@ -46,6 +48,8 @@ impl Views {
             (_, Some(EntityState::Ride(ride))) => self.ride(ride.id, Some(ride)),
             (_, Some(EntityState::Driver(driver))) => self.driver(&driver.id, Some(driver)),
             (_, Some(EntityState::Rider(rider))) => self.rider(&rider.id, Some(rider)),
+            (_, Some(EntityState::Market(market))) => self.market(market),
+            (EntityId::Market, None) => {}
             (EntityId::Ride(id), None) => self.ride(*id, None),
             (EntityId::Driver(id), None) => self.driver(id, None),
             (EntityId::Rider(id), None) => self.rider(id, None),
@@ -58,7 +62,25 @@ impl Views {
             EntityId::Ride(id) => self.ride(*id, entities.rides.get(id)),
             EntityId::Driver(id) => self.driver(id, entities.drivers.get(id)),
             EntityId::Rider(id) => self.rider(id, entities.riders.get(id)),
+            EntityId::Market => entities
+                .market
+                .iter()
+                .for_each(|market| self.market(market)),
         }
+    }
+
+    /// What the desk has set, unless it is older than what is known.
+    pub fn market(&self, market: &Market) {
+        let mut known = self.market.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|known| known.seq <= market.seq) {
+            *known = Some(market.clone());
+        }
+    }
+
+    /// What the desk has set, if anything.
+    pub fn market_set(&self) -> Option<Market> {
+        let known = self.market.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 
     /// A ride, or its absence.

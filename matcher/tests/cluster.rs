@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cabrank_engine::EngineConfig;
+use cabrank_engine::matching::PolicyKind;
 use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
 use cabrank_events::command::Outcome;
 use cabrank_events::wire::NearCar;
@@ -25,6 +26,7 @@ use cabrank_matcher::{Node, NodeConfig, Parts, Remote, RemoteConfig, RemoteParts
 use cabrank_ring::Ring;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use serde_json::json;
 use support::Home;
 use tokio_util::sync::CancellationToken;
 
@@ -132,7 +134,7 @@ impl Cluster {
                 ring: Arc::clone(&self.ring),
                 clock: self.clock.clone(),
                 engine: EngineConfig::default(),
-                speed_mps: NodeConfig::default().speed_mps,
+                node: NodeConfig::default(),
                 config: RemoteConfig {
                     owners_every_ms: 20,
                     answer_ms: 500,
@@ -206,6 +208,11 @@ impl Cluster {
                 zone: None,
             },
         )
+    }
+
+    /// The desk changes how rounds choose.
+    fn set(&mut self, settings: serde_json::Value) {
+        self.submit("ops/alice", Command::SetDispatch { settings });
     }
 
     fn nearby(&self, gateway: usize, at: Place) -> Result<Vec<NearCar>, NotAnswered> {
@@ -392,9 +399,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[test]
-fn shards_move_while_the_city_works_and_nothing_is_lost_or_doubled() {
+fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_doubled() {
     const RIDES: usize = 240;
     const MOVE_EVERY: usize = 6;
+    const SET_EVERY: usize = 7;
     for seed in [1, 2] {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut cluster = Cluster::start(3, 2);
@@ -411,6 +419,7 @@ fn shards_move_while_the_city_works_and_nothing_is_lost_or_doubled() {
         let mut wishes: BTreeSet<CommandId> = BTreeSet::new();
         let mut acknowledged = BTreeSet::new();
         let (mut ended, mut moves) = (BTreeSet::new(), 0);
+        let mut policy = PolicyKind::default();
         for n in 0..RIDES {
             let at = places[n % places.len()];
             wishes.insert(cluster.request(&format!("r{n}"), at));
@@ -422,6 +431,10 @@ fn shards_move_while_the_city_works_and_nothing_is_lost_or_doubled() {
                 for (driver, at) in &drivers {
                     cluster.ping(driver, *at);
                 }
+            }
+            if n % SET_EVERY == 0 {
+                policy = PolicyKind::ALL[rng.random_range(0..PolicyKind::ALL.len())];
+                cluster.set(json!({ "policy": policy }));
             }
             if n % 16 == 15 {
                 // Keeps the load below what makes waiting rides run out of time.
@@ -472,6 +485,16 @@ fn shards_move_while_the_city_works_and_nothing_is_lost_or_doubled() {
                 .collect();
             views.len() == 2 && views[0] == views[1]
         };
+        // Whoever owns the market's shard by now, and whichever shards each has had: all follow the last of them.
+        until("every node and every gateway follows the desk", || {
+            let nodes = cluster.nodes.iter().map(|node| node.node.policy());
+            let gateways = cluster.gateways.iter();
+            let shown = gateways.map(|gateway| gateway.market().rules.policy);
+            nodes
+                .chain(shown)
+                .all(|follows| follows == policy)
+                .then_some(())
+        });
         until("both gateways show the same", || {
             acknowledged.iter().all(same).then_some(())
         });

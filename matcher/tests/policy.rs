@@ -16,8 +16,9 @@ use cabrank_events::{
 use cabrank_geo::Point;
 use cabrank_matcher::api::{Committed, Dispatch};
 use cabrank_matcher::clock::DomainClock;
-use cabrank_matcher::{Node, NodeConfig, Parts};
+use cabrank_matcher::{Node, NodeConfig, Parts, RoadsConfig};
 use cabrank_ring::Ring;
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -38,6 +39,10 @@ struct City {
 
 impl City {
     fn open(dir: &Path, engine: EngineConfig) -> City {
+        City::with(dir, NodeConfig::default(), engine)
+    }
+
+    fn with(dir: &Path, config: NodeConfig, engine: EngineConfig) -> City {
         let clock = DomainClock::wall();
         let for_log = clock.clone();
         let options = Options {
@@ -52,7 +57,7 @@ impl City {
             owner,
             ring: Arc::new(Ring::new(shards).unwrap()),
             clock,
-            config: NodeConfig::default(),
+            config,
             engine,
         };
         let node = Node::start(parts, |_| {});
@@ -81,6 +86,12 @@ impl City {
         let id = CommandId::new(&format!("test/{}", self.commands)).unwrap();
         let record = CommandRecord::external(id.clone(), self.node.now(), command);
         self.node.submit(record).unwrap();
+    }
+
+    /// The desk changes how rounds choose.
+    fn set(&mut self, settings: serde_json::Value) {
+        self.say(Command::SetDispatch { settings });
+        self.until(|event| matches!(event, Event::DispatchSet(_)).then_some(()));
     }
 
     fn until<T>(&self, wanted: impl Fn(&Event) -> Option<T>) -> T {
@@ -148,11 +159,23 @@ fn another_policy_counts_from_the_next_round_on() {
     // One car for two: `batched` saves time, `first_come` keeps to the queue.
     city.online("d1", 0.0);
     assert_eq!(city.offer().ride, near);
-    city.node.set_policy(PolicyKind::FirstCome);
+    city.set(json!({ "policy": "first_come" }));
     assert_eq!(city.node.policy(), PolicyKind::FirstCome);
     city.wait_in_vain("nearer", 0.5);
     city.online("d2", 0.0);
     assert_eq!(city.offer().ride, far);
+    city.node.stop().unwrap();
+    drop(city);
+
+    // It is in the log: a node that comes back goes on so, until the desk lets the configuration count again.
+    let mut city = City::open(dir.path(), EngineConfig::default());
+    let market = city.node.market();
+    assert_eq!(
+        (market.seq, market.rules.policy),
+        (1, PolicyKind::FirstCome)
+    );
+    city.set(json!({}));
+    assert_eq!(city.node.policy(), PolicyKind::Batched);
     city.node.stop().unwrap();
 }
 
@@ -160,10 +183,7 @@ fn another_policy_counts_from_the_next_round_on() {
 #[test]
 fn a_swap_over_a_node_names_both_drivers_and_what_it_gains() {
     let dir = tempfile::tempdir().unwrap();
-    let mut engine = EngineConfig::default();
-    engine.swaps.every_ms = 1_000;
-    engine.swaps.gain_min_ms = 60_000;
-    let mut city = City::open(dir.path(), engine);
+    let mut city = City::open(dir.path(), EngineConfig::default());
     city.online("slow", 15.0);
     city.ask("r1", 0.0);
     let offer = city.offer();
@@ -179,7 +199,10 @@ fn a_swap_over_a_node_names_both_drivers_and_what_it_gains() {
         _ => None,
     });
     city.online("quick", 5.0);
-    city.node.set_policy(PolicyKind::Rematch);
+    city.set(json!({
+        "policy": "rematch",
+        "swaps": { "every_ms": 1_000, "gain_min_ms": 60_000 },
+    }));
     let swap = city.until(|event| match event {
         Event::DriverReassigned(e) => Some(e.clone()),
         _ => None,
@@ -219,5 +242,39 @@ fn rides_that_want_the_same_car_wait_for_each_other_as_long_as_configured() {
     assert_eq!(city.offer().ride, near);
     let waited = began.elapsed();
     assert!(waited >= Duration::from_millis(1_300), "{waited:?}");
+    city.node.stop().unwrap();
+}
+
+/// The road network hangs: it takes connections and never answers.
+#[test]
+fn the_commit_loop_never_waits_for_roads() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = NodeConfig {
+        roads: RoadsConfig {
+            url: format!("http://{}", silent.local_addr().unwrap()),
+            wait_ms: 3_000,
+            answer_ms: 60_000,
+            ..RoadsConfig::default()
+        },
+        ..NodeConfig::default()
+    };
+    let mut city = City::with(dir.path(), config, EngineConfig::default());
+    city.online("d1", 0.0);
+    let began = Instant::now();
+    city.ask("r1", 1.0);
+    // While the round waits for the roads, others are served.
+    for n in 0..20 {
+        city.online(&format!("busy{n}"), 40.0);
+    }
+    let others = began.elapsed();
+    assert!(others < Duration::from_millis(3_000), "{others:?}");
+    // And it does not wait for ever.
+    let offer = city.offer();
+    assert_eq!(offer.driver, driver("d1"));
+    assert!(
+        began.elapsed() >= Duration::from_millis(3_000),
+        "it did not ask"
+    );
     city.node.stop().unwrap();
 }

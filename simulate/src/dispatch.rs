@@ -12,7 +12,7 @@ use cabrank_engine::matching::{PolicyKind, RoundResult};
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::StraightLine;
 use cabrank_engine::{Batch, EngineConfig, Host, Shard};
-use cabrank_events::command::EntityId;
+use cabrank_events::command::{EntityId, MARKET_SHARD};
 use cabrank_events::event::Move;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time,
@@ -154,6 +154,7 @@ impl Dispatch {
             EntityId::Ride(ride) => ride.place,
             EntityId::Driver(id) => ShardId(self.ring.shard_of_person(Kind::Driver, id.as_str())),
             EntityId::Rider(id) => ShardId(self.ring.shard_of_person(Kind::Rider, id.as_str())),
+            EntityId::Market => MARKET_SHARD,
         };
         let Some(next) = self.next_input.get_mut(usize::from(shard.0)) else {
             return;
@@ -268,7 +269,7 @@ impl Dispatch {
                         self.hungry.remove(id);
                     }
                 }
-                EntityId::Rider(_) => {}
+                EntityId::Rider(_) | EntityId::Market => {}
             }
         }
     }

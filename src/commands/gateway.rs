@@ -49,7 +49,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
                 ring: Arc::new(Ring::new(settings.kafka.shards)?),
                 clock: DomainClock::wall(),
                 engine: settings.engine.clone(),
-                speed_mps: settings.node.speed_mps,
+                node: settings.node.clone(),
                 config: settings.remote.clone(),
                 runtime: tokio::runtime::Handle::current(),
             },

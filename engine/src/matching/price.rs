@@ -5,6 +5,7 @@
 //! price: they filter before this, and the driver's entity checks them again (PROTOCOL 5).
 
 use cabrank_events::VehicleClass;
+use cabrank_geo::Point;
 use serde::{Deserialize, Serialize};
 
 use super::COST_MS_MAX;
@@ -27,11 +28,14 @@ pub struct Prices {
     pub decline_s: u32,
     /// What each class above the one asked for costs: keeps the better cars for those who pay for them.
     pub upgrade_s: u32,
-    /// What a driver on the way home is credited with if the ride leads there. The node does not know where drivers want
-    /// to go: counts only where a caller does.
+    /// What a driver with a heading (`PUT /v1/drivers/{id}/heading`) is credited with if the ride leads there.
     pub homewards_s: u32,
     /// When cars are scarce, no drive to a pickup may take longer; 0: no bound.
     pub scarce_drive_max_s: u32,
+    /// Forward dispatch: a car whose ride ends within so many seconds counts as one that comes free at the drop-off. If it
+    /// is the best, the ride waits for it instead of taking another, but never beyond so many seconds since it was asked
+    /// for. Nobody is held before they are free. 0: only free cars count.
+    pub forward_s: u32,
 }
 
 /// What is known of a pair. What is not known is left at its default and costs nothing.
@@ -82,6 +86,12 @@ impl Prices {
     }
 }
 
+/// Does a ride lead where its driver wants to go? It does if it brings them nearer by half of its length at least.
+pub fn leads_to(heading: Point, pickup: Point, dropoff: Point) -> bool {
+    let nearer_m = pickup.distance_m(heading) - dropoff.distance_m(heading);
+    nearer_m > 0.0 && nearer_m >= pickup.distance_m(dropoff) / 2.0
+}
+
 /// How many of the classes that a car serves (one bit each) rank above the one asked for.
 pub fn classes_above(asked: VehicleClass, car: u8) -> u32 {
     let upto = asked.bit() | (asked.bit() - 1);
@@ -124,6 +134,17 @@ mod tests {
         let above = [Economy, Comfort, Xl].map(|asked| classes_above(asked, car));
         assert_eq!(above, [2, 1, 0]);
         assert_eq!(classes_above(Economy, Economy.bit()), 0);
+    }
+
+    #[test]
+    fn a_ride_leads_home_if_it_brings_the_driver_nearer_by_half_its_length() {
+        let pickup = Point::new(37.77, -122.42).expect("on the map");
+        let heading = pickup.offset_m(10_000.0, 0.0);
+        let leads = |north: f64, east: f64| leads_to(heading, pickup, pickup.offset_m(north, east));
+        assert!(leads(3_000.0, 0.0) && leads(3_000.0, 3_000.0) && leads(10_000.0, 0.0));
+        assert!(!leads(-3_000.0, 0.0) && !leads(0.0, 3_000.0) && !leads(1_000.0, 4_000.0));
+        // Past it and as far away again is no way home; nor is going nowhere.
+        assert!(!leads(20_000.0, 0.0) && !leads(0.0, 0.0));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause, TransferAnswer};
 use cabrank_events::event::{
     DriverForgotten, DriverHeld, DriverLeaving, DriverOffline, DriverOnline, DriverReinstated,
-    DriverReleased, DriverSuspended, LeaveReason, RiderBlocked, RiderUnblocked,
+    DriverReleased, DriverSuspended, HeadingSet, LeaveReason, RiderBlocked, RiderUnblocked,
 };
 use cabrank_events::{
-    ClassSet, Command, CommandId, DriverId, Event, HoldId, Reason, RiderId, SessionId, VehicleClass,
+    ClassSet, Command, CommandId, DriverId, Event, HoldId, Place, Reason, RiderId, SessionId,
+    VehicleClass,
 };
 
 use super::Shard;
@@ -44,6 +45,7 @@ impl Shard {
             Command::ReinstateDriver { driver } => self.reinstate(driver),
             Command::BlockRider { driver, rider } => self.block(driver, rider),
             Command::UnblockRider { driver, rider } => self.unblock(driver, rider),
+            Command::SetHeading { driver, to } => self.set_heading(driver, *to),
             Command::ClaimDriver {
                 driver,
                 hold,
@@ -146,6 +148,25 @@ impl Shard {
             }
             Some(_) | None => self.driver_offline(driver, why),
         }
+        Outcome::Done
+    }
+
+    fn set_heading(&mut self, driver: &DriverId, to: Option<Place>) -> Outcome {
+        let known = self.drivers.get(driver);
+        let Some(known) = known.filter(|known| known.open_session().is_some()) else {
+            return Outcome::Refused {
+                why: RefusedBecause::NotOnline,
+            };
+        };
+        if known.heading == to {
+            return Outcome::AlreadyDone;
+        }
+        let driver_seq = self.driver_seq(driver);
+        self.emit(HeadingSet {
+            driver: driver.clone(),
+            driver_seq,
+            to,
+        });
         Outcome::Done
     }
 

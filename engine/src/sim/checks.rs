@@ -9,6 +9,7 @@ use super::model::WishFacts;
 use super::world::{Input, States, World};
 use crate::driver::Driver;
 use crate::host::Host;
+use crate::market::Market;
 use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::shard::EntityState;
@@ -38,9 +39,11 @@ impl World {
             let rides = owner.rides().map(|r| EntityState::Ride(r.clone()));
             let drivers = owner.drivers().map(|d| EntityState::Driver(d.clone()));
             let riders = owner.riders().map(|r| EntityState::Rider(r.clone()));
+            let market = owner.market().map(|m| EntityState::Market(m.clone()));
             let memory: States = rides
                 .chain(drivers)
                 .chain(riders)
+                .chain(market)
                 .map(|s| (id_of(&s), s))
                 .collect();
             differ("memory", &memory, &self.fold[at])?;
@@ -261,7 +264,9 @@ pub(super) fn fold(states: &mut States, record: &EventRecord, bounds: &Bounds) {
             states.remove(&entity);
             return;
         }
-        Event::CommandOutcome(_) if !states.contains_key(&entity) => return,
+        Event::CommandOutcome(_) if !states.contains_key(&entity) && entity != EntityId::Market => {
+            return;
+        }
         _ => {}
     }
     let state = states
@@ -269,12 +274,14 @@ pub(super) fn fold(states: &mut States, record: &EventRecord, bounds: &Bounds) {
         .or_insert_with(|| match &entity {
             EntityId::Rider(id) => EntityState::Rider(Rider::unseen(id.clone(), record.seq)),
             EntityId::Driver(id) => EntityState::Driver(Driver::unseen(id.clone(), record.seq)),
+            EntityId::Market => EntityState::Market(Market::default()),
             EntityId::Ride(id) => unreachable!("{id} was never opened"),
         });
     match state {
         EntityState::Ride(ride) => ride.apply(&record.event, bounds),
         EntityState::Driver(driver) => driver.apply(&record.event, bounds),
         EntityState::Rider(rider) => rider.apply(&record.event, record.time),
+        EntityState::Market(market) => market.apply(&record.event, record.time, bounds),
     }
 }
 
@@ -283,6 +290,7 @@ fn id_of(state: &EntityState) -> EntityId {
         EntityState::Ride(ride) => EntityId::Ride(ride.id),
         EntityState::Driver(driver) => EntityId::Driver(driver.id.clone()),
         EntityState::Rider(rider) => EntityId::Rider(rider.id.clone()),
+        EntityState::Market(_) => EntityId::Market,
     }
 }
 

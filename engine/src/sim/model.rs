@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cabrank_events::command::{ClaimRefusal, Outcome, RefusedBecause};
+use cabrank_events::command::{ClaimRefusal, MARKET_SHARD, Outcome, RefusedBecause};
 use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause};
 use cabrank_events::{
     ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, RideId,
@@ -145,6 +145,8 @@ pub struct Model {
     holds: BTreeMap<(DriverId, u64), HoldId>,
     last_seq: BTreeMap<DriverId, u64>,
     unknown: BTreeSet<RideId>,
+    /// How often the market was set.
+    set: u64,
     /// Commands whose outcome waits for the answer to a transfer.
     pub parked: BTreeSet<CommandId>,
 }
@@ -172,6 +174,7 @@ impl Model {
             holds: BTreeMap::new(),
             last_seq: BTreeMap::new(),
             unknown: BTreeSet::new(),
+            set: 0,
             parked: BTreeSet::new(),
         }
     }
@@ -610,6 +613,15 @@ impl Model {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
                 let known = driver.blocked.remove(&e.rider);
                 demand!(known, "{} was not blocked", e.rider);
+            }
+            Event::HeadingSet(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                demand!(driver.online.is_some(), "{} heads away", e.driver);
+            }
+            Event::DispatchSet(e) => {
+                let is_next = record.shard == MARKET_SHARD && e.market_seq == self.set + 1;
+                demand!(is_next, "the market's {} after {}", e.market_seq, self.set);
+                self.set += 1;
             }
             Event::DriverLeaving(e) => {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;

@@ -157,7 +157,20 @@ impl World {
                 };
                 let known = self.model.drivers.get(&driver);
                 let blocks = known.is_some_and(|d| d.blocked.contains(&rider));
-                let command = match (self.rng.random_range(0..8), suspended, blocks) {
+                let command = match (self.rng.random_range(0..10), suspended, blocks) {
+                    (8, ..) => Command::SetHeading {
+                        driver,
+                        to: (self.step % 2 == 0).then(|| self.places[0]),
+                    },
+                    (9, ..) => {
+                        let policy = if self.step % 2 == 0 {
+                            "greedy"
+                        } else {
+                            "rematch"
+                        };
+                        let settings = serde_json::json!({ "policy": policy });
+                        Command::SetDispatch { settings }
+                    }
                     (0..6, true, _) | (0..3, false, _) => Command::ReinstateDriver { driver },
                     (3..5, false, _) => {
                         let reason = Reason::new("a complaint").expect("a good reason");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use cabrank_events::command::{EntityId, Outcome, RefusedBecause};
+use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome, RefusedBecause};
 use cabrank_events::event::Move;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, Place, RideId, RiderId,
@@ -295,6 +295,7 @@ impl World {
             EntityId::Ride(ride) => ride.place.0,
             EntityId::Driver(driver) => self.ring.shard_of_person(Kind::Driver, driver.as_str()),
             EntityId::Rider(rider) => self.ring.shard_of_person(Kind::Rider, rider.as_str()),
+            EntityId::Market => MARKET_SHARD.0,
         })
     }
 
@@ -700,6 +701,7 @@ impl World {
         match asked {
             EntityId::Driver(driver) => self.model.drivers.contains_key(driver),
             EntityId::Rider(_) => true,
+            EntityId::Market => true,
             EntityId::Ride(ride) => match self.model.rides.get(ride) {
                 None => false,
                 Some(facts) if facts.end.is_none() => true,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use cabrank_events::command::{CancelledBy, EntityId, Outcome};
+use cabrank_events::command::{CancelledBy, EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
@@ -180,7 +180,8 @@ impl World {
                 .rides()
                 .map(|ride| EntityId::Ride(ride.id))
                 .chain(old.drivers().map(|d| EntityId::Driver(d.id.clone())))
-                .chain(old.riders().map(|r| EntityId::Rider(r.id.clone())));
+                .chain(old.riders().map(|r| EntityId::Rider(r.id.clone())))
+                .chain(old.market().map(|_| EntityId::Market));
             let states = entities.map(|entity| -> EntityState {
                 let json = serde_json::to_string(&old.state_of(&entity)).expect("states are JSON");
                 serde_json::from_str(&json).expect("states read back")
@@ -259,6 +260,16 @@ impl World {
             ["round", ref pairs @ ..] => self.round(pairs),
             ["stale-round", ref pairs @ ..] => self.stale_round(pairs),
             ["swap", ref moves @ ..] => self.swap(moves),
+            ["head", driver, where_to, ..] => {
+                let driver = self.driver(driver);
+                let to = (where_to == "home").then(|| self.places["A"]);
+                self.say(words, Command::SetHeading { driver, to });
+            }
+            // What the market is set to, as JSON without blanks.
+            ["set", json, ..] => {
+                let settings = serde_json::from_str(json).expect("settings are JSON");
+                self.say(words, Command::SetDispatch { settings });
+            }
             ["suspend", driver, ..] => {
                 let driver = self.driver(driver);
                 let reason = Reason::new(after("for").unwrap_or("complaint")).expect("a reason");
@@ -663,6 +674,11 @@ impl World {
             Event::KeyCancelled(e) => format!("{} cancelled key {}", p(&e.rider), e.key),
             Event::RiderFree(e) => format!("{} free", p(&e.rider)),
             Event::RiderForgotten(e) => format!("{} forgotten", p(&e.rider)),
+            Event::HeadingSet(e) => {
+                let where_to = if e.to.is_some() { "home" } else { "anywhere" };
+                format!("{} heads {where_to}", d(&e.driver))
+            }
+            Event::DispatchSet(e) => format!("market {}: {}", e.market_seq, e.settings),
             Event::CommandOutcome(e) => match &e.outcome {
                 Outcome::Done => format!("done{}", at_point(e)),
                 Outcome::AlreadyDone => format!("already done{}", at_point(e)),
@@ -680,6 +696,7 @@ fn at_point(outcome: &cabrank_events::event::CommandOutcome) -> String {
 fn home(command: &Command) -> ShardId {
     match command.entity() {
         EntityId::Ride(_) => RIDES,
+        EntityId::Market => MARKET_SHARD,
         EntityId::Rider(_) => RIDERS,
         EntityId::Driver(_) => DRIVERS,
     }

@@ -26,7 +26,7 @@ fn message_name(name: &str) -> String {
 fn channels(name: &str) -> &'static [&'static str] {
     match name.split_once('.') {
         Some(("ride", _)) => &["rideEvents"],
-        Some(("driver" | "rider", _)) => &["personEvents"],
+        Some(("driver" | "rider" | "market", _)) => &["personEvents"],
         Some(("command", _)) => &["rideEvents", "personEvents"],
         _ => panic!("{name}: say which topic it belongs to"),
     }
@@ -74,7 +74,8 @@ fn key_of(name: &str) -> Value {
         Some(("ride", _)) => ("The ride", "^ride/"),
         Some(("driver", _)) => ("The driver", "^driver/"),
         Some(("rider", _)) => ("The rider", "^rider/"),
-        _ => ("Who was asked", "^(ride|driver|rider)/"),
+        Some(("market", _)) => ("The market", "^market$"),
+        _ => ("Who was asked", "^((ride|driver|rider)/|market$)"),
     };
     json!({
         "type": "string",

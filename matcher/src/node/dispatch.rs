@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cabrank_engine::travel::{StraightLine, TravelTime};
+use cabrank_engine::travel::TravelTime;
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
@@ -12,7 +12,7 @@ use cabrank_geo::{Filter, Near, Placement, Query, Status};
 use super::{Node, Shared};
 use crate::api::{
     CarsNear, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History, Listener,
-    NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use crate::{cursor, history, route};
 
@@ -189,6 +189,10 @@ impl Dispatch for Node {
         }
     }
 
+    fn market(&self) -> MarketView {
+        MarketView::of(self.shared.views.market_set(), &self.shared.configured)
+    }
+
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
         history::of(&*self.shared.log, &self.shared.ring, entity, max)
     }
@@ -219,9 +223,7 @@ impl Dispatch for Node {
     }
 
     fn travel_time_s(&self, from: Place, to: Place) -> f64 {
-        let travel = StraightLine {
-            speed_mps: self.shared.config.speed_mps,
-        };
+        let travel = self.shared.config.straight_line(self.shared.clock.now());
         travel.drive_ms(from.0, to.0) as f64 / 1_000.0
     }
 }

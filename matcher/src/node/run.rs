@@ -26,7 +26,8 @@ use super::{Failure, Shared, Stopped};
 use crate::api::Committed;
 use crate::people::People;
 use crate::reach::Reach;
-use crate::rounds::{Asking, Going, Job, Promises, Solved, Solver};
+use crate::roads::Roads;
+use crate::rounds::{Asking, Finishing, Going, Job, Promises, Solved, Solver};
 use crate::route;
 
 /// The loop wakes at least this often, for silent drivers and gauges.
@@ -41,6 +42,8 @@ const WOKEN_NEAREST: usize = 12;
 const WOKEN_LONGEST: usize = 4;
 /// Cars that one pass looks at rides for, some 10 us each.
 const WAKES_PER_PASS: usize = 64;
+/// Cars with a rider in them that one round looks at, for forward dispatch; others count once they are free.
+const FINISHING_MAX: usize = 1_000;
 
 pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let (jobs, to_solve) = bounded::<Job>(1);
@@ -48,8 +51,11 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let solver = Arc::new(Solver {
         people: Arc::clone(&shared.people),
         config: shared.config.clone(),
-        engine: Arc::clone(&shared.engine),
         promises: Mutex::new(Promises::default()),
+        roads: {
+            let roads = &shared.config.roads;
+            roads.is_set().then(|| Roads::start(roads.clone()))
+        },
     });
     let small_rounds = Arc::clone(&solver);
     let bell = Arc::clone(shared);
@@ -418,7 +424,7 @@ impl Loop {
             let entity = record.event.entity();
             let topic = match entity {
                 EntityId::Ride(_) => Topic::RideEvents,
-                EntityId::Driver(_) | EntityId::Rider(_) => Topic::PersonEvents,
+                EntityId::Driver(_) | EntityId::Rider(_) | EntityId::Market => Topic::PersonEvents,
             };
             let key = Bytes::from(entity.to_string());
             Append {
@@ -495,7 +501,8 @@ impl Loop {
                         self.reach.remove(*id);
                     }
                 }
-                (EntityId::Rider(_), _) => {}
+                (EntityId::Market, Some(EntityState::Market(set))) => self.shared.set_rules(set),
+                (EntityId::Rider(_) | EntityId::Market, _) => {}
             }
         }
         for record in &batch.events {
@@ -512,7 +519,7 @@ impl Loop {
             .map(|(record, json)| {
                 let ride = match record.event.entity() {
                     EntityId::Ride(id) => self.shared.views.ride_view(id),
-                    EntityId::Driver(_) | EntityId::Rider(_) => None,
+                    EntityId::Driver(_) | EntityId::Rider(_) | EntityId::Market => None,
                 };
                 Committed {
                     record: record.clone(),
@@ -572,6 +579,7 @@ impl Loop {
         metrics::histogram!("cabrank_round_put_off_seconds").record(waited_ms as f64 / 1_000.0);
         metrics::counter!("cabrank_rounds_total").increment(1);
         metrics::histogram!("cabrank_round_seconds").record(solved.took_s);
+        metrics::counter!("cabrank_rides_held_back_total").increment(solved.held_back as u64);
         if solved.result.exhausted {
             metrics::counter!("cabrank_rounds_exhausted_total").increment(1);
         }
@@ -603,7 +611,7 @@ impl Loop {
     /// microseconds a ride; larger rounds run beside the commit (PROTOCOL 18).
     fn small_round(&mut self, batch: &mut Batch) {
         let is_large = self.dirty.len() > self.shared.config.small_round_rides_max;
-        if is_large || self.rematch_is_due() {
+        if is_large || self.solver.may_wait() || self.rematch_is_due() {
             return;
         }
         if let Some(job) = self.next_job() {
@@ -660,27 +668,40 @@ impl Loop {
             self.put_off_since = None;
             return None;
         }
-        let least_ms = self.shared.engine.pace.least_ms;
+        let rules = self.shared.rules();
+        let least_ms = rules.pace.least_ms;
         self.next_round = now.plus_ms(self.shared.config.round_every_ms.max(least_ms));
+        // Swaps begin at free cars, so a round with rides on the way counts on no others.
+        let finishing = if rules.prices.forward_s > 0 && going.is_empty() {
+            let started = self.host.shards().flat_map(Shard::rides);
+            started
+                .filter_map(Finishing::of)
+                .take(FINISHING_MAX)
+                .collect()
+        } else {
+            Vec::new()
+        };
         // Who is on the way does not wait, and beside them nobody else need.
-        let may_wait = self.shared.engine.pace.most_ms > 0 && going.is_empty() && !is_late;
+        let may_wait = rules.pace.most_ms > 0 && going.is_empty() && !is_late;
         Some(Job {
             now,
-            policy: self.shared.policy(),
+            rules,
             rides,
             going,
+            finishing,
             last_round: may_wait.then_some(self.last_round),
         })
     }
 
     fn rematch_is_due(&self) -> bool {
-        self.shared.policy() == PolicyKind::Rematch && self.shared.clock.now() >= self.next_rematch
+        self.shared.rules().policy == PolicyKind::Rematch
+            && self.shared.clock.now() >= self.next_rematch
     }
 
     /// The rides that may change their driver. Those that were looked at in vain are looked at again beside them: a car
     /// on its way may be theirs.
     fn rides_on_the_way(&mut self, now: Time) -> Vec<Going> {
-        self.next_rematch = now.plus_ms(self.shared.engine.swaps.every_ms);
+        self.next_rematch = now.plus_ms(self.shared.rules().swaps.every_ms);
         let waiting = self.host.shards().flat_map(Shard::waiting);
         self.dirty.extend(waiting.map(|ride| ride.id));
         let going = self.host.shards().flat_map(Shard::on_the_way);

@@ -1,9 +1,11 @@
 //! Rounds on a small map: who is left out, what a pair costs, when a round is put off.
 
-use cabrank_engine::driver::{Driver, Presence};
+use cabrank_engine::EngineConfig;
+use cabrank_engine::driver::{Driver, Held, Presence};
+use cabrank_engine::matching::PolicyKind;
 use cabrank_engine::matching::price::Prices;
 use cabrank_events::event::{DeclinedBecause, DriverAssigned, OfferDeclined};
-use cabrank_events::{ClassSet, Event, SessionId, ShardId};
+use cabrank_events::{ClassSet, Event, HoldId, Place, SessionId, ShardId};
 use cabrank_geo::Placement;
 
 use super::*;
@@ -14,6 +16,9 @@ const STEP: f64 = 0.001;
 
 struct Town {
     solver: Solver,
+    /// Who brings a rider to how many steps north of the middle.
+    brings: Vec<(&'static str, f64)>,
+    rules: Arc<DispatchRules>,
     rides: u64,
 }
 
@@ -34,9 +39,11 @@ impl Town {
             solver: Solver {
                 people: Arc::new(People::new(1_000)),
                 config: NodeConfig::default(),
-                engine: Arc::new(engine),
                 promises: Mutex::default(),
+                roads: None,
             },
+            rules: Arc::new(DispatchRules::configured(PolicyKind::Batched, &engine)),
+            brings: Vec::new(),
             rides: 0,
         }
     }
@@ -74,6 +81,7 @@ impl Town {
             },
             rider: RiderId::new(&format!("r{}", self.rides)).expect("a good id"),
             pickup: at(north),
+            dropoff: None,
             radius_m: 5_000,
             class: VehicleClass::Economy,
             asked: BTreeSet::new(),
@@ -81,12 +89,21 @@ impl Town {
         }
     }
 
+    fn finishing(&self) -> Vec<Finishing> {
+        let brings = self.brings.iter().map(|(name, north)| Finishing {
+            driver: id(name),
+            dropoff: at(*north),
+        });
+        brings.collect()
+    }
+
     fn look(&self, rides: Vec<Asking>, now: Time, last_round: Option<Time>) -> Solved {
         self.solver.solve(Job {
             now,
-            policy: PolicyKind::Batched,
+            rules: Arc::clone(&self.rules),
             rides,
             going: Vec::new(),
+            finishing: self.finishing(),
             last_round,
         })
     }
@@ -193,6 +210,68 @@ fn better_cars_are_kept_for_who_asks_for_them() {
 }
 
 #[test]
+fn who_is_on_the_way_home_gets_the_ride_that_leads_there() {
+    for (homewards_s, who) in [(0, "near"), (120, "homewards")] {
+        let mut town = Town::new(|engine| engine.prices.homewards_s = homewards_s);
+        town.car("near", 1.0, START, anyone);
+        town.car("homewards", 3.0, START, |driver| {
+            driver.heading = Some(Place(at(40.0)))
+        });
+        let mut ride = town.ride(0.0, START);
+        ride.dropoff = Some(at(30.0));
+        let pairs = town.pairs(vec![ride], START);
+        assert_eq!(pairs, [(1, who.to_owned())]);
+        // The other way, or nobody knows where to.
+        for dropoff in [Some(at(-30.0)), None] {
+            let mut ride = town.ride(0.0, START);
+            ride.dropoff = dropoff;
+            assert_eq!(town.pairs(vec![ride], START)[0].1, "near");
+        }
+    }
+}
+
+/// The one who brings somebody is 2 steps (37 s) from the drop-off, and that is 1 step from the pickup; the free car is 10
+/// steps (185 s) away.
+#[test]
+fn a_ride_waits_for_a_car_that_is_soon_free_and_near_but_not_for_ever() {
+    let town = |forward_s| {
+        let mut town = Town::new(|engine| engine.prices.forward_s = forward_s);
+        town.car("free", -10.0, START, anyone);
+        town.car("brings", 3.0, START, |driver| {
+            let ride = RideId {
+                place: ShardId(0),
+                minted_by: ShardId(0),
+                offset: 99,
+            };
+            let hold = HoldId { ride, attempt: 1 };
+            driver.held = Some(Held { hold, number: 7 });
+        });
+        town.brings = vec![("brings", 1.0)];
+        town
+    };
+    assert_eq!(town(0).car_for_one(START).as_deref(), Some("free"));
+    assert_eq!(town(120).car_for_one(START), None, "it waits");
+    // Too far from the end of its ride to count.
+    assert_eq!(town(30).car_for_one(START).as_deref(), Some("free"));
+    // Whoever has waited as long takes what there is.
+    let mut late = town(120);
+    let ride = late.ride(0.0, Time(START.0 - 120_000));
+    assert_eq!(late.pairs(vec![ride], START)[0].1, "free");
+    // The free car is better.
+    let mut near = town(120);
+    near.car("free", -1.0, START.plus_ms(1), anyone);
+    assert_eq!(near.car_for_one(START.plus_ms(1)).as_deref(), Some("free"));
+    // Free at last.
+    let mut free = town(120);
+    free.car("brings", 1.0, START.plus_ms(1), anyone);
+    free.brings.clear();
+    assert_eq!(
+        free.car_for_one(START.plus_ms(1)).as_deref(),
+        Some("brings")
+    );
+}
+
+#[test]
 fn far_pickups_are_refused_when_cars_are_scarce() {
     let mut town = Town::new(|engine| engine.prices.scarce_drive_max_s = 60);
     town.car("far", 10.0, START, anyone);
@@ -270,4 +349,27 @@ fn rides_that_want_the_same_cars_wait_for_each_other_within_bounds() {
     assert!(at_once(town.look(rides, until, Some(START))));
     let rides = contested(&mut town);
     assert!(at_once(town.look(rides, now, None)));
+}
+
+#[test]
+fn a_round_that_takes_too_many_steps_gives_the_best_it_has_and_says_so() {
+    let round = |steps_max: u64| {
+        let mut town = Town::new(|_| {});
+        town.solver.config.round_steps_max = steps_max;
+        for n in 0..30_u8 {
+            town.car(&format!("c{n}"), f64::from(n % 7) / 2.0, START, anyone);
+        }
+        let rides = (0..30).map(|n| town.ride(f64::from(n % 11) / 3.0, START));
+        let rides = rides.collect();
+        match town.look(rides, START, None) {
+            Solved::Round(done) => done.result,
+            Solved::PutOff { .. } => panic!("nobody asked to put it off"),
+        }
+    };
+    let (cut, whole) = (round(1), round(5_000_000));
+    assert_eq!((cut.exhausted, whole.exhausted), (true, false));
+    // Whoever it served has a car of their own.
+    let cars: HashSet<&DriverId> = cut.pairs.iter().map(|pair| &pair.driver).collect();
+    assert_eq!((cars.len(), cut.looked.len()), (cut.pairs.len(), 30));
+    assert!(!cut.pairs.is_empty() && cut.pairs.len() <= whole.pairs.len());
 }

@@ -48,6 +48,10 @@ struct Others<'a> {
 impl Sink for Others<'_> {
     fn snapshot(&mut self, shard: u16, entities: &Entities) {
         let now = self.shared.clock.now();
+        entities
+            .market
+            .iter()
+            .for_each(|set| self.shared.set_rules(set));
         for driver in entities.drivers.values() {
             show_driver(&self.shared.people, driver, now);
         }
@@ -60,8 +64,16 @@ impl Sink for Others<'_> {
     }
 
     fn event(&mut self, record: EventRecord, _: Bytes, entities: &Entities) {
-        let EntityId::Driver(id) = record.event.entity() else {
-            return;
+        let id = match record.event.entity() {
+            EntityId::Driver(id) => id,
+            EntityId::Market => {
+                entities
+                    .market
+                    .iter()
+                    .for_each(|set| self.shared.set_rules(set));
+                return;
+            }
+            EntityId::Rider(_) | EntityId::Ride(_) => return,
         };
         match entities.drivers.get(&id) {
             Some(driver) => {

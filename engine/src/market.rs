@@ -1,0 +1,176 @@
+//! How do rounds choose, and what has an operator changed of it while the market runs?
+//!
+//! The configuration says how a market begins. What the desk sets takes the place of parts of it, from the next round on and
+//! on every node: it is the state of one entity in the log, [`Market`], so it survives restarts and takeovers, and whoever
+//! comes later reads it back. Rides are not touched: a round's result is valid or not whatever policy made it (PROTOCOL 18).
+//!
+//! The engine checks rides by its own configuration: a swap beyond `engine.swaps.swaps_max` is not begun, whatever is set here.
+
+use cabrank_events::command::Outcome;
+use cabrank_events::{CommandId, Event, Time};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::config::{BadSetting, EngineConfig};
+use crate::matching::pace::PaceRules;
+use crate::matching::price::Prices;
+use crate::matching::{PolicyKind, SwapRules};
+use crate::recent::Recent;
+use crate::ride::Bounds;
+
+/// How rounds choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DispatchRules {
+    /// Who gets which car: `node.policy`.
+    pub policy: PolicyKind,
+    /// When rides whose drivers are on the way may change them: `engine.swaps`.
+    pub swaps: SwapRules,
+    /// What a pair costs besides the drive: `engine.prices`.
+    pub prices: Prices,
+    /// How long rides wait for each other: `engine.pace`.
+    pub pace: PaceRules,
+}
+
+/// Settings that are none; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRules {
+    /// A key nobody knows, or a value of another kind.
+    #[error("{0}; give some of policy, swaps, prices and pace, written as in the configuration")]
+    Unreadable(String),
+    /// A value outside its range.
+    #[error(transparent)]
+    OutOfRange(#[from] BadSetting),
+}
+
+impl DispatchRules {
+    /// As configured.
+    pub fn configured(policy: PolicyKind, config: &EngineConfig) -> DispatchRules {
+        DispatchRules {
+            policy,
+            swaps: config.swaps,
+            prices: config.prices,
+            pace: config.pace,
+        }
+    }
+
+    /// These with `settings` in the place of what they name: `{"policy": "rematch", "swaps": {"gain_min_ms": 60000}}`.
+    pub fn with(&self, settings: &Value) -> Result<DispatchRules, BadRules> {
+        if !settings.is_object() {
+            return Err(BadRules::Unreadable("settings are an object".into()));
+        }
+        let unreadable = |why: serde_json::Error| BadRules::Unreadable(why.to_string());
+        let mut whole = serde_json::to_value(self).map_err(unreadable)?;
+        replace(&mut whole, settings);
+        let rules: DispatchRules = serde_json::from_value(whole).map_err(unreadable)?;
+        let config = EngineConfig {
+            swaps: rules.swaps,
+            prices: rules.prices,
+            pace: rules.pace,
+            ..EngineConfig::default()
+        };
+        config.check()?;
+        Ok(rules)
+    }
+}
+
+fn replace(whole: &mut Value, part: &Value) {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            for (key, value) in part {
+                replace(whole.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (whole, part) => *whole = part.clone(),
+    }
+}
+
+/// What the desk has set: the fold of the market's events.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Market {
+    /// The number of its newest event, from 1.
+    pub seq: u64,
+    /// What differs from the configuration, written as there.
+    pub settings: Value,
+    /// Since when.
+    pub since: Time,
+    /// Outcomes of the newest commands.
+    pub recent: Recent,
+}
+
+impl Default for Market {
+    fn default() -> Self {
+        Market {
+            seq: 0,
+            settings: Value::Object(serde_json::Map::new()),
+            since: Time(0),
+            recent: Recent::default(),
+        }
+    }
+}
+
+impl Market {
+    /// Folds one of the market's events into its state.
+    pub fn apply(&mut self, event: &Event, time: Time, bounds: &Bounds) {
+        match event {
+            Event::DispatchSet(e) => {
+                self.seq = e.market_seq;
+                self.settings = e.settings.clone();
+                self.since = time;
+            }
+            Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
+            other => unreachable!("{} is no event of the market", other.name()),
+        }
+    }
+
+    /// What became of a command, if it is remembered.
+    pub fn outcome_of(&self, command: &CommandId) -> Option<&Outcome> {
+        self.recent.outcome_of(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn configured() -> DispatchRules {
+        DispatchRules::configured(PolicyKind::Batched, &EngineConfig::default())
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_configured() {
+        assert_eq!(configured().with(&json!({})), Ok(configured()));
+        let set = json!({ "policy": "rematch", "swaps": { "gain_min_ms": 60_000 } });
+        let rules = configured().with(&set).unwrap();
+        assert_eq!(rules.policy, PolicyKind::Rematch);
+        assert_eq!(rules.swaps.gain_min_ms, 60_000);
+        let same = SwapRules {
+            gain_min_ms: 60_000,
+            ..configured().swaps
+        };
+        assert_eq!(
+            (rules.swaps, rules.prices, rules.pace),
+            (same, configured().prices, configured().pace)
+        );
+    }
+
+    #[test]
+    fn what_is_no_setting_is_named() {
+        for (bad, named) in [
+            (json!({ "policy": "psychic" }), "psychic"),
+            (json!({ "swaps": { "gain_max_ms": 1 } }), "gain_max_ms"),
+            (json!({ "radius_m": 1 }), "radius_m"),
+            (json!({ "prices": null }), "null"),
+            (
+                json!({ "pace": { "most_ms": 600_000 } }),
+                "engine.pace.most_ms",
+            ),
+            (json!("rematch"), "object"),
+        ] {
+            let why = configured().with(&bad).unwrap_err().to_string();
+            assert!(why.contains(named), "{bad}: {why}");
+        }
+    }
+}

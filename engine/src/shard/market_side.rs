@@ -1,0 +1,44 @@
+//! What commands do to the market's settings.
+
+use cabrank_events::CommandId;
+use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome, RefusedBecause};
+use cabrank_events::event::DispatchSet;
+use serde_json::Value;
+
+use super::Shard;
+use crate::market::DispatchRules;
+use crate::matching::PolicyKind;
+
+impl Shard {
+    /// The newest settings take the place of all that was set before; the same again changes nothing.
+    pub(super) fn set_dispatch(&mut self, id: Option<&CommandId>, settings: &Value) {
+        let before = id
+            .and_then(|id| self.market.as_ref()?.outcome_of(id))
+            .cloned();
+        let outcome = before.unwrap_or_else(|| self.dispatch_outcome(settings));
+        self.answer(id, &EntityId::Market, outcome, None);
+    }
+
+    fn dispatch_outcome(&mut self, settings: &Value) -> Outcome {
+        // Which policy the nodes begin with makes no difference to what may be set.
+        let rules = DispatchRules::configured(PolicyKind::default(), &self.config);
+        if self.id != MARKET_SHARD || rules.with(settings).is_err() {
+            return Outcome::Refused {
+                why: RefusedBecause::BadSettings,
+            };
+        }
+        let known = self.market.as_ref();
+        let is_same = known.map_or(
+            settings.as_object().is_some_and(|set| set.is_empty()),
+            |market| market.settings == *settings,
+        );
+        if is_same {
+            return Outcome::AlreadyDone;
+        }
+        self.emit(DispatchSet {
+            market_seq: known.map_or(0, |market| market.seq) + 1,
+            settings: settings.clone(),
+        });
+        Outcome::Done
+    }
+}
