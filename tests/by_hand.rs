@@ -121,7 +121,7 @@ fn a_person_plays_driver_and_rider_through_a_whole_ride_and_a_restart() {
     // The car is found as soon as its ping is in.
     let near = Instant::now() + PATIENCE;
     loop {
-        rider.types("quote 37.777,-122.397 37.79,-122.41");
+        rider.types("quote 37.778,-122.397 37.79,-122.41");
         let quote = rider.says("quote: ");
         if quote.contains("1 car near, there in ") {
             assert!(
@@ -132,7 +132,7 @@ fn a_person_plays_driver_and_rider_through_a_whole_ride_and_a_restart() {
         }
         assert!(Instant::now() < near, "{quote}");
     }
-    rider.types("request 37.777,-122.397 37.79,-122.41");
+    rider.types("request 37.778,-122.397 37.79,-122.41");
     rider.says("you are fetched at North door (Central Station)");
     driver.says("offer: ride ");
     driver.types("accept");

@@ -282,7 +282,6 @@ async fn a_quote_says_when_a_car_would_be_there_and_learns_from_rides() {
                 &offer,
             )
             .await;
-        driver.hear("released").await;
         driver.ping(37.776, -122.4194, 2 + number).await;
     }
     let learned = until("thirty rides to be learned from", async || {
@@ -297,7 +296,6 @@ async fn a_quote_says_when_a_car_would_be_there_and_learns_from_rides() {
                 city.ask(&format!("r{number}"), "k", &wish()).await;
                 let offer = driver.hear("offer").await;
                 driver.reports(&["received", "accept", "arrived", "started", "completed"], &offer).await;
-                driver.hear("released").await;
                 driver.ping(37.776, -122.4194, 2 + number).await;
             }
         } => panic!("nothing was learned of thousands of rides"),
