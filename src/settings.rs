@@ -240,9 +240,7 @@ impl Settings {
     /// The configuration as a TOML file with a comment per knob.
     pub fn to_commented_toml(&self) -> String {
         let mut shown = self.clone();
-        if shown.gateway.keys.secret != cabrank_gateway::token::DEVELOPMENT_SECRET {
-            shown.gateway.keys.secret = "(hidden)".into();
-        }
+        shown.gateway.keys = shown.gateway.keys.hidden();
         let values = toml::Value::try_from(&shown).expect("settings are plain tables and numbers");
         let schema =
             serde_json::to_value(schemars::schema_for!(Settings)).expect("a schema is plain JSON");

@@ -220,6 +220,9 @@ impl EngineConfig {
             ("engine.swaps.gain_min_ms", self.swaps.gain_min_ms),
             ("engine.swaps.worsen_max_ms", self.swaps.worsen_max_ms),
             ("engine.swaps.close_ms", self.swaps.close_ms),
+            ("engine.swaps.give_up_from_ms", self.swaps.give_up_from_ms),
+            ("engine.swaps.late_ms", self.swaps.late_ms),
+            ("engine.swaps.give_up_gain_ms", self.swaps.give_up_gain_ms),
         ] {
             demand(value <= HOUR, key, value, "choose 0 to 3600000")?;
         }

@@ -75,6 +75,9 @@ pub struct OnTheWay {
     pub promised_ms: i64,
     /// How often the ride has changed its driver by a swap.
     pub swaps: u32,
+    /// How often it has lost its driver.
+    #[serde(default)]
+    pub lost: u32,
     /// Other cars it may get, as for a ride that waits.
     pub candidates: Vec<Candidate>,
 }
@@ -95,6 +98,9 @@ pub struct Round {
     /// What is asked of a swap.
     #[serde(default)]
     pub rules: SwapRules,
+    /// When the snapshot was taken: [`Rematch`] counts from it how long riders have waited (see [`SwapRules::late_ms`]).
+    #[serde(default)]
+    pub now: Time,
 }
 
 /// A ride and the car it is to ask.
@@ -116,12 +122,27 @@ pub const SWAP_MOVES_MAX: usize = 8;
 /// Rides of one place shard that pass their cars on (PROTOCOL 6): each gets the car that the one before it has; the
 /// first gets a free one, or the car of the last, which closes a circle. Only the last may be a ride that waits.
 ///
+/// Or the first gets the car of a ride that gives it up, in favour of one at the end that would get none.
+///
 /// It begins only if all its rides are as the round saw them, and goes on to the next move only once the ride before
 /// has its new car, so nobody loses a car for a swap that fails at its beginning.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swap {
     /// The moves, at most [`SWAP_MOVES_MAX`].
     pub moves: Vec<Move>,
+    /// Whose car the first ride gets, if it is neither free nor the last one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gives_up: Option<GivesUp>,
+}
+
+/// A ride that loses its car to one that would get none, and waits again, first in line (see
+/// [`SwapRules::give_up_from_ms`]). It keeps its car if anything about it has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivesUp {
+    /// Which ride.
+    pub ride: RideId,
+    /// The version of the ride this is valid for.
+    pub version: u32,
 }
 
 /// What a round decided.
@@ -394,7 +415,11 @@ impl<'a> Ordered<'a> {
                         let column = column_of.get(candidate.driver as usize)?;
                         let fits = (-COST_MS_MAX..=COST_MS_MAX).contains(&candidate.cost)
                             && holders.lends(round, candidate.driver, place);
-                        fits.then_some((*column, candidate.cost))
+                        let felt_ms = |cost| match with_going {
+                            true => round.felt_ms(&round.rides[*at], cost),
+                            false => cost,
+                        };
+                        fits.then(|| (*column, felt_ms(candidate.cost)))
                     });
                     costs.push_row(edges, None);
                 }
@@ -404,6 +429,9 @@ impl<'a> Ordered<'a> {
                         Some((*column_of.get(driver as usize)?, cost))
                     });
                     costs.push_row(edges, column_of.get(going.driver as usize).copied());
+                    if going.may_lose(&round.rules) {
+                        costs.may_lose(i64::try_from(round.rules.give_up_gain_ms).unwrap_or(0));
+                    }
                 }
             }
         }
@@ -434,9 +462,15 @@ impl<'a> Ordered<'a> {
             return 0;
         };
         // Its other cars cost the least gain more than they need (see `OnTheWay::edges`).
-        let least_ms = i64::try_from(self.round.rules.gain_min_ms).unwrap_or(i64::MAX);
-        let needs_ms = self.costs.edge(edge).1.saturating_sub(least_ms);
-        (self.round.on_the_way[at].remaining_ms - needs_ms) / 1_000
+        let driver = self.drivers[self.costs.edge(edge).0 as usize];
+        let going = &self.round.on_the_way[at];
+        let needs_ms = going
+            .candidates
+            .iter()
+            .filter(|c| c.driver == driver)
+            .map(|c| c.cost)
+            .min();
+        (going.remaining_ms - needs_ms.unwrap_or(going.remaining_ms)) / 1_000
     }
 
     /// Pairs for the rides that wait and get a free car.

@@ -46,7 +46,7 @@ impl TravelTime for StraightLine {
 /// San Francisco on 22 May 2008, 17,469 recorded rides of 500 m or more, straight line over time from pickup to drop-off by
 /// local hour from midnight: 6.3 6.3 6.5 7.4 11.2 10.0 9.5 6.5 5.4 6.1 7.1 7.0 6.4 6.8 6.4 5.5 5.4 4.6 4.7 5.6 6.0 6.0 5.8 5.8
 /// metres a second, all day together 6.1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpeedProfile {
     /// Speed along the straight line for each hour of the local day from midnight, metres a second, 0.5 to 60: 24 values, or
@@ -54,15 +54,6 @@ pub struct SpeedProfile {
     pub by_hour_mps: Vec<f64>,
     /// How far local time is ahead of UTC, minutes, -840 to 840. Summer time is not known: a market that has it sets it anew.
     pub utc_offset_min: i32,
-}
-
-impl Default for SpeedProfile {
-    fn default() -> Self {
-        SpeedProfile {
-            by_hour_mps: Vec::new(),
-            utc_offset_min: 0,
-        }
-    }
 }
 
 const HOUR_MS: i64 = 3_600_000;

@@ -9,7 +9,7 @@ use cabrank_events::RiderId;
 use crate::edge::Edge;
 use crate::problem::Problem;
 use crate::socket::{Codec, JSON_PROTOCOL, PROTO_PROTOCOL};
-use crate::token::{Caller, Role, Verified};
+use crate::token::{BadToken, Caller, Role, Verified};
 
 /// What can be called with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +26,8 @@ pub enum Endpoint {
     CancelRide,
     /// `POST /v1/cancel`
     CancelByKey,
+    /// `POST /v1/revocations`, `DELETE /v1/revocations/{role}/{id}`
+    Revoke,
     /// `GET /v1/nearby`
     Nearby,
     /// `POST /v1/quote`
@@ -55,6 +57,7 @@ impl Endpoint {
             }
             Self::ReadRide | Self::Zones => matches!(role, Driver | Rider | Service | Ops),
             Self::Nearby | Self::Quote => matches!(role, Rider | Service | Ops),
+            Self::Revoke => matches!(role, Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
             Self::Desk | Self::Dispatch => matches!(role, Ops),
         }
@@ -125,7 +128,18 @@ impl Edge {
         let verified = self
             .verifier
             .verify(token.trim())
-            .map_err(|bad| Problem::unauthorized(bad.to_string()))?;
+            .map_err(|bad| match bad {
+                BadToken::KeysNotHere => {
+                    let detail = bad.to_string();
+                    Problem::new(503, "keys_not_here", "Tokens cannot be checked", detail)
+                        .retry_after(1)
+                }
+                BadToken::Over | BadToken::NotValid(_) => Problem::unauthorized(bad.to_string()),
+            })?;
+        if self.revocations.covers(&verified) {
+            let why = "an operator has ended this person's sessions: log in again for a new token";
+            return Err(Problem::unauthorized(why));
+        }
         let role = verified.caller.role();
         if !endpoint.allows(role) {
             let allowed = Role::ALL.into_iter().filter(|role| endpoint.allows(*role));

@@ -3,11 +3,13 @@
 //! Plain values, as they stand in the TOML file; [`GatewayConfig::check`] names the first bad one and its remedy.
 //! Durations are in milliseconds of the wall clock unless the knob says domain time.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use cabrank_engine::ingest::IngestConfig;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::tls::TlsConfig;
 use crate::token::{KeysConfig, TokenVerifier};
 use crate::zones::ZonesConfig;
 
@@ -19,6 +21,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// Which tokens are believed.
     pub keys: KeysConfig,
+    /// The certificate shown to clients.
+    pub tls: TlsConfig,
     /// How much of everything.
     pub limits: Limits,
     /// How long everything.
@@ -38,6 +42,7 @@ impl Default for GatewayConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             keys: KeysConfig::default(),
+            tls: TlsConfig::default(),
             limits: Limits::default(),
             timing: Timing::default(),
             sockets: Sockets::default(),
@@ -73,6 +78,23 @@ pub struct Limits {
     /// Drivers whose last ping is remembered over a reconnection, and riders whose rate is counted (1,000 up). When
     /// full, those without a socket are forgotten first. About 200 bytes each.
     pub people_remembered_max: usize,
+    /// Frames of one socket in a second (10 to 1,000,000; 0 is no limit); more close it with 4429. Several pings may share one.
+    pub frames_per_second: u32,
+    /// Sockets a minute and person (4 to 100,000; 0 is no limit); more get 429.
+    pub sockets_per_minute: u32,
+    /// Connections from one address at once (16 up); more are cut as they come. 0 takes an eighth of all. People behind
+    /// one router or mobile network share an address.
+    pub address_connections_max: usize,
+    /// Requests a second from one address, twice as many at once (10 to 1,000,000; 0 is no limit); more get 429.
+    pub address_requests_per_second: u32,
+    /// Requests a minute from one address whose token is not believed (4 to 100,000; 0 is no limit). Further ones get 429
+    /// and lose their connection; right tokens are heard as before.
+    pub address_failed_logins_per_minute: u32,
+    /// Addresses whose requests are counted (1,000 up). When there is no room, new ones share one count. About 60 bytes each.
+    pub addresses_remembered_max: usize,
+    /// Networks that are not held to the limits of an address, such as a load balancer's: `["10.0.0.0/8"]`.
+    #[schemars(with = "Vec<String>")]
+    pub exempt_addresses: Vec<IpNet>,
     /// Cars in one answer of `GET /v1/nearby` (1 to 100).
     pub nearby_max: usize,
     /// Cars a waiting rider is shown (0 to 100).
@@ -91,6 +113,16 @@ impl Default for Limits {
             waiting_requests_max: 512,
             requests_per_minute: 30,
             people_remembered_max: 200_000,
+            frames_per_second: 1_000,
+            sockets_per_minute: 60,
+            address_connections_max: 0,
+            address_requests_per_second: 500,
+            address_failed_logins_per_minute: 60,
+            addresses_remembered_max: 100_000,
+            exempt_addresses: vec![
+                IpNet::new_assert(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
+                IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128),
+            ],
             nearby_max: 100,
             cars_near_max: 8,
         }
@@ -125,6 +157,9 @@ pub struct Timing {
     pub move_ms: u64,
     /// The whole drain takes at most so long (at least `move_ms` + 100).
     pub drain_ms: u64,
+    /// How often files are looked at that may change while the gateway runs: `keys.jwks_file`, `keys.revocations_file`,
+    /// certificates (100 to 3,600,000).
+    pub files_ms: u64,
 }
 
 impl Default for Timing {
@@ -141,6 +176,7 @@ impl Default for Timing {
             close_ms: 2_000,
             move_ms: 500,
             drain_ms: 5_000,
+            files_ms: 5_000,
         }
     }
 }
@@ -244,7 +280,7 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 28] = [
+        let ranges: [(&str, u64, u64, u64); 35] = [
             ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
             (
                 "limits.frame_bytes_max",
@@ -285,6 +321,42 @@ impl GatewayConfig {
             (
                 "limits.people_remembered_max",
                 l.people_remembered_max as u64,
+                1_000,
+                far,
+            ),
+            (
+                "limits.frames_per_second",
+                zero_or(l.frames_per_second.into(), 10),
+                10,
+                1_000_000,
+            ),
+            (
+                "limits.sockets_per_minute",
+                zero_or(l.sockets_per_minute.into(), 4),
+                4,
+                100_000,
+            ),
+            (
+                "limits.address_connections_max",
+                zero_or(l.address_connections_max as u64, 16),
+                16,
+                far,
+            ),
+            (
+                "limits.address_requests_per_second",
+                zero_or(l.address_requests_per_second.into(), 10),
+                10,
+                1_000_000,
+            ),
+            (
+                "limits.address_failed_logins_per_minute",
+                zero_or(l.address_failed_logins_per_minute.into(), 4),
+                4,
+                100_000,
+            ),
+            (
+                "limits.addresses_remembered_max",
+                l.addresses_remembered_max as u64,
                 1_000,
                 far,
             ),
@@ -336,6 +408,7 @@ impl GatewayConfig {
                 t.move_ms.saturating_add(100),
                 600_000,
             ),
+            ("timing.files_ms", t.files_ms, 100, 3_600_000),
             ("sockets.threads", self.sockets.threads as u64, 0, 256),
             ("sockets.wait_us", self.sockets.wait_us, 0, 20_000),
             ("map.tick_ms", self.map.tick_ms, 100, 10_000),
@@ -407,6 +480,14 @@ const CONNECTIONS_UNKNOWN_LIMIT: usize = 768;
 const CONNECTIONS_CEILING: usize = 1_000_000;
 
 impl Limits {
+    /// Connections from one address at once, derived if configured as 0.
+    pub(crate) fn address_connections(&self) -> usize {
+        match self.address_connections_max {
+            0 => (self.connections().1 / 8).max(16),
+            given => given,
+        }
+    }
+
     /// Sockets and streams at once, derived if configured as 0, and TCP connections of all kinds at once.
     pub(crate) fn connections(&self) -> (usize, usize) {
         let files = open_files_limit().unwrap_or(CONNECTIONS_UNKNOWN_LIMIT * 2);

@@ -10,18 +10,21 @@ use cabrank_matcher::api::{Dispatch, NotTaken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::GatewayConfig;
+use crate::addresses::Addresses;
+use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
 use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
-use crate::people::{Drivers, Riders};
+use crate::people::{CloseCause, Drivers, Riders};
 use crate::problem::Problem;
 use crate::pulse::Pulse;
 use crate::quote::Quotes;
-use crate::rate::RequestRates;
+use crate::rate::Buckets;
+use crate::revoke::Revocations;
 use crate::threads::Threads;
-use crate::token::{BadKeys, TokenVerifier};
+use crate::tls::Tls;
+use crate::token::{Caller, TokenVerifier, Verified};
 use crate::zones::ZoneBook;
 
 /// Histories read from the log at once: each looks through many records.
@@ -31,11 +34,18 @@ const HISTORIES_MAX: usize = 2;
 pub struct Edge {
     pub config: GatewayConfig,
     pub dispatch: Arc<dyn Dispatch>,
-    pub verifier: TokenVerifier,
+    pub verifier: Arc<TokenVerifier>,
+    pub revocations: Revocations,
     pub outcomes: Arc<Outcomes>,
     pub drivers: Drivers<DriverNews>,
     pub riders: Riders<RiderNews>,
-    pub rates: RequestRates,
+    /// Calls of riders.
+    pub rates: Buckets<RiderId>,
+    /// Sockets that people open.
+    pub connects: Buckets<Caller>,
+    pub addresses: Arc<Addresses>,
+    /// None without TLS.
+    pub tls: Option<Arc<Tls>>,
     pub counters: Arc<IngestCounters>,
     /// One permit per new ride whose outcome is waited for.
     pub requests: Semaphore,
@@ -86,22 +96,39 @@ impl Edge {
         dispatch: Arc<dyn Dispatch>,
         threads: Threads,
         zones: ZoneBook,
-    ) -> Result<Arc<Self>, BadKeys> {
-        let verifier = TokenVerifier::new(&config.keys)?;
+    ) -> Result<Arc<Self>, BadGatewayConfig> {
+        let bad = |key: &str, value: &str, remedy: String| BadGatewayConfig {
+            key: key.into(),
+            value: value.into(),
+            remedy,
+        };
+        let verifier = TokenVerifier::new(&config.keys)
+            .map_err(|why| bad("keys", "not usable", why.to_string()))?;
+        let path = &config.keys.revocations_file;
+        let revocations = Revocations::open(path).map_err(|why| {
+            bad(
+                "keys.revocations_file",
+                path,
+                format!("{why}: name a file that can be written"),
+            )
+        })?;
+        let tls = Tls::new(&config.tls).map_err(|why| bad("tls", "not usable", why.to_string()))?;
+        let people_max = config.limits.people_remembered_max;
         let sockets_max = config
             .limits
             .connections()
             .0
             .min(Semaphore::MAX_PERMITS >> 3);
         let edge = Arc::new(Self {
-            verifier,
+            verifier: Arc::new(verifier),
+            revocations,
             outcomes: Arc::new(Outcomes::new(config.limits.waiting_outcomes_max)),
             drivers: Drivers::new(config.limits.people_remembered_max),
             riders: Riders::default(),
-            rates: RequestRates::new(
-                config.limits.requests_per_minute,
-                config.limits.people_remembered_max,
-            ),
+            rates: Buckets::per_minute(config.limits.requests_per_minute, people_max),
+            connects: Buckets::per_minute(config.limits.sockets_per_minute, people_max),
+            addresses: Arc::new(Addresses::new(&config.limits)),
+            tls: tls.map(Arc::new),
             counters: Arc::new(IngestCounters::default()),
             requests: Semaphore::new(config.limits.waiting_requests_max),
             sockets: Arc::new(Semaphore::new(sockets_max)),
@@ -207,14 +234,36 @@ impl Edge {
         })
     }
 
+    /// Ends the sockets of somebody who was shut out. Streams look by themselves.
+    pub fn end_sessions(&self, caller: &Caller) {
+        match caller {
+            Caller::Driver(driver) => self.drivers.close(driver, CloseCause::Revoked),
+            Caller::Rider(rider) => self.riders.close(rider, CloseCause::Revoked),
+            Caller::Service(_) | Caller::Ops(_) => {}
+        }
+    }
+
+    /// A socket is there now: was its person shut out while it was opened?
+    pub fn look_again(&self, verified: &Verified) {
+        if self.revocations.covers(verified) {
+            self.end_sessions(&verified.caller);
+        }
+    }
+
     /// Counts a call against the rider's rate.
     pub fn count_request(&self, rider: &RiderId) -> Result<(), Problem> {
-        self.rates
-            .take(rider, self.wall_ms())
-            .map_err(|retry_after_s| {
-                refused("requests");
-                Problem::too_many_requests(retry_after_s)
-            })
+        self.rates.take(rider).map_err(|retry_after_s| {
+            refused("requests");
+            Problem::too_many_requests(retry_after_s)
+        })
+    }
+
+    /// Counts a socket against its person's rate.
+    pub fn count_socket(&self, caller: &Caller) -> Result<(), Problem> {
+        self.connects.take(caller).map_err(|retry_after_s| {
+            refused("sockets");
+            Problem::too_many_sockets(retry_after_s)
+        })
     }
 }
 

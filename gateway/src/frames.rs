@@ -304,8 +304,13 @@ impl Outbound {
                 Err(error) => return Err(error),
             }
         }
+        // The memory goes back also when what we gave on still waits below.
         *self = Self::default();
-        Ok(Flushed::All)
+        match to.flush() {
+            Ok(()) => Ok(Flushed::All),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Flushed::Blocked),
+            Err(error) => Err(error),
+        }
     }
 }
 

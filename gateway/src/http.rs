@@ -1,5 +1,6 @@
 //! The calls: opening, reading and cancelling rides, cars near, health and metrics; and the door to the sockets.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use cabrank_geo::Point;
 use cabrank_matcher::api::{CarsNear, NearbyQuery};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -40,11 +40,12 @@ use crate::problem::Problem;
 use crate::query::{self, Asked};
 use crate::quote;
 use crate::rider::RiderSession;
+use crate::shutout;
 use crate::socket::{Codec, Socket, command_name, count_command};
 use crate::stream;
 use crate::threads::{Arrived, Client};
-use crate::token::{Caller, LIFE_MAX};
-use crate::upgrade::Handshake;
+use crate::token::{Caller, LIFE_MAX, Verified};
+use crate::upgrade::{Handshake, Raw};
 use crate::zones;
 
 /// Room made for an ordinary answer, and for each car of a search.
@@ -97,6 +98,11 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/quote", post(quote::quote))
         .route("/v1/zones", get(zones::zones))
         .route("/v1/events", get(stream::events))
+        .route("/v1/revocations", post(shutout::revoke))
+        .route(
+            "/v1/revocations/{role}/{subject}",
+            delete(shutout::lift_revocation),
+        )
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
@@ -109,19 +115,45 @@ pub fn router(edge: Arc<Edge>) -> Router {
             Problem::new(405, "wrong_method", "Wrong method for this path", detail)
         })
         .layer(DefaultBodyLimit::max(edge.config.limits.frame_bytes_max))
-        .layer(axum::middleware::from_fn(touch))
+        .layer(axum::middleware::from_fn_with_state(edge.clone(), count))
         .with_state(edge)
 }
 
-/// Tells the connection that it is asked for something.
-async fn touch(ConnectInfo(conn): ConnectInfo<Conn>, request: Request, next: Next) -> Response {
+/// Tells the connection that it is asked for something, and counts what comes from its address.
+async fn count(
+    State(edge): Shared,
+    ConnectInfo(conn): ConnectInfo<Conn>,
+    request: Request,
+    next: Next,
+) -> Response {
     conn.touch();
-    next.run(request).await
+    let Some(address) = conn.address() else {
+        return next.run(request).await;
+    };
+    if let Err(retry_after_s) = edge.addresses.count_request(address) {
+        return Problem::busy_address(retry_after_s).into_response();
+    }
+    let answer = next.run(request).await;
+    if answer.status() != StatusCode::UNAUTHORIZED {
+        return answer;
+    }
+    match edge.addresses.count_failed(address) {
+        Ok(()) => answer,
+        Err(retry_after_s) => {
+            let close = [(header::CONNECTION, "close")];
+            (close, Problem::busy_address(retry_after_s)).into_response()
+        }
+    }
 }
 
 async fn ready(State(edge): Shared) -> Result<&'static str, Problem> {
     if edge.draining.is_cancelled() {
         return Err(Problem::going_down());
+    }
+    if !edge.verifier.is_ready() {
+        return Err(Problem::busy(
+            "the keys that check tokens are not here yet: retry after Retry-After seconds",
+        ));
     }
     if !edge.dispatch.is_ready() {
         return Err(Problem::busy(
@@ -139,7 +171,7 @@ async fn metrics(State(edge): Shared) -> impl IntoResponse {
 
 /// A socket that may be opened.
 struct Opening {
-    caller: Caller,
+    verified: Verified,
     codec: Codec,
     protocol: Option<&'static str>,
     handshake: Handshake,
@@ -157,13 +189,14 @@ fn opening(
 ) -> Result<Opening, Problem> {
     let verified = edge.authorize(endpoint, &request.headers)?;
     let (codec, protocol) = choose_protocol(&request.headers)?;
+    edge.count_socket(&verified.caller)?;
     let expires = Instant::now() + verified.remaining().min(LIFE_MAX);
     Ok(Opening {
-        caller: verified.caller,
         codec,
         protocol,
         handshake: Handshake::of(&mut request)?,
         expires,
+        verified,
         room: edge.admit()?,
     })
 }
@@ -189,15 +222,16 @@ fn open(
                 if let Ok(tcp) = raw.tcp.into_std() {
                     edge.threads.adopt(Arrived {
                         tcp,
+                        tls: raw.tls,
                         first: raw.first,
                         client,
-                        places: [room, raw.place],
+                        places: (room, raw.place),
                     });
                 }
             }
             Err(TurnedAway) => {
                 refused("people_remembered");
-                turn_away(raw.tcp).await;
+                turn_away(raw).await;
             }
         }
     });
@@ -208,10 +242,18 @@ fn open(
 struct TurnedAway;
 
 /// Closes a socket for whose person there is no room. It is new: what it is told has room on its way.
-async fn turn_away(mut tcp: TcpStream) {
+async fn turn_away(mut raw: Raw) {
     let mut goodbye = Outbound::default();
     goodbye.close(1013, "no room: connect again later");
-    let _ = tcp.write_all(&goodbye.into_bytes()).await;
+    let mut bytes = goodbye.into_bytes();
+    if let Some(tls) = &mut raw.tls {
+        let plain = std::mem::take(&mut bytes);
+        // Writing into memory cannot fail.
+        let _ = tls.writer().write_all(&plain);
+        tls.send_close_notify();
+        while tls.wants_write() && tls.write_tls(&mut bytes).is_ok() {}
+    }
+    let _ = raw.tcp.write_all(&bytes).await;
 }
 
 async fn driver_socket(
@@ -220,7 +262,8 @@ async fn driver_socket(
     request: Request,
 ) -> Result<Response, Problem> {
     let opening = opening(&edge, Endpoint::DriverSocket, request.into_parts().0)?;
-    let Caller::Driver(driver) = opening.caller else {
+    let verified = opening.verified;
+    let Caller::Driver(driver) = verified.caller.clone() else {
         return Err(Problem::forbidden("use a driver's token"));
     };
     let handshake = (opening.handshake, opening.protocol);
@@ -229,6 +272,7 @@ async fn driver_socket(
         let queue_max = edge.config.limits.session_queue_max;
         let connected = edge.drivers.connect(&driver, queue_max);
         let (slot, link) = connected.map_err(|TooManyPeople| TurnedAway)?;
+        edge.look_again(&verified);
         let sign_every = Duration::from_millis(edge.config.timing.sign_of_life_ms);
         let person = DriverSession::new(driver, slot, link.clone(), sign_every);
         Ok(Box::new(Socket::new(edge, codec, person, link, expires)))
@@ -241,7 +285,8 @@ async fn rider_socket(
     request: Request,
 ) -> Result<Response, Problem> {
     let opening = opening(&edge, Endpoint::RiderSocket, request.into_parts().0)?;
-    let Caller::Rider(rider) = opening.caller else {
+    let verified = opening.verified;
+    let Caller::Rider(rider) = verified.caller.clone() else {
         return Err(Problem::forbidden("use a rider's token"));
     };
     let handshake = (opening.handshake, opening.protocol);
@@ -249,6 +294,7 @@ async fn rider_socket(
     Ok(open(edge, conn, handshake, opening.room, move |edge| {
         let queue_max = edge.config.limits.session_queue_max;
         let link = edge.riders.connect(&rider, queue_max);
+        edge.look_again(&verified);
         let person = RiderSession::new(rider, link.clone(), &edge);
         Ok(Box::new(Socket::new(edge, codec, person, link, expires)))
     }))

@@ -13,21 +13,30 @@
 //!   `page` what a browser is served.
 //! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
+//! - `token` who is calling, `keys` and `jwks` which keys are believed, `revoke` who was shut out, `files` what is read again.
+//! - `tls` what is between a connection and us, `addresses` how much may come from one.
 //! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
 //!
 //! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
 
 mod access;
+mod addresses;
 mod config;
 mod counters;
 mod desk;
 mod dispatch;
 mod driver;
 mod edge;
+mod files;
 mod frames;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod http;
 mod ingest;
+mod jwks;
+mod keys;
 mod listener;
 mod map;
 mod marks;
@@ -42,10 +51,13 @@ mod pulse;
 mod query;
 mod quote;
 mod rate;
+mod revoke;
 mod rider;
+mod shutout;
 mod socket;
 mod stream;
 mod threads;
+mod tls;
 pub mod token;
 mod upgrade;
 pub mod zone_file;
@@ -53,12 +65,14 @@ mod zones;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cabrank_matcher::api::Dispatch;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -70,9 +84,11 @@ pub use health::serve_health;
 pub use ingest::PartnerPings;
 pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
+pub use tls::{BadTls, TlsConfig};
 pub use zones::{BadZoneFiles, ZonesConfig, read_zones};
 
 use edge::Edge;
+use jwks::Fetcher;
 use listener::BoundedListener;
 use threads::Threads;
 use zones::ZoneBook;
@@ -137,6 +153,8 @@ pub struct Gateway {
     edge: Arc<Edge>,
     listener: BoundedListener,
     address: SocketAddr,
+    /// The way to the provider of keys, if there is one.
+    fetcher: Option<Fetcher>,
 }
 
 impl Gateway {
@@ -155,21 +173,34 @@ impl Gateway {
         tracing::info!(connections_max, threads, wait_us, "room for sockets");
         let threads =
             Threads::start(threads, wait, &Handle::current()).map_err(ServeError::Threads)?;
-        let edge = Edge::new(config, dispatch, threads, zones).map_err(|bad| BadGatewayConfig {
-            key: "keys".into(),
-            value: "not usable".into(),
-            remedy: bad.to_string(),
-        })?;
+        let edge = Edge::new(config, dispatch, threads, zones)?;
+        let keys = &edge.config.keys;
+        let unusable = |key: &str, value: &str, why: &dyn std::fmt::Display| BadGatewayConfig {
+            key: key.into(),
+            value: value.into(),
+            remedy: why.to_string(),
+        };
+        if !keys.jwks_file.is_empty() {
+            jwks::read_file(Path::new(&keys.jwks_file), &edge.verifier)
+                .map_err(|why| unusable("keys.jwks_file", &keys.jwks_file, &why))?;
+        }
+        let fetcher = match keys.jwks_url.as_str() {
+            "" => None,
+            url => Some(Fetcher::new(keys).map_err(|why| unusable("keys.jwks_url", url, &why))?),
+        };
         let bind = |source| ServeError::Bind { listen, source };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let limits = &edge.config.limits;
         let idle = Duration::from_millis(edge.config.timing.http_idle_ms);
-        let listener = BoundedListener::new(listener, limits.connections().1, idle);
+        let (addresses, tls) = (edge.addresses.clone(), edge.tls.clone());
+        let most = limits.connections().1;
+        let listener = BoundedListener::new(listener, most, addresses, tls, idle);
         Ok(Self {
             edge,
             listener,
             address,
+            fetcher,
         })
     }
 
@@ -193,9 +224,20 @@ impl Gateway {
     /// Serves until `shutdown` is cancelled, then drains: readiness falls and sockets hear `move`; after `move_ms` they
     /// are closed with 1012 and the port closes; calls under way are answered. Returns within `drain_ms`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Served, ServeError> {
-        let Self { edge, listener, .. } = self;
+        let Self {
+            edge,
+            listener,
+            fetcher,
+            ..
+        } = self;
         let _stop = StopThreads(edge.clone());
-        tokio::spawn(zones::watch(edge.clone(), edge.closing.clone()));
+        let mut beside = JoinSet::new();
+        if let Some(fetcher) = fetcher {
+            let keys = edge.config.keys.clone();
+            beside.spawn(jwks::keep_fresh(fetcher, keys, edge.verifier.clone()));
+        }
+        beside.spawn(files::keep_read(edge.clone()));
+        beside.spawn(zones::watch(edge.clone(), edge.closing.clone()));
         let router =
             http::router(edge.clone()).into_make_service_with_connect_info::<listener::Conn>();
         let stop = edge.closing.clone();

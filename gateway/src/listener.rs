@@ -1,8 +1,8 @@
-//! How many connections, and for how long without a request?
+//! How many connections, and for how long without a request, or with an answer that is not read?
 //!
 //! A connection that asks for nothing (none yet, half a header, or idle between two requests) is cut after a while. One
 //! that is being answered, streamed to, or is a socket, lives by its own rules. When as many are open as files allow,
-//! new ones wait in the system's backlog.
+//! new ones wait in the system's backlog; whoever has as many open as one address may is cut at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,9 +15,13 @@ use std::time::Duration;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+pub use crate::addresses::Place;
+use crate::addresses::{Address, Addresses};
+use crate::tls::{Stream, Tls};
 
 /// After the system refuses to accept (no files left), the next try waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -26,14 +30,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct BoundedListener {
     listener: TcpListener,
     open: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+    tls: Option<Arc<Tls>>,
     idle: Duration,
 }
 
 impl BoundedListener {
-    pub fn new(listener: TcpListener, connections_max: usize, idle: Duration) -> Self {
+    pub fn new(
+        listener: TcpListener,
+        connections_max: usize,
+        addresses: Arc<Addresses>,
+        tls: Option<Arc<Tls>>,
+        idle: Duration,
+    ) -> Self {
         Self {
             listener,
             open: Arc::new(Semaphore::new(connections_max)),
+            addresses,
+            tls,
             idle,
         }
     }
@@ -45,24 +59,31 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedIo, SocketAddr) {
         loop {
-            let Ok(place) = self.open.clone().acquire_owned().await else {
+            let Ok(among_all) = self.open.clone().acquire_owned().await else {
                 // The semaphore is never closed; should it be, nothing more is accepted.
                 return std::future::pending().await;
             };
             match self.listener.accept().await {
-                Ok((tcp, address)) => {
+                Ok((tcp, from)) => {
+                    let address = self.addresses.of(from.ip());
+                    let Ok(of_address) = address.map(|at| self.addresses.admit(at)).transpose()
+                    else {
+                        continue;
+                    };
                     // Small messages go at once; a socket that refuses the option still works.
                     let _ = tcp.set_nodelay(true);
                     let idle_at = Box::pin(sleep_until(Instant::now() + self.idle));
-                    let conn = Conn::new();
+                    let conn = Conn::new(address);
+                    let place = Place::new(among_all, of_address);
                     let io = BoundedIo {
-                        tcp,
+                        stream: Stream::new(tcp, self.tls.as_deref()),
                         conn,
                         idle: self.idle,
                         idle_at,
+                        stuck_until: None,
                         place,
                     };
-                    return (io, address);
+                    return (io, from);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -83,6 +104,8 @@ pub struct Conn(Arc<ConnState>);
 
 #[derive(Debug)]
 struct ConnState {
+    /// Whose it is, if that is counted.
+    address: Option<Address>,
     born: Instant,
     /// Sockets and streams on it: while there are any, it is never idle.
     long_lived: AtomicUsize,
@@ -101,13 +124,19 @@ pub struct Busy(Conn);
 
 // All orderings here are relaxed: hints to a timer that looks again.
 impl Conn {
-    fn new() -> Self {
+    fn new(address: Option<Address>) -> Self {
         let born = Instant::now();
         Self(Arc::new(ConnState {
+            address,
             born,
             long_lived: AtomicUsize::new(0),
             requested_ms: AtomicU64::new(0),
         }))
+    }
+
+    /// Whose it is, if that is counted.
+    pub fn address(&self) -> Option<&Address> {
+        self.0.address.as_ref()
     }
 
     /// A request began.
@@ -140,18 +169,42 @@ impl Drop for Busy {
 
 /// An accepted connection.
 pub struct BoundedIo {
-    tcp: TcpStream,
+    stream: Stream,
     conn: Conn,
     idle: Duration,
     /// When to look whether it is idle.
     idle_at: Pin<Box<Sleep>>,
-    place: OwnedSemaphorePermit,
+    /// Until when what is written now must go on its way: the client does not read.
+    stuck_until: Option<Pin<Box<Sleep>>>,
+    place: Place,
 }
 
 impl BoundedIo {
-    /// The bare stream and its place among the open connections, for who goes on without HTTP.
-    pub fn into_parts(self) -> (TcpStream, OwnedSemaphorePermit) {
-        (self.tcp, self.place)
+    /// The stream and its place among the open connections, for who goes on without HTTP.
+    pub fn into_parts(self) -> (Stream, Place) {
+        (self.stream, self.place)
+    }
+}
+
+impl BoundedIo {
+    /// Gives a write up that has waited for the client too long.
+    fn with_patience<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stuck_until = None;
+            return written;
+        }
+        let idle = self.idle;
+        let until = self
+            .stuck_until
+            .get_or_insert_with(|| Box::pin(sleep(idle)));
+        match until.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -169,7 +222,7 @@ impl AsyncRead for BoundedIo {
             }
             this.idle_at.as_mut().reset(idle_at);
         }
-        Pin::new(&mut this.tcp).poll_read(cx, buf)
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 
@@ -179,15 +232,17 @@ impl AsyncWrite for BoundedIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.with_patience(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.with_patience(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -195,10 +250,11 @@ impl AsyncWrite for BoundedIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.with_patience(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 }

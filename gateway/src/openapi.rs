@@ -404,6 +404,31 @@ fn desk() -> Vec<Call> {
     ]
 }
 
+fn door() -> Vec<Call> {
+    vec![
+        Call {
+            body: Some((shape::<crate::shutout::Revoke>, true)),
+            refusals: &[413, 422],
+            ..call(
+                "post",
+                "/v1/revocations",
+                Some(Endpoint::Revoke),
+                "The door",
+                "No token a person has is believed any more, and their sessions end. A new login works.",
+                found(shape::<crate::shutout::Revoked>),
+            )
+        },
+        call(
+            "delete",
+            "/v1/revocations/{role}/{subject}",
+            Some(Endpoint::Revoke),
+            "The door",
+            "A person's tokens are believed again as long as they last.",
+            found(shape::<crate::shutout::Revoked>),
+        ),
+    ]
+}
+
 fn map() -> Vec<Call> {
     let (tag, desk) = ("The map", Some(Endpoint::Desk));
     let after = Param(
@@ -548,7 +573,10 @@ pub fn openapi() -> Value {
     });
     let mut generator = settings.into_generator();
     let mut paths = Map::new();
-    for call in [rides(), desk(), map(), open()].into_iter().flatten() {
+    for call in [rides(), desk(), door(), map(), open()]
+        .into_iter()
+        .flatten()
+    {
         let operation = operation(&call, &mut generator);
         let path = paths.entry(call.path).or_insert_with(|| json!({}));
         path[call.method] = operation;

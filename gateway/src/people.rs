@@ -35,6 +35,10 @@ pub enum CloseCause {
     SlowReader,
     /// The same person has connected again.
     Replaced,
+    /// The person was shut out.
+    Revoked,
+    /// More frames in a second than allowed.
+    TooMany,
 }
 
 impl CloseCause {
@@ -50,6 +54,8 @@ impl CloseCause {
             Self::Silent => (4408, "silent"),
             Self::SlowReader => (4409, "slow reader"),
             Self::Replaced => (4410, "replaced"),
+            Self::Revoked => (4403, "revoked: log in again"),
+            Self::TooMany => (4429, "too many messages in a second"),
         }
     }
 
@@ -65,6 +71,8 @@ impl CloseCause {
             Self::Silent => "silent",
             Self::SlowReader => "slow_reader",
             Self::Replaced => "replaced",
+            Self::Revoked => "revoked",
+            Self::TooMany => "too_many",
         }
     }
 }
@@ -267,6 +275,15 @@ impl<News> Drivers<News> {
         lock(&slot.link).take_if(|current| current.number == link.number);
     }
 
+    /// Asks the driver's socket to close, if there is one.
+    pub fn close(&self, driver: &DriverId, cause: CloseCause) {
+        if let Some(slot) = self.slots.get(driver)
+            && let Some(link) = lock(&slot.link).as_ref()
+        {
+            link.close(cause);
+        }
+    }
+
     /// Tells the driver, if connected here.
     pub fn tell(&self, driver: &DriverId, news: impl FnOnce() -> News) {
         if let Some(slot) = self.slots.get(driver)
@@ -306,6 +323,13 @@ impl<News> Riders<News> {
     pub fn disconnect(&self, rider: &RiderId, link: &Link<News>) {
         self.links
             .remove_if(rider, |_, current| current.number == link.number);
+    }
+
+    /// Asks the rider's socket to close, if there is one.
+    pub fn close(&self, rider: &RiderId, cause: CloseCause) {
+        if let Some(link) = self.links.get(rider) {
+            link.close(cause);
+        }
     }
 
     /// Tells the rider, if connected here.

@@ -96,6 +96,25 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// More sockets than a person may open.
+    pub fn too_many_sockets(retry_after_s: u32) -> Self {
+        let detail = format!(
+            "this person opens sockets too often: keep one, and connect again after {retry_after_s} seconds"
+        );
+        Self::new(429, "too_many_sockets", "Too many sockets", detail).retry_after(retry_after_s)
+    }
+
+    /// More than may come from one address.
+    pub fn busy_address(retry_after_s: u32) -> Self {
+        let detail = format!(
+            "too much comes from this address: repeat the same request after {retry_after_s} seconds"
+        );
+        Self::new(429, "busy_address", "Too much from one address", detail)
+            .retry_after(retry_after_s)
+    }
+}
+
 impl From<NotAnswered> for Problem {
     fn from(why: NotAnswered) -> Self {
         let name = match why {

@@ -1,112 +1,188 @@
-//! How many calls a minute may one rider make?
+//! How many in a while? Token buckets by name (governor's GCRA), with a bound on how many names are remembered.
+//!
+//! Names whose bucket is full again are forgotten when room is needed; while everybody is busy, strangers share one bucket.
+//! So a crowd of new names is held to the rate of one, and those who were here before are not touched.
 
-use cabrank_events::RiderId;
+use std::hash::Hash;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+use governor::clock::{Clock, MonotonicClock, Reference};
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::keyed::ShrinkableKeyedStateStore;
+use governor::state::{InMemoryState, NotKeyed, StateStore};
+use governor::{Quota, RateLimiter};
 
-/// What one call costs in a bucket that gains `per_minute` each millisecond.
-const CALL_COST: u64 = 60_000;
+/// Looking for names to forget costs a look at each: at most so often.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy)]
-struct Bucket {
-    level: u64,
-    at_ms: u64,
-}
-
-/// A bucket per rider that fills in a minute. Riders with a full bucket are forgotten when room is needed; when
-/// everybody is busy, strangers are turned away.
-pub struct RequestRates {
-    buckets: DashMap<RiderId, Bucket>,
-    per_minute: u64,
+/// Where the buckets are kept.
+struct Store<K: Hash + Eq + Clone> {
+    known: DashMap<K, InMemoryState>,
+    /// The bucket of everybody there is no room for.
+    strangers: InMemoryState,
     max: usize,
 }
 
-impl RequestRates {
-    /// `per_minute` 0 is no limit; at most `max` riders are remembered.
-    pub fn new(per_minute: u32, max: usize) -> Self {
+impl<K: Hash + Eq + Clone> StateStore for Store<K> {
+    type Key = K;
+
+    fn measure_and_replace<T, F, E>(&self, name: &K, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let bucket = NotKeyed::NonKey;
+        if let Some(known) = self.known.get(name) {
+            return known.measure_and_replace(&bucket, measure);
+        }
+        if self.known.len() >= self.max {
+            return self.strangers.measure_and_replace(&bucket, measure);
+        }
+        let new = self.known.entry(name.clone()).or_default();
+        new.measure_and_replace(&bucket, measure)
+    }
+}
+
+impl<K: Hash + Eq + Clone> ShrinkableKeyedStateStore<K> for Store<K> {
+    fn retain_recent(&self, drop_below: Nanos) {
+        self.known.retain_recent(drop_below);
+    }
+
+    fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+type Limiter<K, C> = RateLimiter<K, Store<K>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
+/// A bucket for each name.
+pub struct Buckets<K: Hash + Eq + Clone, C: Clock = MonotonicClock> {
+    /// None: no limit.
+    limiter: Option<Limiter<K, C>>,
+    clock: C,
+    max: usize,
+    /// When names were forgotten last.
+    swept: Mutex<C::Instant>,
+}
+
+impl<K: Hash + Eq + Clone> Buckets<K> {
+    /// Buckets of `per_minute` that fill in a minute; 0 is no limit. At most `max` names are remembered.
+    pub fn per_minute(per_minute: u32, max: usize) -> Self {
+        let quota = NonZeroU32::new(per_minute).map(Quota::per_minute);
+        Self::new(quota, max, MonotonicClock)
+    }
+
+    /// `per_second`, of which twice as many may come at once; 0 is no limit.
+    pub fn per_second(per_second: u32, max: usize) -> Self {
+        let burst = NonZeroU32::new(per_second.saturating_mul(2));
+        let quota = NonZeroU32::new(per_second).map(Quota::per_second);
+        let quota = quota
+            .zip(burst)
+            .map(|(quota, burst)| quota.allow_burst(burst));
+        Self::new(quota, max, MonotonicClock)
+    }
+}
+
+impl<K: Hash + Eq + Clone, C: Clock + Clone> Buckets<K, C> {
+    fn new(quota: Option<Quota>, max: usize, clock: C) -> Self {
+        let limiter = quota.map(|quota| {
+            let store = Store {
+                known: DashMap::new(),
+                strangers: InMemoryState::default(),
+                max,
+            };
+            RateLimiter::new(quota, store, clock.clone())
+        });
+        let swept = Mutex::new(clock.now());
         Self {
-            buckets: DashMap::new(),
-            per_minute: u64::from(per_minute),
+            limiter,
+            clock,
             max,
+            swept,
         }
     }
 
-    /// Takes one call; the error says after how many seconds the next is allowed.
-    pub fn take(&self, rider: &RiderId, wall_ms: u64) -> Result<(), u32> {
-        if self.per_minute == 0 {
+    /// Takes one; the error says after how many seconds the next is allowed.
+    pub fn take(&self, name: &K) -> Result<(), u32> {
+        let Some(limiter) = &self.limiter else {
             return Ok(());
+        };
+        if limiter.len() >= self.max {
+            self.sweep(limiter);
         }
-        if self.buckets.len() >= self.max && !self.buckets.contains_key(rider) {
-            self.buckets
-                .retain(|_, bucket| self.level(bucket, wall_ms) < self.full());
-            if self.buckets.len() >= self.max {
-                return Err(60);
-            }
-        }
-        match self.buckets.entry(rider.clone()) {
-            Entry::Vacant(entry) => {
-                entry.insert(Bucket {
-                    level: self.full() - CALL_COST,
-                    at_ms: wall_ms,
-                });
-                Ok(())
-            }
-            Entry::Occupied(mut entry) => {
-                let level = self.level(entry.get(), wall_ms);
-                let left = level.checked_sub(CALL_COST);
-                entry.insert(Bucket {
-                    level: left.unwrap_or(level),
-                    at_ms: wall_ms,
-                });
-                left.map(|_| ()).ok_or_else(|| {
-                    let missing_ms = (CALL_COST - level).div_ceil(self.per_minute);
-                    u32::try_from(missing_ms.div_ceil(1_000)).unwrap_or(60)
-                })
-            }
-        }
+        limiter.check_key(name).map_err(|not_until| {
+            let wait = not_until.wait_time_from(self.clock.now());
+            // At most the minute a bucket takes to fill.
+            (wait.as_secs_f64().ceil() as u32).max(1)
+        })
     }
 
-    fn full(&self) -> u64 {
-        self.per_minute * CALL_COST
-    }
-
-    fn level(&self, bucket: &Bucket, wall_ms: u64) -> u64 {
-        let gained = wall_ms
-            .saturating_sub(bucket.at_ms)
-            .saturating_mul(self.per_minute);
-        bucket.level.saturating_add(gained).min(self.full())
+    /// Forgets those whose bucket is full, if that was not tried just now.
+    fn sweep(&self, limiter: &Limiter<K, C>) {
+        let now = self.clock.now();
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        if Duration::from(now.duration_since(*swept)) >= SWEEP_EVERY {
+            *swept = now;
+            drop(swept);
+            limiter.retain_recent();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use governor::clock::FakeRelativeClock;
 
-    #[test]
-    fn a_rider_has_so_many_calls_a_minute_and_others_are_not_touched() {
-        let rates = RequestRates::new(30, 10);
-        let (one, two) = (RiderId::new("r1").unwrap(), RiderId::new("r2").unwrap());
-        for _ in 0..30 {
-            assert_eq!(rates.take(&one, 5), Ok(()));
-        }
-        assert_eq!(
-            rates.take(&one, 5),
-            Err(2),
-            "one call comes back every two seconds"
-        );
-        assert_eq!(rates.take(&two, 5), Ok(()));
-        assert_eq!(rates.take(&one, 2_005), Ok(()));
-        assert_eq!(rates.take(&one, 2_006), Err(2));
+    fn thirty(max: usize) -> (Buckets<u32, FakeRelativeClock>, FakeRelativeClock) {
+        let clock = FakeRelativeClock::default();
+        let quota = Quota::per_minute(NonZeroU32::new(30).unwrap());
+        (Buckets::new(Some(quota), max, clock.clone()), clock)
     }
 
     #[test]
-    fn the_idle_are_forgotten_when_room_is_needed() {
-        let rates = RequestRates::new(30, 2);
-        let rider = |n: u32| RiderId::new(&format!("r{n}")).unwrap();
-        rates.take(&rider(1), 0).unwrap();
-        rates.take(&rider(2), 0).unwrap();
-        assert_eq!(rates.take(&rider(3), 1), Err(60));
-        assert_eq!(rates.take(&rider(3), 60_000), Ok(()));
-        assert_eq!(rates.buckets.len(), 1);
+    fn a_name_has_so_many_a_minute_and_others_are_not_touched() {
+        let (rates, clock) = thirty(10);
+        for _ in 0..30 {
+            assert_eq!(rates.take(&1), Ok(()));
+        }
+        assert_eq!(rates.take(&1), Err(2), "one comes back every two seconds");
+        assert_eq!(rates.take(&2), Ok(()));
+        clock.advance(Duration::from_secs(2));
+        assert_eq!((rates.take(&1), rates.take(&1)), (Ok(()), Err(2)));
+        clock.advance(Duration::from_secs(600));
+        let taken = (0..100).take_while(|_| rates.take(&1).is_ok()).count();
+        assert_eq!(taken, 30, "more than a minute's worth is never saved up");
+    }
+
+    #[test]
+    fn strangers_share_a_bucket_while_there_is_no_room_and_the_known_keep_theirs() {
+        let (rates, clock) = thirty(2);
+        rates.take(&1).unwrap();
+        rates.take(&2).unwrap();
+        let strangers = (3..1_000)
+            .take_while(|name| rates.take(name).is_ok())
+            .count();
+        assert_eq!(strangers, 30);
+        assert_eq!(rates.take(&1), Ok(()));
+        let limiter = rates.limiter.as_ref().unwrap();
+        assert_eq!(limiter.len(), 2);
+        // Whose bucket is full again is forgotten, and there is room for another.
+        clock.advance(Duration::from_secs(60));
+        rates.take(&3).unwrap();
+        assert_eq!(limiter.len(), 1);
+    }
+
+    #[test]
+    fn no_limit_is_none() {
+        let rates = Buckets::<u32>::per_second(0, 0);
+        assert!((0..10_000).all(|name| rates.take(&name).is_ok()));
     }
 }

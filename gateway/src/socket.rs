@@ -308,6 +308,9 @@ pub struct Socket<P: Person> {
     stuck: Option<Instant>,
     /// Messages in a row that were not understood.
     misunderstood: u32,
+    /// Frames since `second` began.
+    frames: u32,
+    second: Instant,
     has_moved: bool,
     /// Frames are here that wait until the answers to earlier ones are written.
     is_behind: bool,
@@ -339,6 +342,8 @@ impl<P: Person> Socket<P> {
             beat,
             stuck: None,
             misunderstood: 0,
+            frames: 0,
+            second: now,
             has_moved: false,
             is_behind: false,
         }
@@ -377,14 +382,16 @@ impl<P: Person> Socket<P> {
             let patience = Duration::from_millis(self.desk.edge.config.timing.close_ms);
             let (hears, patience) = match cause {
                 CloseCause::Gone => (Hears::Written, patience),
-                CloseCause::TooLarge | CloseCause::Protocol | CloseCause::Misunderstood => {
-                    (Hears::Noise, patience.min(CLOSE_LINGER))
-                }
+                CloseCause::TooLarge
+                | CloseCause::TooMany
+                | CloseCause::Protocol
+                | CloseCause::Misunderstood => (Hears::Noise, patience.min(CLOSE_LINGER)),
                 CloseCause::GoingDown
                 | CloseCause::TokenOver
                 | CloseCause::Silent
                 | CloseCause::SlowReader
-                | CloseCause::Replaced => (Hears::Goodbye, patience),
+                | CloseCause::Replaced
+                | CloseCause::Revoked => (Hears::Goodbye, patience),
             };
             let until = now + patience;
             self.phase = Phase::Closing { until, hears };
@@ -439,6 +446,11 @@ impl<P: Person> Socket<P> {
             }
             return ControlFlow::Continue(());
         }
+        if self.is_too_many() {
+            refused("frames");
+            self.close(CloseCause::TooMany, self.desk.now);
+            return ControlFlow::Break(());
+        }
         let message = match (self.codec, frame) {
             (Codec::Json, Frame::Text(text)) => P::read_json(text),
             (Codec::Proto, Frame::Binary(bytes)) => P::read_proto(bytes),
@@ -464,6 +476,17 @@ impl<P: Person> Socket<P> {
         }
         self.write_out();
         self.after_frame()
+    }
+
+    /// Counts a frame of any kind.
+    fn is_too_many(&mut self) -> bool {
+        let now = self.desk.now;
+        if now >= self.second + Duration::from_secs(1) {
+            (self.second, self.frames) = (now, 0);
+        }
+        self.frames = self.frames.saturating_add(1);
+        let most = self.desk.edge.config.limits.frames_per_second;
+        most > 0 && self.frames > most
     }
 
     fn after_frame(&mut self) -> ControlFlow<()> {
@@ -585,7 +608,7 @@ impl<P: Person> Client for Socket<P> {
     }
 
     fn flush(&mut self, now: Instant, to: &mut dyn Write) -> Flushed {
-        if self.outbound.is_empty() {
+        if self.outbound.is_empty() && self.stuck.is_none() {
             return Flushed::All;
         }
         match self.outbound.flush(to) {

@@ -23,7 +23,7 @@ use crate::edge::Edge;
 use crate::listener::{Busy, Conn};
 use crate::problem::Problem;
 use crate::query::{self, Asked};
-use crate::token::LIFE_MAX;
+use crate::token::{LIFE_MAX, Verified};
 
 /// Events read before any of them is written.
 const BATCH: usize = 256;
@@ -109,11 +109,13 @@ pub async fn events(
     let permit = edge.admit()?;
     let mut tail = Tail {
         commits: edge.commits.subscribe(),
-        edge,
         cursor,
         batch: VecDeque::new(),
         expires: Instant::now() + verified.remaining().min(LIFE_MAX),
+        revoked: edge.revocations.watch(),
+        verified,
         _kept: (permit, conn.busy()),
+        edge,
     };
     // The first read tells before the first byte whether the cursor is still good.
     tail.read().await.map_err(|error| match error {
@@ -140,6 +142,9 @@ struct Tail {
     batch: VecDeque<ReadEvent>,
     /// When the token is over.
     expires: Instant,
+    /// Whose stream it is, and changes of who is shut out.
+    verified: Verified,
+    revoked: watch::Receiver<u64>,
     _kept: (OwnedSemaphorePermit, Busy),
 }
 
@@ -149,7 +154,8 @@ impl Tail {
     async fn next(&mut self) -> Option<SentEvent> {
         let closing = self.edge.closing.clone();
         loop {
-            if Instant::now() >= self.expires {
+            let is_revoked = self.edge.revocations.covers(&self.verified);
+            if is_revoked || Instant::now() >= self.expires {
                 return None;
             }
             if let Some(ReadEvent { json, after }) = self.batch.pop_front() {
@@ -165,6 +171,7 @@ impl Tail {
                     () = closing.cancelled() => return None,
                     () = sleep_until(self.expires) => return None,
                     changed = self.commits.changed() => changed.ok()?,
+                    changed = self.revoked.changed() => changed.ok()?,
                 }
             }
         }

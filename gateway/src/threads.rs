@@ -8,7 +8,7 @@
 //! sends without pause takes turns with the others; a panic in one socket's handlers closes that socket, loudly.
 //! Bounds: a socket is in the mailbox at most twice (as it arrives, and woken), in the timers once and for each earlier
 //! deadline since; what a socket keeps is its own matter ([`Client`]).
-//! TLS belongs between [`Conn`]'s `tcp` and its `client`: bytes pass in one place each way.
+//! Bytes pass in one place each way, a [`Wire`], with or without TLS.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,11 +24,14 @@ use bytes::Bytes;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
+use rustls::ServerConnection;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::frames::Flushed;
+use crate::listener::Place;
+use crate::tls::Wire;
 
 /// What a thread reads of one socket at once, in bytes.
 const READ_BYTES: usize = 64 * 1_024;
@@ -62,11 +65,13 @@ pub trait Client: Send {
 /// A socket on its way to a thread.
 pub struct Arrived {
     pub tcp: std::net::TcpStream,
+    /// What is between it and us.
+    pub tls: Option<ServerConnection>,
     /// What was read of it already.
     pub first: Bytes,
     pub client: Box<dyn Client>,
     /// Its places among what is bounded, given back when it is cut.
-    pub places: [OwnedSemaphorePermit; 2],
+    pub places: (OwnedSemaphorePermit, Place),
 }
 
 /// Names a socket of a thread; the number tells it from earlier ones in its slot.
@@ -244,7 +249,7 @@ impl Drop for Threads {
 /// One socket of a thread.
 struct Conn {
     number: u32,
-    tcp: TcpStream,
+    wire: Wire,
     client: Box<dyn Client>,
     waker: Arc<SocketWaker>,
     /// A wake is not handled yet.
@@ -255,7 +260,7 @@ struct Conn {
     is_ending: bool,
     /// The earliest of its timers.
     due: Option<Instant>,
-    _places: [OwnedSemaphorePermit; 2],
+    _places: (OwnedSemaphorePermit, Place),
 }
 
 /// What a turn of a socket came to.
@@ -279,8 +284,15 @@ impl Conn {
                     .client
                     .handle_wake(now, &mut Context::from_waker(&waker));
             }
-            if self.client.flush(now, &mut self.tcp) == Flushed::Blocked {
+            if self.client.flush(now, &mut self.wire) == Flushed::Blocked {
                 return Turned::Waits;
+            }
+            // TLS has words of its own.
+            if let Err(error) = self.wire.flush() {
+                if error.kind() == ErrorKind::WouldBlock {
+                    return Turned::Waits;
+                }
+                self.client.handle_end();
             }
             if self.client.is_over() {
                 return Turned::Over;
@@ -300,14 +312,15 @@ impl Conn {
     }
 
     fn read(&mut self, now: Instant, buffer: &mut [u8]) {
-        match self.tcp.read(buffer) {
+        match self.wire.read(buffer) {
             Ok(0) => {
                 self.is_readable = false;
                 self.client.handle_end();
             }
             Ok(read) => {
                 // Less than there was room for was all there was: the next bytes are a new event.
-                self.is_readable = read == buffer.len() || self.is_ending;
+                let has_more = self.is_ending || self.wire.has_ended;
+                self.is_readable = read == buffer.len() || has_more;
                 self.is_woken |= self.client.handle_bytes(now, &mut buffer[..read]);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_readable = false,
@@ -420,7 +433,9 @@ impl<'a> SocketThread<'a> {
             return false;
         }
         if post.is_stopped {
-            self.slots.clear();
+            for slot in 0..self.slots.len() as u32 {
+                self.cut(slot);
+            }
             return true;
         }
         let now = Instant::now();
@@ -481,7 +496,7 @@ impl<'a> SocketThread<'a> {
         let registered = self.poll.registry().register(&mut tcp, token, both);
         let mut conn = Conn {
             number: key.number,
-            tcp,
+            wire: Wire::new(tcp, arrived.tls),
             client: arrived.client,
             waker: waker.clone(),
             // News may have come before anybody listened for it.
@@ -579,7 +594,8 @@ impl<'a> SocketThread<'a> {
 
     fn cut(&mut self, slot: u32) {
         let place = &mut self.slots[slot as usize];
-        if let Some(conn) = place.conn.take() {
+        if let Some(mut conn) = place.conn.take() {
+            conn.wire.end();
             // Its drop tells who else must know; should that panic, too, the thread goes on.
             if catch_unwind(AssertUnwindSafe(|| drop(conn))).is_err() {
                 tracing::error!("leaving a socket panicked");
@@ -702,9 +718,10 @@ mod tests {
             let place = || self.places.clone().try_acquire_owned().unwrap();
             self.threads.adopt(Arrived {
                 tcp,
+                tls: None,
                 first: Bytes::new(),
                 client: Box::new(client),
-                places: [place(), place()],
+                places: (place(), Place::new(place(), None)),
             });
             phone
         }

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
+use rustls::ServerConnection;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::listener::BoundedIo;
+use crate::listener::{BoundedIo, Place};
 use crate::problem::Problem;
 
 /// A request that asks for a WebSocket in the right words.
@@ -25,10 +25,12 @@ pub struct Handshake {
 /// A connection that is a WebSocket from here on.
 pub struct Raw {
     pub tcp: TcpStream,
+    /// What is between it and us.
+    pub tls: Option<ServerConnection>,
     /// What came behind the request.
     pub first: Bytes,
     /// Its place among the open connections.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
 }
 
 /// Does one of the comma-separated items of this header say `word`?
@@ -88,9 +90,11 @@ impl Handshake {
         let raw = async move {
             let upgraded = on_upgrade.await.ok()?;
             let parts = downcast::<TokioIo<BoundedIo>>(upgraded).ok()?;
-            let (tcp, place) = parts.io.into_inner().into_parts();
+            let (stream, place) = parts.io.into_inner().into_parts();
+            let (tcp, tls) = stream.into_parts()?;
             Some(Raw {
                 tcp,
+                tls,
                 first: parts.read_buf,
                 place,
             })

@@ -473,6 +473,7 @@ async fn goodbye(mut reading: Reading) -> (u16, String) {
 async fn a_phone_that_does_not_read_is_closed_when_its_queue_is_full_and_nobody_else_is_hurt() {
     let city = City::with(|gateway, engine| {
         gateway.limits.session_queue_max = 8;
+        gateway.limits.frames_per_second = 0;
         gateway.limits.requests_per_minute = 0;
         gateway.timing.close_ms = 20_000;
         engine.keys_max = 1_000;
@@ -522,6 +523,7 @@ async fn a_phone_that_does_not_read_is_closed_when_its_queue_is_full_and_nobody_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phone_that_does_not_read_is_closed_in_time_even_without_news() {
     let city = City::with(|gateway, _| {
+        gateway.limits.frames_per_second = 0;
         gateway.timing.heartbeat_ms = 300;
         gateway.timing.silence_ms = 1_000;
         gateway.timing.close_ms = 20_000;

@@ -67,6 +67,7 @@ pub(crate) struct Going {
     asking: Asking,
     driver: DriverId,
     swaps: u32,
+    lost: u32,
 }
 
 impl Going {
@@ -79,6 +80,7 @@ impl Going {
             asking: Asking::of(ride),
             driver: driver.clone(),
             swaps: ride.swaps,
+            lost: ride.redispatches,
         })
     }
 }
@@ -276,6 +278,7 @@ impl Solver {
             candidates,
             on_the_way,
             rules: job.rules.swaps,
+            now: job.now,
         };
         if let Some(last) = job.last_round {
             let until = last.plus_ms(pace::wait_ms(&round, &job.rules.pace));
@@ -412,6 +415,7 @@ impl Solver {
                 remaining_ms: one.remaining_ms,
                 promised_ms: promises.remaining_ms(ask.ride, one.remaining_ms, now),
                 swaps: one.going.swaps,
+                lost: one.going.lost,
                 candidates: drive.collect(),
                 ask,
             }

@@ -13,14 +13,14 @@ use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::StraightLine;
 use cabrank_engine::{Batch, EngineConfig, Host, Shard};
 use cabrank_events::command::{EntityId, MARKET_SHARD};
-use cabrank_events::event::Move;
+use cabrank_events::event::{DeclinedBecause, Move};
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time,
 };
 use cabrank_geo::{DriverKey, IndexConfig, IndexFull, LiveIndex, Placement, Point, Slot, Status};
 use cabrank_ring::{BadRing, Kind, Ring};
 
-use crate::rounds::{Look, Promises, Roll, RoundRules, RoundSize};
+use crate::rounds::{Hint, Look, Promises, Roll, RoundRules, RoundSize};
 
 /// Which rides one round sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct Dispatch {
     index: LiveIndex,
     slots: Vec<Slot>,
     roll: Roll,
+    /// By number.
+    hints: Vec<Hint>,
     next_input: Vec<u64>,
     batch: Batch,
     groups: Vec<Group>,
@@ -112,11 +114,13 @@ impl Dispatch {
             Scope::Node => vec![ids],
             Scope::Shard => ids.iter().map(|id| vec![*id]).collect(),
         };
-        let group = |shards| Group {
+        // Nodes do not begin their rounds in one breath.
+        let count = groups.len() as u64;
+        let group = |(n, shards): (u64, Vec<ShardId>)| Group {
             shards,
             dirty: BTreeSet::new(),
-            next_round: begins,
-            next_rematch: begins,
+            next_round: begins.plus_ms(rules.round_every_ms * n / count),
+            next_rematch: begins.plus_ms(rules.engine.swaps.every_ms * n / count),
             promises: Promises::default(),
         };
         Ok(Dispatch {
@@ -124,13 +128,14 @@ impl Dispatch {
             host,
             index,
             slots,
+            hints: vec![Hint::default(); drivers.len()],
             roll: Roll {
                 numbers: drivers.iter().cloned().zip(0..).collect(),
                 ids: drivers,
             },
             next_input: vec![0; usize::from(rules.shards)],
             batch: Batch::default(),
-            groups: groups.into_iter().map(group).collect(),
+            groups: (0..).zip(groups).map(group).collect(),
             hungry: BTreeMap::new(),
             travel: StraightLine { speed_mps: 1.0 },
             rounds: Vec::new(),
@@ -201,7 +206,10 @@ impl Dispatch {
         self.carry(now);
         self.note_waiting(noted);
         let batch = std::mem::take(&mut self.batch);
-        self.show(&batch);
+        self.show(&batch, now);
+        for record in &batch.events {
+            self.note_answer(&record.event);
+        }
         batch.events
     }
 
@@ -244,7 +252,20 @@ impl Dispatch {
         self.batch.events.len()
     }
 
-    fn show(&mut self, batch: &Batch) {
+    /// How drivers answer offers. Who goes home has not turned one down.
+    fn note_answer(&mut self, event: &Event) {
+        let (driver, is_declined) = match event {
+            Event::DriverAssigned(e) => (&e.driver, false),
+            Event::OfferDeclined(e) if e.why == DeclinedBecause::Declined => (&e.driver, true),
+            Event::OfferExpired(e) => (&e.driver, true),
+            _ => return,
+        };
+        if let Some(number) = self.number(driver) {
+            self.hints[number as usize].answered(is_declined);
+        }
+    }
+
+    fn show(&mut self, batch: &Batch, now: Time) {
         for (shard, entity) in &batch.changed {
             match entity {
                 EntityId::Driver(id) => {
@@ -258,6 +279,9 @@ impl Dispatch {
                         (Presence::Leaving { .. }, _) => (Status::Busy, 0),
                         (Presence::Offline { .. }, _) => (Status::Offline, 0),
                     };
+                    let is_free = status == Status::Free;
+                    let hint = &mut self.hints[number as usize];
+                    hint.free_since = is_free.then(|| hint.free_since.unwrap_or(now));
                     let slot = self.slots[number as usize];
                     self.index.set_status(slot, status, classes, driver.seq);
                     self.wake_for(number);
@@ -345,6 +369,8 @@ impl Dispatch {
             index: &self.index,
             roll: &self.roll,
             rules: &self.rules.rounds,
+            prices: &self.rules.engine.prices,
+            hints: &self.hints,
             travel: self.travel,
             now,
         };

@@ -9,10 +9,12 @@
 //!
 //! Not here: the command line (the root binary), real sockets (`loadgen`'s replay).
 
+pub mod calibrate;
 pub mod car;
 pub mod compare;
 pub mod contender;
 pub mod dispatch;
+pub mod hindsight;
 pub mod html;
 pub mod rounds;
 pub mod scene;

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use cabrank_engine::matching::price::{Facts, Prices, classes_above};
 use cabrank_engine::matching::{
     Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, SwapRules,
 };
@@ -53,6 +54,29 @@ pub struct Roll {
     pub numbers: HashMap<DriverId, u32>,
 }
 
+/// What a round likes to know of a driver besides where the car is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint {
+    /// Free without a break since then.
+    pub free_since: Option<Time>,
+    /// Offers out of 1,000 that were turned down, the newest counting most.
+    pub declines_per_mille: u32,
+}
+
+/// An answer to an offer counts this part of a driver's history.
+const ANSWER_WEIGHT: u32 = 8;
+
+impl Hint {
+    /// An offer was answered.
+    pub fn answered(&mut self, is_declined: bool) {
+        let before = self.declines_per_mille;
+        self.declines_per_mille = match is_declined {
+            true => before + (1_000 - before) / ANSWER_WEIGHT,
+            false => before - before / ANSWER_WEIGHT,
+        };
+    }
+}
+
 /// When riders were first told to expect their car, and when that was last looked at.
 #[derive(Default)]
 pub struct Promises(HashMap<RideId, (Time, Time)>);
@@ -80,6 +104,15 @@ struct Cars<'a> {
     places: HashMap<DriverKey, u32>,
 }
 
+/// A car that a ride may get.
+struct CarNear {
+    key: DriverKey,
+    /// Its place in [`Round::drivers`].
+    driver: u32,
+    drive_ms: i64,
+    classes: u8,
+}
+
 impl Cars<'_> {
     fn place(&mut self, key: DriverKey) -> u32 {
         let Cars {
@@ -102,6 +135,10 @@ pub struct Look<'a> {
     pub roll: &'a Roll,
     /// How it chooses.
     pub rules: &'a RoundRules,
+    /// What a pair costs besides the drive.
+    pub prices: &'a Prices,
+    /// What is known of each driver, by number.
+    pub hints: &'a [Hint],
     /// How long drives take at this hour.
     pub travel: StraightLine,
     /// The time at hand.
@@ -125,24 +162,35 @@ impl Look<'_> {
         };
         let on_the_way = self.on_the_way(going, promises, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
-        let candidates = rides
+        let near: Vec<Vec<CarNear>> = rides
             .iter()
-            .map(|ride| self.candidates(ride, &movers, &mut cars))
+            .map(|ride| self.cars_near(ride, &movers, &mut cars))
             .collect();
         let on_the_way: Vec<OnTheWay> = on_the_way
             .into_iter()
             .map(|(ride, mut on_the_way)| {
-                on_the_way.candidates = self.candidates(ride, &movers, &mut cars);
+                let near = self.cars_near(ride, &movers, &mut cars);
+                let drive = near.iter().map(|car| Candidate {
+                    driver: car.driver,
+                    cost: car.drive_ms,
+                });
+                on_the_way.candidates = drive.collect();
                 on_the_way
             })
             .collect();
         let size = rides.len() + on_the_way.len();
+        let is_scarce = cars.drivers.len() < size;
+        let rows = rides.iter().zip(&near);
+        let candidates = rows
+            .map(|(ride, near)| self.priced(ride, near, is_scarce))
+            .collect();
         let round = Round {
             rides: rides.iter().copied().map(ask).collect(),
             drivers: cars.drivers,
             candidates,
             on_the_way,
             rules: self.rules.swaps,
+            now: self.now,
         };
         let policy = self.rules.policy.policy();
         let result = policy.solve(&round, self.rules.steps_max);
@@ -176,6 +224,7 @@ impl Look<'_> {
                 remaining_ms,
                 promised_ms: promises.remaining_ms(ride.id, remaining_ms, self.now),
                 swaps: ride.swaps,
+                lost: ride.redispatches,
                 candidates: Vec::new(),
                 ask: ask(ride),
             };
@@ -186,19 +235,40 @@ impl Look<'_> {
         going
     }
 
+    /// What each of these cars costs this ride; those that are not to be are left out.
+    fn priced(&self, ride: &Ride, near: &[CarNear], is_scarce: bool) -> Vec<Candidate> {
+        let priced = near.iter().filter_map(|car| {
+            let hint = &self.hints[car.key.0 as usize];
+            let cost = self.prices.cost_ms(&Facts {
+                drive_ms: car.drive_ms,
+                idle_ms: hint.free_since.map_or(0, |since| self.now.since(since)),
+                declines_per_mille: hint.declines_per_mille,
+                classes_above: classes_above(ride.class, car.classes),
+                is_scarce,
+                ..Facts::default()
+            })?;
+
+            let driver = car.driver;
+            Some(Candidate { driver, cost })
+        });
+        priced.collect()
+    }
+
     /// The free cars near a ride, and those on their way to rides of this round.
-    fn candidates(
+    fn cars_near(
         &self,
         ride: &Ride,
         movers: &HashSet<DriverKey>,
         cars: &mut Cars<'_>,
-    ) -> Vec<Candidate> {
+    ) -> Vec<CarNear> {
         let mut near: Vec<Near> = Vec::with_capacity(self.rules.candidates_max);
         let mut row = Vec::with_capacity(2 * self.rules.candidates_max);
         let mut take = |near: &[Near]| {
-            row.extend(near.iter().map(|car| Candidate {
+            row.extend(near.iter().map(|car| CarNear {
+                key: car.key,
                 driver: cars.place(car.key),
-                cost: self.travel.drive_ms_for(car.distance_m),
+                drive_ms: self.travel.drive_ms_for(car.distance_m),
+                classes: car.classes,
             }));
         };
         self.find(ride, Status::Free, |_| true, &mut near);

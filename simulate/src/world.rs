@@ -55,6 +55,19 @@ impl Speeds {
         }
     }
 
+    /// In the fastest hour.
+    pub fn fastest_mps(&self) -> f64 {
+        self.by_hour_mps.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// In the slowest hour.
+    pub fn slowest_mps(&self) -> f64 {
+        self.by_hour_mps
+            .iter()
+            .copied()
+            .fold(f64::INFINITY, f64::min)
+    }
+
     /// At this time.
     pub fn at(&self, now: Time) -> f64 {
         let hour = (now.0 + self.clock_ahead_ms).div_euclid(3_600_000);

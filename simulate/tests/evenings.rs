@@ -224,3 +224,44 @@ fn matching_again_until_the_pickup_waits_less_and_first_come_most() {
         "{rematch} {batched} {first_come}"
     );
 }
+
+/// Few cars for many riders: one far away goes to whoever is nearer, and those left without wait less in the end.
+#[test]
+fn scarce_cars_that_may_be_given_up_let_riders_wait_less() {
+    let (mut keeping, mut giving) = ((0.0, 0.0), (0.0, 0.0));
+    for seed in 1..=3 {
+        let scene = town(seed, 400, 25);
+        let run = |give_up_from_ms: u64| {
+            let mut rules = rules();
+            rules.engine.swaps.give_up_from_ms = give_up_from_ms;
+            let day = played(&scene, "rematch:60", &rules, &obliging(), seed);
+            assert!(day.audit.as_ref().unwrap().is_clean(), "seed {seed}");
+            let outcome = day.outcome("rematch:60", seed, 0.0);
+            assert!(outcome.valid, "seed {seed}: {outcome}");
+            (outcome.served_percent, outcome.wait_s.mean)
+        };
+        let (kept, given) = (run(0), run(60_000));
+        keeping = (keeping.0 + kept.0, keeping.1 + kept.1);
+        giving = (giving.0 + given.0, giving.1 + given.1);
+    }
+    assert!(
+        giving.1 < 0.98 * keeping.1 && giving.0 > keeping.0 - 3.0,
+        "(served, mean wait) of three evenings: {giving:?} {keeping:?}"
+    );
+}
+
+/// Without the idle term the nearest car drives again and again while the one beside it stands.
+#[test]
+fn the_idle_term_shares_rides_more_evenly() {
+    let scene = town(5, 200, 60);
+    let gini = |idle_per_mille: u32| {
+        let mut rules = rules();
+        rules.engine.prices.idle_per_mille = idle_per_mille;
+        rules.engine.prices.idle_max_s = 1_800;
+        let day = played(&scene, "batched", &rules, &obliging(), 5);
+        let outcome = day.outcome("batched", 5, 0.0);
+        outcome.fleet.idle_gini
+    };
+    let (without, with) = (gini(0), gini(500));
+    assert!(with < without, "{with} {without}");
+}

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use cabrank_events::Time;
 use cabrank_loadgen::trace::Window;
+use cabrank_simulate::calibrate::{self, Profile};
 use cabrank_simulate::compare::{Comparison, Side};
 use cabrank_simulate::contender::Contender;
 use cabrank_simulate::dispatch::{NodeRules, Scope};
+use cabrank_simulate::hindsight;
 use cabrank_simulate::html;
 use cabrank_simulate::rounds::RoundRules;
 use cabrank_simulate::scene::{Fleet, Scene, Source, read_shape};
@@ -37,6 +39,8 @@ pub struct SimulateArgs {
 enum SimulateCommand {
     /// Play the same days under several policies and print one table, with 95 % intervals over seeds and days.
     Compare(CompareArgs),
+    /// Measure how fast cars are along straight lines, by the hour, on recorded rides; prints `hour,kmh` for --speeds.
+    Calibrate(CalibrateArgs),
 }
 
 /// Flags of one run.
@@ -54,6 +58,10 @@ struct OneArgs {
     /// Do not audit the events.
     #[arg(long)]
     no_audit: bool,
+    /// Also tell how long riders must wait at least under any plan that knows all wishes beforehand and serves as many,
+    /// with cars that stand until they set off for a rider.
+    #[arg(long)]
+    hindsight: bool,
     /// Repeats the run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -96,6 +104,22 @@ pub struct CompareArgs {
     market: MarketArgs,
 }
 
+/// Flags of `simulate calibrate`.
+#[derive(Args)]
+pub struct CalibrateArgs {
+    /// Recorded rides with drop-offs and durations, separated by commas.
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',', required = true)]
+    trips: Vec<PathBuf>,
+    /// What the local clock is ahead of UTC, hours: San Francisco in May -7, New York in January -5.
+    #[arg(
+        long,
+        value_name = "HOURS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    clock_ahead_h: i64,
+}
+
 /// What the market is like.
 #[derive(Args)]
 struct MarketArgs {
@@ -123,6 +147,18 @@ struct MarketArgs {
     /// Straight-line speed of cars, km/h.
     #[arg(long, default_value_t = 15.0)]
     speed_kmh: f64,
+    /// Straight-line speeds by the hour, as `simulate calibrate` prints them, instead of --speed-kmh; the slowest hour
+    /// counts for --pickup-max-s.
+    #[arg(long, value_name = "FILE", conflicts_with = "speed_kmh")]
+    speeds: Option<PathBuf>,
+    /// What the local clock of --speeds is ahead of UTC, hours.
+    #[arg(
+        long,
+        value_name = "HOURS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    clock_ahead_h: i64,
     /// A rider leaves who has no driver after so long, seconds; 0: as configured (`engine.ride_deadline_ms`).
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience_s: u64,
@@ -172,6 +208,7 @@ enum ScopeArg {
 pub fn run(common: &Common, args: SimulateArgs) -> Result<ExitCode, AnyError> {
     match args.command {
         Some(SimulateCommand::Compare(args)) => compare(common, &args),
+        Some(SimulateCommand::Calibrate(args)) => calibrate(&args),
         None => one(common, &args.one),
     }
 }
@@ -187,7 +224,15 @@ fn one(common: &Common, args: &OneArgs) -> Result<ExitCode, AnyError> {
         habits: &habits,
         audited: !args.no_audit,
     };
-    let outcome = run.play(&args.policy, args.seed, "")?;
+    let mut outcome = run.play(&args.policy, args.seed, "")?;
+    if args.hindsight {
+        let served = outcome.wait_s.count as usize;
+        let bound = hindsight::bound(&scene, habits.speeds.fastest_mps(), served);
+        outcome.notes.push(format!(
+            "hindsight: whoever knows all wishes beforehand and serves as many lets them wait {:.0} s on average at least",
+            bound.mean_wait_s
+        ));
+    }
     if let Some(file) = &args.report {
         write("--report", file, &outcome.to_json())?;
     }
@@ -255,6 +300,16 @@ fn compare(common: &Common, args: &CompareArgs) -> Result<ExitCode, AnyError> {
             ExitCode::from(1)
         }
     })
+}
+
+fn calibrate(args: &CalibrateArgs) -> Result<ExitCode, AnyError> {
+    let profile = Profile::measure(&args.trips, args.clock_ahead_h * 3_600_000)?;
+    for (hour, seen) in profile.hours.iter().enumerate() {
+        eprintln!("{hour:2} h: {} rides", seen.rides);
+    }
+    eprintln!("all: {:.2} km/h", profile.mean_mps() * 3.6);
+    print!("{}", calibrate::to_csv(&profile.speeds()));
+    Ok(ExitCode::SUCCESS)
 }
 
 struct Run<'a> {
@@ -341,7 +396,10 @@ impl MarketArgs {
         within(self.board_s, 0.0..=3_600.0, "--board-s")?;
         within(self.ping_every_s, 1.0..=3_600.0, "--ping-every-s")?;
         let ms = |seconds: f64| (seconds * 1_000.0) as u64;
-        let speed_mps = self.speed_kmh / 3.6;
+        let speeds = match &self.speeds {
+            Some(file) => calibrate::read_csv(file, self.clock_ahead_h * 3_600_000)?,
+            None => Speeds::constant(self.speed_kmh / 3.6),
+        };
         let common = Common {
             preset: common.preset.or(Some(Preset::TaxiFeed)),
             ..common.clone()
@@ -352,7 +410,7 @@ impl MarketArgs {
                 engine.ride_deadline_ms = self.patience_s * 1_000;
             }
             if self.pickup_max_s > 0 {
-                let radius_m = (self.pickup_max_s as f64 * speed_mps) as u32;
+                let radius_m = (self.pickup_max_s as f64 * speeds.slowest_mps()) as u32;
                 engine.radius_first_m = radius_m;
                 engine.radius_max_m = radius_m;
             }
@@ -391,7 +449,7 @@ impl MarketArgs {
             answer_ms: ms(self.answer_s),
             board_ms: ms(self.board_s),
             ping_every_ms: ms(self.ping_every_s),
-            speeds: Speeds::constant(speed_mps),
+            speeds,
         };
         Ok((rules, habits))
     }

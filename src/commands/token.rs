@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cabrank_gateway::token::{Role, mint};
+use cabrank_gateway::token::{Role, mint, mint_for};
 use cabrank_loadgen::client;
 use clap::Args;
 
@@ -23,9 +23,12 @@ pub struct TokenArgs {
     /// How long it is valid, seconds.
     #[arg(long, default_value_t = 3_600)]
     ttl: u64,
+    /// Sign with this key of `gateway.keys.more` instead of `gateway.keys.secret`.
+    #[arg(long)]
+    kid: Option<String>,
 }
 
-/// Prints a token signed with the configured secret.
+/// Prints a token signed with the configured secret, with the claims the configuration asks for.
 pub fn run(common: &Common, args: TokenArgs) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|_| {})?;
     let roles = [Role::Driver, Role::Rider, Role::Service, Role::Ops];
@@ -34,9 +37,10 @@ pub fn run(common: &Common, args: TokenArgs) -> Result<ExitCode, AnyError> {
         .find(|role| role.name() == args.role)
         .ok_or_else(|| format!("--role {}: choose driver, rider, service or ops", args.role))?;
     let ttl = Duration::from_secs(args.ttl);
+    let kid = args.kid.as_deref();
     println!(
         "{}",
-        mint(&settings.gateway.keys.secret, role, &args.subject, ttl)?
+        mint_for(&settings.gateway.keys, kid, role, &args.subject, ttl)?
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,8 @@ pub(super) struct Costs {
     cost: Vec<i64>,
     /// Row to the edge it has already, or [`NONE`]. No two rows own one column.
     own: Vec<u32>,
+    /// Row to what it costs to leave it unserved besides what that costs anybody; [`NEVER`]: it must be served.
+    out: Vec<i64>,
     /// The row before, sorted: kept for its memory.
     row: Vec<(i64, u32)>,
     /// Column to the last row (plus one) that named it.
@@ -38,6 +40,7 @@ impl Costs {
             column: Vec::new(),
             cost: Vec::new(),
             own: Vec::new(),
+            out: Vec::new(),
             row: Vec::new(),
             named_by: vec![0; columns],
         }
@@ -63,7 +66,20 @@ impl Costs {
             }
         }
         self.own.push(own_edge);
+        self.out.push(if own_edge == NONE { 0 } else { NEVER });
         self.starts.push(self.column.len() as u32);
+    }
+
+    /// The row pushed last may lose what it has, if that saves more than `ms`.
+    pub(super) fn may_lose(&mut self, ms: i64) {
+        if let Some(out) = self.out.last_mut() {
+            *out = ms;
+        }
+    }
+
+    /// Must this row be served?
+    pub(super) fn is_kept(&self, row: usize) -> bool {
+        self.out[row] == NEVER
     }
 
     /// An edge's column and cost.
@@ -383,9 +399,14 @@ enum End {
 
 impl<'a> Solver<'a> {
     fn new(costs: &'a Costs, budget_steps: u64, unserved_least: i64) -> Self {
-        let (least, most) = costs.cost.iter().fold((0, 0), |(least, most), cost| {
-            (cost.min(&least).to_owned(), *cost.max(&most))
-        });
+        let outs = costs.out.iter().filter(|out| **out != NEVER);
+        let (least, most) = costs
+            .cost
+            .iter()
+            .chain(outs)
+            .fold((0, 0), |(least, most), cost| {
+                (cost.min(&least).to_owned(), *cost.max(&most))
+            });
         // Serving one row more may make every other one dearer by `most - least` and must still pay. At most twice
         // (2^33 + 1) * (2^20 + 1) + 2^33: far from the end of 64 bits, as are all sums of two such. Twice, so that the
         // next round, which may be a little larger, can go on from this one's prices.
@@ -522,7 +543,7 @@ impl<'a> Solver<'a> {
                 let cost = self.costs.cost[edge as usize] - price;
                 let its = self.edge_of[row as usize];
                 if its == NONE {
-                    let distance = base + cost - self.unserved;
+                    let distance = base + cost - self.way_out(row);
                     if distance < best {
                         (best, end) = (distance, Lifted::Serves { row, edge });
                     }
@@ -594,10 +615,9 @@ impl<'a> Solver<'a> {
 
     /// What it costs to leave a row unserved.
     fn way_out(&self, row: u32) -> i64 {
-        if self.costs.own[row as usize] == NONE {
-            self.unserved
-        } else {
-            NEVER
+        match self.costs.out[row as usize] {
+            NEVER => NEVER,
+            more => self.unserved + more,
         }
     }
 

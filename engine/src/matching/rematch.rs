@@ -1,13 +1,17 @@
 //! Which cars that are on their way should change rides?
 //!
-//! A ride whose driver is on the way takes part in the round like one that waits, only that it always gets a car: at
-//! worst the one it has. Keeping it is cheaper than any other by [`SwapRules::gain_min_ms`], so a change is made only
+//! A ride whose driver is on the way takes part in the round like one that waits, only that it keeps the car it has if it
+//! gets no other. Keeping it is cheaper than any other by [`SwapRules::gain_min_ms`], so a change is made only
 //! if it saves that much for every ride that changes its driver. What comes out differently than it is falls into
 //! chains and circles, each a [`Swap`] (PROTOCOL 6).
 //!
+//! Where cars are scarce, a ride whose car is still far away may lose it to one that would get none ([`GivesUp`]): as many
+//! rides have cars as before, but sooner ones.
+//!
 //! Holds: a swap's rides are of one place shard, because a held car is a candidate only there; a free car starts a
-//! chain; no ride loses its car without another one; nobody who is close, has changed too often or is in the middle of
-//! an exchange takes part, nor does their car.
+//! chain, or one that is given up; otherwise no ride loses its car without another one, and no ride gives up twice or
+//! once it has lost a driver; nobody who is close, has changed too often or is in the middle of an exchange takes part,
+//! nor does their car.
 //!
 //! Elsewhere: what becomes of a swap (`shard::exchange`), who is a candidate at what price (the node).
 
@@ -16,14 +20,17 @@ use cabrank_events::event::Move;
 use serde::{Deserialize, Serialize};
 
 use super::assignment::{self, NONE, Served};
-use super::{COST_MS_MAX, OnTheWay, Ordered, Round, RoundResult, SWAP_MOVES_MAX, Swap};
+use super::{
+    COST_MS_MAX, GivesUp, OnTheWay, Ordered, RideAsk, Round, RoundResult, SWAP_MOVES_MAX, Swap,
+};
 
 /// When rides whose drivers are on the way may change them. All in domain milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SwapRules {
-    /// What a swap must save, for each ride that changes its driver, of all riders' waiting together. More: fewer swaps and
-    /// longer waits; less: drivers turn round for nothing. Swaps that give a car to a ride that would get none need not.
+    /// What a swap must save, for each ride that changes its driver, of all riders' waiting together, as `late_ms` counts
+    /// it. More: fewer swaps and longer waits; less: drivers turn round for nothing. Swaps that give a car to a ride that
+    /// would get none need not.
     pub gain_min_ms: u64,
     /// How often a ride may change its driver by a swap.
     pub swaps_max: u32,
@@ -33,6 +40,14 @@ pub struct SwapRules {
     pub close_ms: u64,
     /// How often rides on the way are looked at again.
     pub every_ms: u64,
+    /// A ride whose car still needs at least this may lose it to one that would get none, once: it waits again, first in
+    /// line, for `engine.redispatch_patience_ms` at least. So scarce cars go where they are soonest. 0: never.
+    pub give_up_from_ms: u64,
+    /// What that must save: by so much the other rider must be nearer to the car.
+    pub give_up_gain_ms: u64,
+    /// A second more counts double for a rider who has waited this long already, threefold after twice as long, and so on;
+    /// gains count likewise. Less: fewer long waits, more swaps; 0: all seconds count alike.
+    pub late_ms: u64,
 }
 
 impl Default for SwapRules {
@@ -43,7 +58,37 @@ impl Default for SwapRules {
             worsen_max_ms: 180_000,
             close_ms: 60_000,
             every_ms: 10_000,
+            give_up_from_ms: 60_000,
+            give_up_gain_ms: 0,
+            late_ms: 900_000,
         }
+    }
+}
+
+/// Beyond this a wait counts no more than it does here, ms.
+const FELT_MAX_MS: i64 = 3_600_000;
+
+impl SwapRules {
+    /// What `more_ms` count for a rider who has waited `waited_ms`: the sum of `1 + waited / late_ms` over each of them.
+    pub fn felt_ms(&self, waited_ms: i64, more_ms: i64) -> i64 {
+        if self.late_ms == 0 {
+            return more_ms;
+        }
+        let late_ms = i64::try_from(self.late_ms).unwrap_or(i64::MAX).max(1_000);
+        let waited_ms = waited_ms.clamp(0, FELT_MAX_MS);
+        // What is priced in besides the drive may make it negative; nobody gains more than all that was waited.
+        let part_ms = more_ms.clamp(-waited_ms, FELT_MAX_MS);
+        let felt_ms = (2 * waited_ms + part_ms) * part_ms / 2 / late_ms;
+        more_ms
+            .saturating_add(felt_ms)
+            .clamp(-COST_MS_MAX, COST_MS_MAX)
+    }
+}
+
+impl Round {
+    /// See [`SwapRules::felt_ms`].
+    pub(super) fn felt_ms(&self, ask: &RideAsk, more_ms: i64) -> i64 {
+        self.rules.felt_ms(self.now.since(ask.since), more_ms)
     }
 }
 
@@ -101,6 +146,13 @@ impl Holders {
 }
 
 impl OnTheWay {
+    /// May it lose its car to a ride that would get none?
+    pub(super) fn may_lose(&self, rules: &SwapRules) -> bool {
+        self.lost == 0
+            && rules.give_up_from_ms > 0
+            && self.remaining_ms >= i64::try_from(rules.give_up_from_ms).unwrap_or(i64::MAX)
+    }
+
     fn may_swap(&self, rules: &SwapRules) -> bool {
         self.swaps < rules.swaps_max
             && self.remaining_ms >= i64::try_from(rules.close_ms).unwrap_or(i64::MAX)
@@ -123,10 +175,10 @@ impl OnTheWay {
                 && other.cost <= latest.max(self.remaining_ms)
                 && (-COST_MS_MAX..=COST_MS_MAX).contains(&other.cost)
                 && holders.lends(round, other.driver, self.ask.ride.place);
-            let cost = other.cost.saturating_add(gain);
+            let cost = round.felt_ms(&self.ask, other.cost).saturating_add(gain);
             (fits && cost <= COST_MS_MAX).then_some((other.driver, cost))
         });
-        others.chain([(self.driver, self.remaining_ms)])
+        others.chain([(self.driver, round.felt_ms(&self.ask, self.remaining_ms))])
     }
 }
 
@@ -138,7 +190,7 @@ pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
     let rows = 0..ordered.rows.len();
     if rows
         .clone()
-        .any(|row| served.edges[row].is_none() && ordered.own_edge(row).is_some())
+        .any(|row| served.edges[row].is_none() && ordered.costs.is_kept(row))
     {
         served = Served {
             exhausted: served.exhausted,
@@ -257,7 +309,8 @@ fn cut_long(ordered: &Ordered<'_>, served: &mut Served) -> bool {
         }
         was_long = true;
         let mut kept = 0;
-        if !change.is_circle {
+        let gives_up = served.edges[change.rows[0]].is_none();
+        if !change.is_circle && !gives_up {
             let (mut saved, mut best) = (0, 0);
             // One less than may be, so that a ride that waits still finds room at the end.
             for (at, row) in change.rows[..SWAP_MOVES_MAX - 1].iter().enumerate() {
@@ -304,8 +357,17 @@ impl Change {
                 gain_s: ordered.gain_s(*row, edge),
             })
         };
+        let first = self.rows[0];
+        let gives_up = served.edges[first].is_none().then(|| {
+            let ask = ordered.ask(first);
+            GivesUp {
+                ride: ask.ride,
+                version: ask.version,
+            }
+        });
         Swap {
             moves: self.rows.iter().filter_map(gets).collect(),
+            gives_up,
         }
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! Holds: while the first hold may be another ride's, arrival and start wait. If it was moved and its driver has said
 //! so, the car is brought back by a transfer of its own, and then they apply: whoever is in the car stays in the car.
-//! A ride that may lose no driver any more takes no part, nor one that has changed it `swaps_max` times.
+//! A ride that may lose no driver any more takes no part, nor one that has changed it `swaps_max` times. A ride that gives
+//! its car up is asked for it like any other that lends one, and with none left it waits again.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ use cabrank_events::event::{
 use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId};
 
 use super::Shard;
-use crate::matching::{SWAP_MOVES_MAX, Swap};
+use crate::matching::{GivesUp, SWAP_MOVES_MAX, Swap};
 use crate::ride::{Ending, Outgoing, PARKED_MAX, Parked, Parting, Ride, Stage};
 use crate::sabotage::Sabotage;
 
@@ -32,16 +33,40 @@ impl Shard {
         let Some((first, rest)) = swap.moves.split_first() else {
             return;
         };
-        if self.fits(&swap.moves) {
-            let last = swap
-                .moves
-                .last()
-                .and_then(|last| self.rides.get(&last.ride));
-            let from = last
-                .filter(|ride| ride.driver() == Some(&first.driver))
-                .map(Ride::hold);
-            self.claim_for(first, from, rest);
+        if !self.fits(&swap.moves) {
+            return;
         }
+        let lender = match &swap.gives_up {
+            Some(gives_up) if self.may_give_up(gives_up, swap) => self.rides.get(&gives_up.ride),
+            Some(_) => return,
+            None => {
+                let last = swap.moves.last();
+                last.and_then(|last| self.rides.get(&last.ride))
+            }
+        };
+        let from = lender
+            .filter(|ride| ride.driver() == Some(&first.driver))
+            .map(Ride::hold);
+        self.claim_for(first, from, rest);
+    }
+
+    /// Is this ride as the round saw it, may it lose its car to the first ride of the swap, and does one that waits get a
+    /// car for it?
+    fn may_give_up(&self, gives_up: &GivesUp, swap: &Swap) -> bool {
+        let gets = swap.moves.first().map(|first| &first.driver);
+        let last = swap.moves.last();
+        let one_waits = last
+            .and_then(|last| self.rides.get(&last.ride))
+            .is_some_and(|ride| matches!(ride.stage, Stage::Waiting));
+        one_waits
+            && self.rides.get(&gives_up.ride).is_some_and(|ride| {
+                matches!(ride.stage, Stage::EnRoute { .. })
+                    && ride.seq == gives_up.version
+                    && ride.exchange.is_idle()
+                    && ride.driver() == gets
+                    && ride.redispatches < self.config.redispatch_max
+                    && swap.moves.iter().all(|next| next.ride != ride.id)
+            })
     }
 
     fn fits(&self, moves: &[Move]) -> bool {

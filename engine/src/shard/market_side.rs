@@ -29,7 +29,7 @@ impl Shard {
         }
         let known = self.market.as_ref();
         let is_same = known.map_or(
-            settings.as_object().is_some_and(|set| set.is_empty()),
+            settings.as_object().is_some_and(serde_json::Map::is_empty),
             |market| market.settings == *settings,
         );
         if is_same {

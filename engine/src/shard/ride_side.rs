@@ -260,6 +260,20 @@ impl Shard {
         if self.gained(hold, driver, hold_number) {
             return;
         }
+        // The hold went to another ride, which let the driver go, and then an old claim was read a second time: nobody
+        // else would give this grant back, because the answer to the transfer is still to come.
+        let is_of_old = self.rides.get(&ride).is_some_and(|known| {
+            let its = match known.stage {
+                Stage::EnRoute { hold_number, .. } => Some(hold_number),
+                _ => None,
+            };
+            known.exchange.is_asked() && known.holds(hold, driver) && its != Some(hold_number)
+        });
+        if is_of_old {
+            let driver = driver.clone();
+            self.send(Command::ReleaseDriver { driver, hold });
+            return;
+        }
         if self.broken(Sabotage::BelieveAnyGrant)
             && self
                 .rides

@@ -271,8 +271,12 @@ impl Model {
                         .rides
                         .get(&e.ride)
                         .is_some_and(|r| r.moved && r.reported);
+                    // Or it gives its car up, so that one without gets a car.
+                    let last = e.then.last().map_or(e.ride, |last| last.ride);
+                    let for_one_without =
+                        self.rides.get(&last).is_some_and(|r| r.at == At::Waiting);
                     demand!(
-                        goes && (has_both || closes) || comes_back,
+                        goes && (has_both || closes || for_one_without) || comes_back,
                         "{} loses its car before it has another",
                         from.ride
                     );

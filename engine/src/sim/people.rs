@@ -160,10 +160,10 @@ impl World {
                 let command = match (self.rng.random_range(0..10), suspended, blocks) {
                     (8, ..) => Command::SetHeading {
                         driver,
-                        to: (self.step % 2 == 0).then(|| self.places[0]),
+                        to: (self.step.is_multiple_of(2)).then(|| self.places[0]),
                     },
                     (9, ..) => {
-                        let policy = if self.step % 2 == 0 {
+                        let policy = if self.step.is_multiple_of(2) {
                             "greedy"
                         } else {
                             "rematch"

@@ -13,11 +13,12 @@ use crate::ride::{Ride, Stage};
 use crate::shard::Shard;
 
 /// What the policy is to come up with again and again.
-pub(super) const BY_POLICY: [&str; 4] = [
+pub(super) const BY_POLICY: [&str; 5] = [
     "policy: a free car for a ride on the way",
     "policy: a circle",
     "policy: a chain of three",
     "policy: a ride that waits gets a car on the way",
+    "policy: a ride gives its car up",
 ];
 
 /// No way takes longer.
@@ -97,6 +98,7 @@ impl World {
                 remaining_ms,
                 promised_ms: remaining_ms,
                 swaps: ride.swaps,
+                lost: ride.redispatches,
                 candidates: cars_for(ride),
             })
         });
@@ -106,12 +108,13 @@ impl World {
             candidates: owner.waiting().map(cars_for).collect(),
             on_the_way: on_the_way.collect(),
             rules: self.config.swaps,
+            now: self.now,
         }
     }
 }
 
 /// Which of [`BY_POLICY`] this is.
-fn kinds(round: &Round, swap: &Swap) -> [bool; 4] {
+fn kinds(round: &Round, swap: &Swap) -> [bool; 5] {
     let waits = |at: usize| {
         round
             .rides
@@ -124,7 +127,14 @@ fn kinds(round: &Round, swap: &Swap) -> [bool; 4] {
         .on_the_way
         .iter()
         .any(|going| round.drivers[going.driver as usize] == *first_car);
-    [last == 0, is_held, !is_held && last >= 2, waits(last)]
+    let gives_up = swap.gives_up.is_some();
+    [
+        last == 0 && !gives_up,
+        is_held && !gives_up,
+        !is_held && last >= 2,
+        waits(last) && !gives_up,
+        gives_up,
+    ]
 }
 
 /// Each move says what it saves the ride's rider, and what all save is what is asked of a swap.
@@ -140,7 +150,9 @@ fn gains_are_true(round: &Round, swap: &Swap) {
         let car = cars.find(|car| round.drivers[car.driver as usize] == next.driver);
         let needs_ms = car.expect("only candidates come").cost;
         assert_eq!(next.gain_s, (going.remaining_ms - needs_ms) / 1_000);
-        all_s += next.gain_s;
+        let waited_ms = round.now.since(going.ask.since);
+        let felt_ms = |more_ms| round.rules.felt_ms(waited_ms, more_ms);
+        all_s += (felt_ms(going.remaining_ms) - felt_ms(needs_ms)) / 1_000;
     }
     let least_s = (round.rules.gain_min_ms / 1_000) as i64;
     let moves = swap.moves.len() as i64;

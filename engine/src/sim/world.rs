@@ -19,7 +19,7 @@ use super::checks::fold;
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
-use crate::matching::{Pair, RoundResult, Swap, SwapRules};
+use crate::matching::{GivesUp, Pair, RoundResult, Swap, SwapRules};
 use crate::ride::{Bounds, Ride, Stage};
 use crate::shard::{Counters, EntityState, Shard};
 
@@ -516,7 +516,18 @@ impl World {
                 .first()
                 .filter(|_| !closes && self.rng.random_bool(0.3));
             let mut swap = Swap::default();
-            for ride in on_the_way.into_iter().chain(last.copied()) {
+            let mut going = on_the_way.into_iter();
+            // Drawn from nothing that other steps are drawn from.
+            let lends = |ride: &&&Ride| last.is_some() && ride.seq % 3 == 0;
+            if let Some(lender) = going.as_slice().first().filter(lends) {
+                swap.gives_up = Some(GivesUp {
+                    ride: lender.id,
+                    version: lender.seq,
+                });
+                car = lender.driver().cloned().unwrap_or(car);
+                going.next();
+            }
+            for ride in going.chain(last.copied()) {
                 let stale = u32::from(self.rng.random_bool(0.05));
                 let passes_on = ride.driver().cloned();
                 swap.moves.push(Move {

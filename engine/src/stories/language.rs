@@ -22,7 +22,7 @@ use cabrank_ring::{Kind, Ring};
 
 use crate::EngineConfig;
 use crate::host::{Batch, Host};
-use crate::matching::{Pair, RoundResult, Swap};
+use crate::matching::{GivesUp, Pair, RoundResult, Swap};
 use crate::sabotage::Sabotage;
 use crate::shard::{EntityState, Shard};
 
@@ -508,8 +508,17 @@ impl World {
         self.commit(batch);
     }
 
-    /// `R1>d8:90 R2>d7`: R1 gets d8, which saves 90 s; R2 then gets d7.
+    /// `R1>d8:90 R2>d7`: R1 gets d8, which saves 90 s; R2 then gets d7. `R3>d7 from R1`: R1 gives d7 up and waits again.
     fn swap(&mut self, moves: &[&str]) {
+        let seen = |name: &str| {
+            let ride = self.ride(name);
+            let version = self.shard(RIDES).ride(ride).map_or(0, |known| known.seq);
+            GivesUp { ride, version }
+        };
+        let (moves, gives_up) = match moves {
+            [moves @ .., "from", name] => (moves, Some(seen(name))),
+            moves => (moves, None),
+        };
         let moves = moves.iter().map(|part| {
             let (name, driver) = part.split_once('>').expect("a ride and its new driver");
             let ride = self.ride(name);
@@ -526,6 +535,7 @@ impl World {
         let result = RoundResult {
             swaps: vec![Swap {
                 moves: moves.collect(),
+                gives_up,
             }],
             ..RoundResult::default()
         };

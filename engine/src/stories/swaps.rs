@@ -86,6 +86,54 @@ fn a_chain_starts_at_the_free_car_and_ends_with_a_ride_that_waits() {
     "));
 }
 
+/// Cars are scarce: R3 is much nearer to d7 than R1 is, so R1 waits again, with its old place in the queue.
+#[test]
+fn a_far_ride_gives_its_car_to_one_that_would_get_none() {
+    check(&two_rides("
+        request R3 by cid        => cid busy with R3; open R3; cid knows of R3; done
+        swap R3>d7 from R1       => R1#1 may lose d7; R3#1 claims d7 from R1#1; d7 released from R1#1; d7 held for R3#1; R1#1 lost d7; offer R3#1 to d7 for 5s; R1 loses d7: moved, 300s more
+        accept R3 by d7          => assign R3#1 to d7; done
+        online d9                => d9 online; done
+        round R1>d9              => R1#2 claims d9; d9 held for R1#2; offer R1#2 to d9 for 5s
+    "));
+}
+
+/// Who says meanwhile that the rider is in the car keeps it, and R3 goes on waiting.
+#[test]
+fn a_car_that_was_given_up_is_brought_back_if_its_rider_is_in_it() {
+    check_rule(
+        Sabotage::NeverBringBack,
+        &two_rides(
+            "
+        request R3 by cid        => cid busy with R3; open R3; cid knows of R3; done
+        apart                    =>
+        swap R3>d7 from R1       => R1#1 may lose d7; R3#1 claims d7 from R1#1
+        start R1 by d7           => started waits
+        read drivers             => d7 released from R1#1; d7 held for R3#1
+        read rides               => R1#1 lost d7; R3#1 abandons d7; R1#2 claims d7 from R3#1
+        read drivers             => d7 released from R3#1; d7 held for R1#2
+        read rides               => R1#2 has d7 too; R1#2 goes from d7 to d7; R1 started; done
+        together                 =>
+        round R3>d8              => R3#2 claims d8; R3#2 denied d8: held
+    ",
+        ),
+    );
+}
+
+/// Anything about R1 has changed, or it is not R1's car: nothing begins.
+#[test]
+fn a_ride_gives_up_only_what_the_round_saw() {
+    check(&two_rides(
+        "
+        request R3 by cid        => cid busy with R3; open R3; cid knows of R3; done
+        swap R3>d8 from R1       =>
+        swap R3>d9 from R1       =>
+        arrive R1 by d7          => d7 arrived for 300s; done
+        swap R3>d7 from R1       =>
+    ",
+    ));
+}
+
 /// The free car says no, so nobody has lost anything.
 #[test]
 fn a_chain_whose_free_car_is_taken_changes_nothing() {

@@ -25,6 +25,7 @@ use super::lease::now_ns;
 use super::log::Shared;
 use super::reader::unavailable;
 use super::stored::ShardImage;
+use super::takeover::READERS;
 use crate::{ReadError, Topic};
 
 /// Between two looks for what is new.
@@ -141,26 +142,60 @@ impl Shared {
 
     /// Reads what is new of all shards.
     fn keep_up(&self, is_over: &AtomicBool) -> Result<(), ReadError> {
-        let partitions: Vec<(Topic, u16)> = (0..self.config.shards)
-            .map(|shard| (Topic::ShardState, shard))
-            .collect();
-        let ends = self.reader.ends_now(Isolation::Committed, &partitions)?;
-        for ((_, shard), end) in partitions.into_iter().zip(ends) {
+        for (shard, end) in self.state_ends()? {
             // Relaxed: it only ends the work sooner.
             if is_over.load(Ordering::Relaxed) {
                 break;
             }
-            if let Some(kept) = self.images.0.get(usize::from(shard)) {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                // Asked for a moment ago: a takeover may have read further meanwhile.
-                if kept.read_to < end {
-                    kept.read_on(self, shard, end)?;
-                } else {
-                    kept.read_ns = now_ns().max(kept.read_ns);
-                }
-            }
+            self.keep(shard, end)?;
         }
         Ok(())
+    }
+
+    fn state_ends(&self) -> Result<Vec<(u16, u64)>, ReadError> {
+        let shards = 0..self.config.shards;
+        let partitions: Vec<(Topic, u16)> = shards
+            .clone()
+            .map(|shard| (Topic::ShardState, shard))
+            .collect();
+        let ends = self.reader.ends_now(Isolation::Committed, &partitions)?;
+        Ok(shards.zip(ends).collect())
+    }
+
+    fn keep(&self, shard: u16, end: u64) -> Result<(), ReadError> {
+        let Some(kept) = self.images.0.get(usize::from(shard)) else {
+            return Ok(());
+        };
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked for a moment ago: a takeover may have read further meanwhile.
+        if kept.read_to < end {
+            kept.read_on(self, shard, end)?;
+        } else {
+            kept.read_ns = now_ns().max(kept.read_ns);
+        }
+        Ok(())
+    }
+
+    /// Reads all there is, as many shards side by side as a takeover does. So there are as many clients afterwards that
+    /// have read before: one that reads for the first time can take a second to begin.
+    fn read_all(&self) -> Result<(), ReadError> {
+        let left = Mutex::new(self.state_ends()?);
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..READERS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while let Some((shard, end)) = next() {
+                            self.keep(shard, end)?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            readers
+                .into_iter()
+                .try_for_each(|reader| reader.join().unwrap_or(Ok(())))
+        })
     }
 }
 
@@ -175,7 +210,9 @@ impl Keeper {
     pub(super) fn start(shared: &Arc<Shared>) -> Keeper {
         let is_over = Arc::new(AtomicBool::new(false));
         let weak = Arc::downgrade(shared);
-        look(&weak, &is_over);
+        if let Err(why) = shared.read_all() {
+            debug!(%why, "the states cannot be read yet");
+        }
         let over = Arc::clone(&is_over);
         let keeping = std::thread::Builder::new()
             .name("cabrank-images".into())

@@ -21,8 +21,9 @@ use super::names::Names;
 use super::producing::retire;
 use crate::{Bounds, ReadError, Topic};
 
-/// Consumers kept for the next read; more are made and closed when more threads read at once.
-const IDLE_MAX: usize = 4;
+/// Consumers kept for the next read: a takeover's four and the keeper's. More are made and closed when more threads read
+/// at once.
+const IDLE_MAX: usize = 5;
 /// Longest wait for one answer, in ms: a question to a broker that died is asked again, of its successor.
 const ATTEMPT_MS: u64 = 700;
 /// Between a question that failed and the next one.

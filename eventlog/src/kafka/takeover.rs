@@ -37,7 +37,7 @@ use super::stored::{EVENTS, ShardImage, note_in};
 use crate::{ReadError, RecoverError, Topic};
 
 /// Shards read side by side.
-const READERS: usize = 4;
+pub(super) const READERS: usize = 4;
 /// Partitions of a shard that a transaction of its owner writes.
 const TOUCHED: usize = 3;
 /// Before a fence that failed is tried again.

@@ -17,6 +17,7 @@ use cabrank_ring::Ring;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
@@ -346,11 +347,11 @@ impl City {
 }
 
 /// A client's WebSocket.
-pub struct Socket {
-    pub stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub struct Socket<S = MaybeTlsStream<TcpStream>> {
+    pub stream: WebSocketStream<S>,
 }
 
-impl Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub async fn say(&mut self, message: Value) {
         self.stream
             .send(Message::text(message.to_string()))

@@ -16,6 +16,7 @@ fn going(number: usize, driver: u32, remaining_s: i64, others: &[(u32, i64)]) ->
         remaining_ms: remaining_s * SECOND,
         promised_ms: remaining_s * SECOND,
         swaps: 0,
+        lost: 0,
         candidates: cars(others),
     }
 }
@@ -47,7 +48,12 @@ fn round_of(count: usize, on_the_way: Vec<OnTheWay>, waiting: &[(usize, &[(u32, 
         candidates: waiting.iter().map(|(_, list)| cars(list)).collect(),
         drivers: drivers(count),
         on_the_way,
-        rules: SwapRules::default(),
+        rules: SwapRules {
+            give_up_from_ms: 0,
+            late_ms: 0,
+            ..SwapRules::default()
+        },
+        now: Time(0),
     }
 }
 
@@ -57,7 +63,11 @@ fn told(result: &RoundResult) -> String {
     let swaps = result.swaps.iter().map(|swap| {
         let moves = swap.moves.iter();
         let moves = moves.map(|next| format!("{}<{}", next.ride.offset, number(&next.driver)));
-        moves.collect::<Vec<_>>().join(" ")
+        let moves = moves.collect::<Vec<_>>().join(" ");
+        match &swap.gives_up {
+            Some(gives_up) => format!("{moves} from {}", gives_up.ride.offset),
+            None => moves,
+        }
     });
     let pairs = result.pairs.iter();
     let pairs = pairs.map(|pair| format!("{}={}", pair.ride.offset, number(&pair.driver)));
@@ -123,6 +133,60 @@ fn who_would_wait_without_a_car_gets_one_even_if_nobody_gains() {
     // But nobody loses a car for it.
     let alone = round_of(1, vec![going(0, 0, 200, &[])], &[(1, &[(0, 10)])]);
     check_swaps(&alone, "");
+}
+
+#[test]
+fn where_cars_are_scarce_one_far_away_goes_to_who_is_nearer() {
+    let far = |remaining_s: i64, near_s: i64| {
+        let mut round = round_of(
+            1,
+            vec![going(0, 0, remaining_s, &[])],
+            &[(1, &[(0, near_s)])],
+        );
+        round.rules.give_up_from_ms = 120_000;
+        round.rules.give_up_gain_ms = 60_000;
+        round
+    };
+    check_swaps(&far(300, 100), "1<0 from 0");
+    // Too little saved, too near already, lost one before.
+    check_swaps(&far(300, 241), "");
+    check_swaps(&far(119, 10), "");
+    let mut again = far(300, 100);
+    again.on_the_way[0].lost = 1;
+    check_swaps(&again, "");
+    // Not while there is a car for both.
+    let mut enough = far(300, 100);
+    enough.drivers = drivers(2);
+    enough.on_the_way[0].candidates = cars(&[(1, 400)]);
+    check_swaps(&enough, "0<1 1<0");
+    // The one in between gets the far one's car, and the one that waits gets its.
+    let mut between = round_of(
+        2,
+        vec![going(0, 0, 600, &[]), going(1, 1, 500, &[(0, 100)])],
+        &[(2, &[(1, 60)])],
+    );
+    between.rules.give_up_from_ms = 550_000;
+    check_swaps(&between, "1<0 2<1 from 0");
+}
+
+#[test]
+fn a_second_counts_more_for_who_has_waited_long() {
+    // Nobody turns round for 80 s, unless its rider has waited for 10 minutes.
+    let saves = |waited_s: i64| {
+        let mut round = round_of(2, vec![going(0, 0, 300, &[(1, 220)])], &[]);
+        round.rules.late_ms = 600_000;
+        round.now = Time(waited_s * SECOND);
+        round
+    };
+    check_swaps(&saves(0), "");
+    check_swaps(&saves(600), "0<1");
+    let mut alike = saves(600);
+    alike.rules.late_ms = 0;
+    check_swaps(&alike, "");
+    let rules = saves(0).rules;
+    assert_eq!(rules.felt_ms(0, 100_000), 100_000 + 8_333);
+    assert_eq!(rules.felt_ms(600_000, 100_000), 200_000 + 8_333);
+    assert_eq!(rules.felt_ms(0, -5_000), -5_000);
 }
 
 #[test]
@@ -199,6 +263,9 @@ fn afterwards(round: &Round, result: &RoundResult) -> BTreeMap<RideId, DriverId>
     let mut has: BTreeMap<RideId, DriverId> = going
         .map(|going| (going.ask.ride, round.drivers[going.driver as usize].clone()))
         .collect();
+    for gives_up in result.swaps.iter().filter_map(|swap| swap.gives_up) {
+        has.remove(&gives_up.ride);
+    }
     for next in result.swaps.iter().flat_map(|swap| &swap.moves) {
         has.insert(next.ride, next.driver.clone());
     }
@@ -266,10 +333,21 @@ fn assert_sound(round: &Round, result: &RoundResult, why: &str) {
             passed_on = own.map(|own| &round.drivers[own.driver as usize]);
         }
         let first = &swap.moves[0].driver;
-        assert!(
-            !held.contains_key(first) || passed_on == Some(first),
-            "{why}"
-        );
+        let lender = held.get(first);
+        match &swap.gives_up {
+            None => assert!(lender.is_none() || passed_on == Some(first), "{why}"),
+            Some(gives_up) => {
+                let lender = lender.expect(why);
+                let its = (lender.ask.ride, lender.ask.version);
+                assert_eq!(its, (gives_up.ride, gives_up.version), "{why}");
+                assert!(lender.lost == 0 && rules.give_up_from_ms > 0, "{why}");
+                assert!(lender.swaps < rules.swaps_max, "{why}");
+                let least_ms = rules.give_up_from_ms.max(rules.close_ms);
+                assert!(lender.remaining_ms >= least_ms as i64, "{why}");
+                assert!(moved.insert(gives_up.ride), "{why}");
+                assert_eq!(passed_on, None, "nobody gets a car for it: {why}");
+            }
+        }
     }
     for pair in &result.pairs {
         assert!(
@@ -294,14 +372,22 @@ fn worth_after(round: &Round, result: &RoundResult) -> (usize, i64) {
         named.map(|c| c.cost).min().expect("a candidate")
     };
     let going = round.on_the_way.iter().map(|going| {
-        let driver = &has[&going.ask.ride];
+        let Some(driver) = has.get(&going.ask.ride) else {
+            return round.rules.give_up_gain_ms as i64;
+        };
         match *driver == round.drivers[going.driver as usize] {
-            true => going.remaining_ms,
-            false => price(&going.candidates, driver) + round.rules.gain_min_ms as i64,
+            true => round.felt_ms(&going.ask, going.remaining_ms),
+            false => {
+                let needs_ms = price(&going.candidates, driver);
+                round.felt_ms(&going.ask, needs_ms) + round.rules.gain_min_ms as i64
+            }
         }
     });
     let waiting = round.rides.iter().zip(&round.candidates);
-    let waiting = waiting.filter_map(|(ask, list)| Some(price(list, has.get(&ask.ride)?)));
+    let waiting = waiting.filter_map(|(ask, list)| {
+        let needs_ms = price(list, has.get(&ask.ride)?);
+        Some(round.felt_ms(ask, needs_ms))
+    });
     (has.len(), -going.chain(waiting).sum::<i64>())
 }
 
@@ -324,14 +410,20 @@ fn best(round: &Round, at: usize, taken: u32) -> (usize, i64) {
     if let Some(going) = round.on_the_way.get(at) {
         let mut found = none;
         if is_left(going.driver) {
-            found = then(going.driver, going.remaining_ms);
+            found = then(going.driver, round.felt_ms(&going.ask, going.remaining_ms));
+        }
+        let far = going.remaining_ms >= rules.give_up_from_ms as i64 && rules.give_up_from_ms > 0;
+        if takes_part(going) && far && going.lost == 0 {
+            let (served, worth) = best(round, at + 1, taken);
+            found = found.max((served, worth - rules.give_up_gain_ms as i64));
         }
         if takes_part(going) {
             let latest = going.promised_ms + rules.worsen_max_ms as i64;
             for car in &going.candidates {
                 let fits = car.cost <= latest.max(going.remaining_ms) && car.driver != going.driver;
                 if fits && is_left(car.driver) && lends(car.driver, going.ask.ride.place) {
-                    found = found.max(then(car.driver, car.cost + rules.gain_min_ms as i64));
+                    let felt_ms = round.felt_ms(&going.ask, car.cost);
+                    found = found.max(then(car.driver, felt_ms + rules.gain_min_ms as i64));
                 }
             }
         }
@@ -340,11 +432,12 @@ fn best(round: &Round, at: usize, taken: u32) -> (usize, i64) {
     let Some(list) = round.candidates.get(at - round.on_the_way.len()) else {
         return (0, 0);
     };
-    let place = round.rides[at - round.on_the_way.len()].ride.place;
+    let ask = &round.rides[at - round.on_the_way.len()];
+    let place = ask.ride.place;
     let mut found = best(round, at + 1, taken);
     for car in list {
         if is_left(car.driver) && lends(car.driver, place) {
-            found = found.max(then(car.driver, car.cost));
+            found = found.max(then(car.driver, round.felt_ms(ask, car.cost)));
         }
     }
     found
@@ -381,12 +474,21 @@ fn any_rematch(
         gain_min_ms: [0, 1, 120][random.random_range(0..3)] * SECOND as u64,
         worsen_max_ms: [0, 60, 900][random.random_range(0..3)] * SECOND as u64,
         close_ms: [0, 60][random.random_range(0..2)] * SECOND as u64,
+        give_up_from_ms: [0, 1, 200][random.random_range(0..3)] * SECOND as u64,
+        late_ms: [0, 300][random.random_range(0..2)] * SECOND as u64,
+        give_up_gain_ms: [0, 1, 60][random.random_range(0..3)] * SECOND as u64,
         ..SwapRules::default()
     };
     for going in &mut round.on_the_way {
         going.swaps = random.random_range(0..5) / 4 * 3;
+        going.lost = random.random_range(0..4) / 3;
         going.promised_ms -= random.random_range(0..100) * SECOND;
         going.ask.ride.place = ShardId(random.random_range(0..4) / 3);
+    }
+    round.now = Time(500 * SECOND);
+    let asks = round.on_the_way.iter_mut().map(|going| &mut going.ask);
+    for ask in asks.chain(&mut round.rides) {
+        ask.since = Time(random.random_range(0..500) * SECOND);
     }
     round
 }
@@ -426,7 +528,9 @@ fn large_rounds_and_small_budgets_stay_within_the_rules() {
 #[test]
 fn without_rides_on_the_way_it_is_batched() {
     for_seeds("rematch as batched", 500, |random, why| {
-        let round = any_round(random, 12, 12);
+        let mut round = any_round(random, 12, 12);
+        // All seconds count alike there.
+        round.rules.late_ms = 0;
         assert_eq!(
             Rematch.solve(&round, ENDLESS),
             Batched.solve(&round, ENDLESS),

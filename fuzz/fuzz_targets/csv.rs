@@ -1,0 +1,18 @@
+//! Traces of taxis and trips as `cabrank replay` reads them, plain or packed.
+#![no_main]
+use std::io::Write;
+
+use cabrank_loadgen::trace::{Reports, Trips, Window};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(bytes).expect("room");
+    let window = || Window::default();
+    if let Ok(rows) = Reports::open(file.path(), window(), 1) {
+        rows.take(10_000).for_each(drop);
+    }
+    if let Ok(rows) = Trips::open(file.path(), window()) {
+        rows.take(10_000).for_each(drop);
+    }
+});

@@ -1,0 +1,16 @@
+//! Text frames of phones. The reader of the usual ping agrees with the general one wherever it says anything.
+#![no_main]
+use cabrank_events::wire::{FromDriver, FromRider};
+use cabrank_gateway::ping_json;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let driver = serde_json::from_str::<FromDriver>(text);
+    let _ = serde_json::from_str::<FromRider>(text);
+    if let Some(ping) = ping_json::read(text) {
+        assert_eq!(driver.expect("both read it"), FromDriver::Ping(ping));
+    } else if let Ok(message) = driver {
+        let again = serde_json::to_string(&message).expect("it was read");
+        assert_eq!(serde_json::from_str::<FromDriver>(&again).expect("we wrote it"), message);
+    }
+});
