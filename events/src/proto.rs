@@ -18,6 +18,10 @@ use crate::zone::{PickupPoint, ZoneName};
     missing_docs,
     reason = "generated; the .proto file says what they mean"
 )]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "generated; a message lives for one encoding or decoding, none is kept in number"
+)]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/cabrank.v1.rs"));
 }
