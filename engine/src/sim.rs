@@ -27,7 +27,7 @@ use world::World;
 const SEEDS: u64 = 10_000;
 const STEPS: u32 = 200;
 /// How many seeds are asked whether everything happens.
-const COVERED: u64 = 400;
+const COVERED: u64 = 800;
 /// Each mutant must be found within this many seeds.
 const MUTANT_SEEDS: u64 = 1_000;
 

@@ -230,6 +230,7 @@ impl Bench<'_> {
         // A thousand sockets stand for a larger fleet: each may say more than a phone would.
         settings.gateway.ingest.pings_per_second = 0;
         settings.gateway.limits.requests_per_minute = 0;
+        settings.gateway.limits.frames_per_second = 0;
         let scratch = tempfile::tempdir()?;
         let file = scratch.path().join("cabrank.toml");
         std::fs::write(&file, settings.to_commented_toml())?;

@@ -38,7 +38,7 @@ pub struct SimulateArgs {
 #[derive(Subcommand)]
 enum SimulateCommand {
     /// Play the same days under several policies and print one table, with 95 % intervals over seeds and days.
-    Compare(CompareArgs),
+    Compare(Box<CompareArgs>),
     /// Measure how fast cars are along straight lines, by the hour, on recorded rides; prints `hour,kmh` for --speeds.
     Calibrate(CalibrateArgs),
 }

@@ -518,7 +518,7 @@ impl World {
             let mut swap = Swap::default();
             let mut going = on_the_way.into_iter();
             // Drawn from nothing that other steps are drawn from.
-            let lends = |ride: &&&Ride| last.is_some() && ride.seq % 3 == 0;
+            let lends = |ride: &&&Ride| last.is_some() && ride.seq.is_multiple_of(3);
             if let Some(lender) = going.as_slice().first().filter(lends) {
                 swap.gives_up = Some(GivesUp {
                     ride: lender.id,

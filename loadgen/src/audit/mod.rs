@@ -307,6 +307,8 @@ enum What {
     Free,
     RiderForgotten,
     Outcome,
+    /// A wish of a driver or of the desk: nothing is promised by it.
+    Wished,
     Unknown,
 }
 
@@ -351,6 +353,7 @@ impl What {
             "rider.free" => What::Free,
             "rider.forgotten" => What::RiderForgotten,
             "command.outcome" => What::Outcome,
+            "driver.heading_set" | "market.dispatch_set" => What::Wished,
             _ => What::Unknown,
         }
     }
@@ -537,7 +540,9 @@ impl Audit {
             "rider" => rider,
             _ => None,
         };
-        if !matches!(what, What::Outcome | What::Unknown) && (entity.is_none() || own_seq == 0) {
+        if !matches!(what, What::Outcome | What::Wished | What::Unknown)
+            && (entity.is_none() || own_seq == 0)
+        {
             return Err(format!("{name} lacks its {prefix} or {prefix}_seq"));
         }
         let by = data["by"]["ride"].as_str().map(|ride| {

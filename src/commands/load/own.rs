@@ -160,6 +160,7 @@ pub fn run_server(common: &Common, args: ServerArgs) -> Result<ExitCode, AnyErro
         // A fleet of a thousand sockets stands for a larger one: each may say more than a phone would.
         settings.gateway.ingest.pings_per_second = 0;
         settings.gateway.limits.requests_per_minute = 0;
+        settings.gateway.limits.frames_per_second = 0;
         if args.parked {
             settings.node.ping_ttl_ms = 3_600_000;
             settings.node.silent_after_ms = 3_600_000;
