@@ -61,9 +61,11 @@ impl Gaps {
     /// The shard that was longest without an answer since it started over, the wait that still goes on included.
     pub fn worst(&self) -> (u16, Duration) {
         let shards = self.lock();
+        // One moment for all: otherwise whoever is looked at last has waited longest.
+        let now = Instant::now();
         let waits = shards
             .iter()
-            .map(|(last, longest)| (*longest).max(last.elapsed()));
+            .map(|(last, longest)| (*longest).max(now.saturating_duration_since(*last)));
         (0..)
             .zip(waits)
             .max_by_key(|(_, wait)| *wait)
