@@ -108,11 +108,12 @@ pub struct Quotes(Mutex<Book>);
 /// The value at a part of sorted ones, by the rank that makes a conformal bound hold for one more of the same kind:
 /// `ceil((n + 1) x part)` from below, or from above for the lower end.
 fn quantile(sorted: &[f64], part: f64) -> f64 {
-    let ranks = sorted.len() as f64 + 1.0;
+    let rank = (sorted.len() as f64 + 1.0) * part;
+    // A part such as (1 - 0.8) / 2 is not quite a tenth: a whole rank must not fall to the next one by that.
     let rank = if part < 0.5 {
-        (ranks * part).floor()
+        (rank + 1e-9).floor()
     } else {
-        (ranks * part).ceil()
+        (rank - 1e-9).ceil()
     };
     let at = (rank as usize).clamp(1, sorted.len()) - 1;
     sorted[at]
