@@ -34,6 +34,8 @@ const COORDINATOR: &str = "__transaction_state";
 const GROUPS: &str = "__consumer_offsets";
 /// Records of the coordinator's log that are looked through, from its end.
 const LOOK_BACK: i64 = 500_000;
+/// ... for a transaction that may be open: it began seconds ago at most, or nobody has written since.
+const LOOK_BACK_OPEN: i64 = 5_000;
 /// Longest wait for one of its records.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks at a partition: a transaction of somebody who works takes some tens of ms.
@@ -67,13 +69,33 @@ pub(super) fn end(
     }
 }
 
+/// What the coordinator says about the last transaction of this id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Standing {
+    /// There was none, or what is known of it does not say how it ended.
+    Unknown,
+    /// Begun, not decided.
+    Open,
+    /// Somebody is ending a lost one just now. To fence that would decide the lost one anew, and perhaps otherwise.
+    BeingEnded,
+    /// Decided and, as the coordinator believes, over.
+    Decided(Decision),
+}
+
+/// May it be fenced? What is decided needs no fence, and while somebody ends a lost one a fence would decide it anew, and
+/// otherwise: what was committed in some partitions would be aborted in the rest. Where nobody says, it may.
+pub(super) fn may_be_fenced(shared: &Shared, id: &str) -> bool {
+    let standing = standing(&shared.config, id, LOOK_BACK_OPEN).unwrap_or(Standing::Unknown);
+    matches!(standing, Standing::Open | Standing::Unknown)
+}
+
 fn try_end(
     shared: &Shared,
     id: &str,
     waiting: &BTreeSet<u16>,
     metadata: Option<&Arc<ConsumerGroupMetadata>>,
 ) -> KafkaResult<bool> {
-    let Some(decision) = decision(&shared.config, id)? else {
+    let Standing::Decided(decision) = standing(&shared.config, id, LOOK_BACK)? else {
         return Ok(false);
     };
     let ours: Vec<(Topic, u16)> = decision
@@ -160,9 +182,8 @@ fn lowest_hanging(partitions: &[(Topic, u16)], first: &[End], second: &[End]) ->
         .map(|(_, shard)| shard)
 }
 
-/// What the coordinator decided about the last transaction of this id; `None` if it is still at work on it, or there
-/// was none.
-fn decision(config: &KafkaConfig, id: &str) -> KafkaResult<Option<Decision>> {
+/// Reads the coordinator's log.
+fn standing(config: &KafkaConfig, id: &str, look_back: i64) -> KafkaResult<Standing> {
     let consumer: BaseConsumer = client::range_reader(config, Isolation::Everything).create()?;
     let metadata = consumer.fetch_metadata(Some(COORDINATOR), PATIENCE)?;
     let count = metadata
@@ -170,11 +191,11 @@ fn decision(config: &KafkaConfig, id: &str) -> KafkaResult<Option<Decision>> {
         .first()
         .map_or(0, |topic| topic.partitions().len());
     let Some(partition) = partition_of(id, count) else {
-        return Ok(None);
+        return Ok(Standing::Unknown);
     };
     let (low, high) = consumer.fetch_watermarks(COORDINATOR, partition, PATIENCE)?;
     let mut list = TopicPartitionList::new();
-    let from = low.max(high - LOOK_BACK);
+    let from = low.max(high - look_back);
     list.add_partition_offset(COORDINATOR, partition, Offset::Offset(from))?;
     consumer.assign(&list)?;
     let mut history = History::default();
@@ -197,7 +218,7 @@ fn decision(config: &KafkaConfig, id: &str) -> KafkaResult<Option<Decision>> {
         }
     }
     retire(consumer);
-    Ok(history.decision())
+    Ok(history.standing())
 }
 
 /// Which partition of the coordinators' log has this id: Java's hash of the text.
@@ -240,8 +261,13 @@ impl History {
         }
     }
 
-    fn decision(self) -> Option<Decision> {
-        self.decided.filter(|_| !self.is_under_way)
+    fn standing(self) -> Standing {
+        match self.decided {
+            Some(_) if self.is_under_way && self.is_past => Standing::BeingEnded,
+            _ if self.is_under_way => Standing::Open,
+            Some(decision) => Standing::Decided(decision),
+            None => Standing::Unknown,
+        }
     }
 }
 
@@ -447,16 +473,28 @@ mod tests {
             for (status, partitions) in entries {
                 history.add(entry(*status, partitions));
             }
-            history.decision()
+            history.standing()
         };
         let decided = |is_commit, partitions: &[i32]| {
-            Some(Decision {
+            Standing::Decided(Decision {
                 is_commit,
                 partitions: entry(0, partitions).partitions,
             })
         };
-        assert_eq!(history(&[(0, &[]), (1, &[1])]), None, "under way");
-        assert_eq!(history(&[(0, &[]), (1, &[1]), (2, &[1])]), None, "nearly");
+        assert_eq!(history(&[(0, &[])]), Standing::Unknown);
+        assert_eq!(history(&[(0, &[]), (1, &[1])]), Standing::Open);
+        assert_eq!(
+            history(&[(0, &[]), (1, &[1]), (2, &[1])]),
+            Standing::Open,
+            "nearly"
+        );
+        assert_eq!(
+            history(&[(2, &[1]), (4, &[]), (1, &[2])]),
+            Standing::Open,
+            "the next"
+        );
+        let mended: &[(u8, &[i32])] = &[(2, &[1]), (4, &[]), (0, &[]), (1, &[1])];
+        assert_eq!(history(mended), Standing::BeingEnded);
         let two: &[(u8, &[i32])] = &[
             (0, &[]),
             (2, &[1]),

@@ -5,7 +5,8 @@
 //!
 //! So the owner of a shard looks, once a second, whether the committed end of its commands moves while something is
 //! behind it; the owner of shard 0 does the same for the announcements. The record at which it stands says under which
-//! transactional id it was written: that is fenced, which ends what is open, and if it is open nevertheless it was lost.
+//! transactional id it was written. If the coordinator says that it is open, it is fenced, which ends it; if it says that
+//! it is over, it was lost. While somebody else is ending a lost one nothing is done: a fence would decide it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -117,9 +118,11 @@ fn look(shared: &Shared, watched: &Watched, standing: &mut Standing) -> Result<(
         let Some(id) = id else {
             continue;
         };
-        match Transactor::start(&shared.config, &shared.names, &id) {
-            Ok(fence) => retire(fence),
-            Err(why) => warn!(id, %why, "could not fence"),
+        if hanging::may_be_fenced(shared, &id) {
+            match Transactor::start(&shared.config, &shared.names, &id) {
+                Ok(fence) => retire(fence),
+                Err(why) => warn!(id, %why, "could not fence"),
+            }
         }
         let waiting = BTreeSet::from([shard]);
         hanging::end(shared, &id, &waiting, watched.metadata.as_ref());

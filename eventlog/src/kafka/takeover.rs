@@ -459,6 +459,10 @@ impl Work {
             let fence = move || {
                 // Relaxed: it only ends the work sooner.
                 while !is_given_up.load(Ordering::Relaxed) {
+                    if !hanging::may_be_fenced(&shared, &id) {
+                        info!(id, "decided: not fenced");
+                        return fences.one_more();
+                    }
                     match Transactor::start(&shared.config, &shared.names, &id) {
                         Ok(fence) => {
                             info!(id, "fenced");
