@@ -357,7 +357,7 @@ pub struct TokenVerifier {
 }
 
 impl TokenVerifier {
-    /// A verifier for the configured keys. Those of a set come by [`TokenVerifier::replace_set`].
+    /// A verifier for the configured keys. Those of a set come by `replace_set`.
     pub fn new(keys: &KeysConfig) -> Result<Self, BadKeys> {
         Ok(Self {
             own: keys.own_keys()?,

@@ -132,20 +132,33 @@ fn try_end(
         })?;
     }
     producer.acknowledged()?;
+    let end = || {
+        if decision.is_commit {
+            producer.commit()
+        } else {
+            producer.abort()
+        }
+    };
+    end()?;
+    // By itself, after what matters: the group refuses offsets whose sender's generation is over, and an attempt that
+    // stops there would leave the partitions open, to be aborted by the broker's time-out, whatever was decided.
     let has_offsets = decision.partitions.iter().any(|(topic, _)| topic == GROUPS);
     if has_offsets && let Some(metadata) = metadata {
         // A partition that no node reads as a member: its offset means nothing.
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(shared.names.of(Topic::ShardOwners), 0, Offset::Offset(0))?;
-        producer.send_offsets(offsets, metadata)?;
+        let ended = producer
+            .begin()
+            .and_then(|()| producer.send_offsets(offsets, metadata))
+            .and_then(|()| end());
+        if let Err(why) = ended {
+            info!(id, %why, "the group refused the offsets of a lost transaction: they are dropped");
+            // Open, it would look like somebody's work until the broker's time-out.
+            let _ = producer.abort();
+        }
     }
-    let ended = if decision.is_commit {
-        producer.commit()
-    } else {
-        producer.abort()
-    };
     retire(producer);
-    ended.map(|()| true)
+    Ok(true)
 }
 
 /// Where partitions end (high watermark) and how far they are decided.

@@ -17,7 +17,7 @@
 //! without a value means nothing (`hanging`).
 //!
 //! How it is safe: `owner` (assignment, lease, clock), `owner/transaction` (the order inside a commit), `takeover`
-//! (fencing), `hanging` (what the brokers lost). What is stored: `stored`. What the brokers say comes in through `inbox`.
+//! (fencing), `hanging` (what the brokers lost), `standstill` (what keeps readers waiting where nobody takes over). What is stored: `stored`. What the brokers say comes in through `inbox`.
 
 mod client;
 mod config;

@@ -61,10 +61,10 @@ impl Standstill {
 }
 
 /// Since when a partition's committed end has been where it is, with something behind it.
-type Standing = BTreeMap<(Topic, u16), (u64, Instant)>;
+type StillSince = BTreeMap<(Topic, u16), (u64, Instant)>;
 
 fn watch(shared: &Shared, of: &Weak<Mutex<Watched>>) {
-    let mut standing = Standing::new();
+    let mut standing = StillSince::new();
     loop {
         let deadline = Instant::now() + LOOK_EVERY;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
@@ -90,7 +90,7 @@ fn partitions(shards: &[u16]) -> Vec<(Topic, u16)> {
     commands.chain(announcements).collect()
 }
 
-fn look(shared: &Shared, watched: &Watched, standing: &mut Standing) -> Result<(), ReadError> {
+fn look(shared: &Shared, watched: &Watched, standing: &mut StillSince) -> Result<(), ReadError> {
     let partitions = partitions(&watched.shards);
     if partitions.is_empty() {
         standing.clear();
@@ -132,7 +132,7 @@ fn look(shared: &Shared, watched: &Watched, standing: &mut Standing) -> Result<(
 
 /// The partitions that have stood still for long; they are named again after as long.
 fn still(
-    standing: &mut Standing,
+    standing: &mut StillSince,
     partitions: &[(Topic, u16)],
     (stable, high): (&[u64], &[u64]),
     limit: Duration,
@@ -195,7 +195,7 @@ mod tests {
             "and nobody but shard 0's owner looks at the announcements"
         );
         assert_eq!(partitions(&[3]), [(Topic::RideCommands, 3)]);
-        let mut standing = Standing::new();
+        let mut standing = StillSince::new();
         let mut look = |stable: [u64; 2], high: [u64; 2], ms| {
             let limit = Duration::from_millis(1_500);
             still(&mut standing, &two, (&stable, &high), limit, at(ms))

@@ -4,7 +4,7 @@
 //! 2. Where they differ, somebody's transaction is open: fence him, by `init_transactions` under his transactional ids.
 //!    They stand in the committed header, and in headers beyond the stable offset that nobody has committed. Without
 //!    that a node that was only asleep could still commit, and one that died would hold the shard for the broker's
-//!    transaction time-out. A fence that fails is tried again.
+//!    transaction time-out. A fence that fails is tried again. What the coordinator calls decided needs none (`hanging`).
 //! 3. Wait until everything up to the high watermark is decided. A fence works when the broker has taken it; its answer
 //!    comes half a second later and is not waited for.
 //! 4. Read the states to there, on from what this node has read of them before (`images`); the header among them says
