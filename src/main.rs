@@ -138,6 +138,8 @@ enum Command {
     Gateway(commands::gateway::GatewayArgs),
     /// Run a matcher node of a city over Kafka: shards, index, rounds, until SIGTERM or Ctrl-C.
     Matcher(commands::matcher::MatcherArgs),
+    /// Ask a process whether it is well or ready: exit code 1 when not.
+    Health(commands::health::HealthArgs),
     /// Make or check a city's topics.
     Topics(commands::topics::TopicsArgs),
     /// Measure the floor of what a Kafka allows: request to offer without a Cabrank.
@@ -200,6 +202,7 @@ fn main() -> ExitCode {
             Command::Serve(args) => commands::serve::run(&cli.common, args),
             Command::Gateway(args) => commands::gateway::run(&cli.common, args),
             Command::Matcher(args) => commands::matcher::run(&cli.common, args),
+            Command::Health(args) => commands::health::run(args),
             Command::Topics(args) => commands::topics::run(&cli.common, args),
             Command::Probe(args) => commands::probe::run(&cli.common, args),
             Command::Figures(args) => commands::figures::run(&cli.common, args),

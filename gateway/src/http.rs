@@ -33,6 +33,7 @@ use crate::frames::Outbound;
 use crate::listener::Conn;
 use crate::map;
 use crate::marks;
+use crate::meters;
 use crate::outcomes::Answer;
 use crate::page;
 use crate::people::TooManyPeople;
@@ -164,9 +165,9 @@ async fn ready(State(edge): Shared) -> Result<&'static str, Problem> {
 }
 
 async fn metrics(State(edge): Shared) -> impl IntoResponse {
-    edge.counters.snapshot().publish();
+    edge.publish_metrics();
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, crate::recorder().render())
+    (content_type, meters::render())
 }
 
 /// A socket that may be opened.
@@ -406,7 +407,7 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         Some(ZoneFinding::OutOfArea) => None,
     };
     let command = Command::RequestRide {
-        rider,
+        rider: rider.clone(),
         key: key.clone(),
         pickup,
         dropoff,
@@ -415,8 +416,14 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
     };
     let room = edge.admit_request()?;
     let estimate = fetched_at.and_then(|at| edge.learn(at, class));
-    let answer = ask(&edge, id, issued_at, command).await?;
+    edge.first_offers.ask(&rider, &key);
+    let answer = ask(&edge, id, issued_at, command).await;
     drop(room);
+    // What was done is measured from its events; an unknown outcome may still come, but is none of ours to wait for.
+    if !matches!(&answer, Ok(answer) if answer.outcome == Outcome::Done) {
+        edge.first_offers.forget(&rider, &key);
+    }
+    let answer = answer?;
     let status = match answer.outcome {
         Outcome::Done => StatusCode::CREATED,
         Outcome::AlreadyDone => StatusCode::OK,

@@ -28,6 +28,7 @@ mod dispatch;
 mod driver;
 mod edge;
 mod files;
+mod first_offer;
 mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -40,6 +41,7 @@ mod keys;
 mod listener;
 mod map;
 mod marks;
+mod meters;
 mod news;
 mod openapi;
 mod outcomes;
@@ -66,11 +68,10 @@ mod zones;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_matcher::api::Dispatch;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -122,23 +123,6 @@ pub struct Served {
     pub cut_off: usize,
 }
 
-/// The process's metrics, whoever records them. The recorder is installed once, by the first gateway; if the program
-/// installed another one before, ours stays empty and the program serves its own.
-pub(crate) fn recorder() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    let handle = HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another metrics recorder is installed: /metrics stays empty");
-        }
-        handle
-    });
-    // Histograms gather samples until they are drained; scraping is when that matters.
-    handle.run_upkeep();
-    handle
-}
-
 /// Ends the sockets' threads however serving ends: a socket keeps the edge alive, which keeps the threads.
 struct StopThreads(Arc<Edge>);
 
@@ -164,7 +148,7 @@ impl Gateway {
         dispatch: Arc<dyn Dispatch>,
     ) -> Result<Self, ServeError> {
         config.check()?;
-        recorder();
+        meters::recorder();
         let zones = ZoneBook::open(&config.zones)?;
         let listen = config.listen;
         let (threads, wait_us) = (config.sockets.threads(), config.sockets.wait_us);

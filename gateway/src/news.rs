@@ -45,6 +45,9 @@ impl Edge {
     /// Takes a commit in.
     pub fn hear(&self, commits: &[Committed]) {
         for committed in commits {
+            if let Some(waited_s) = self.first_offers.hear(&committed.record.event) {
+                metrics::histogram!("cabrank_offer_seconds").record(waited_s);
+            }
             self.hear_for_drivers(committed);
             if let Some(ride) = &committed.ride {
                 self.riders

@@ -74,6 +74,12 @@ impl Outcomes {
         })
     }
 
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        // Relaxed: a number to look at.
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Tells everybody who waits for `id`.
     pub fn resolve(&self, id: &CommandId, answer: Answer) {
         if let Some((_, waiters)) = self.waiters.remove(id) {

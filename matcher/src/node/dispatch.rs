@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use cabrank_engine::travel::TravelTime;
 use cabrank_events::command::EntityId;
@@ -46,7 +47,9 @@ impl Shared {
                 classes,
             },
         };
+        let since = Instant::now();
         self.people.index().nearest(&asked, |_| true, &mut near);
+        metrics::histogram!("cabrank_search_seconds").record(since.elapsed());
         near.iter()
             .map(|car| NearCar {
                 at: Place(car.at),
