@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use cabrank_events::command::Outcome;
-use cabrank_events::{CommandId, RideId};
+use cabrank_events::{CommandId, PickupPoint, RideId};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::oneshot;
@@ -24,6 +24,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// The ride it was about or made.
     pub ride: Option<RideId>,
+    /// Where the rider is fetched instead of where they asked.
+    pub pickup_point: Option<Box<PickupPoint>>,
 }
 
 struct Waiter {
@@ -64,14 +66,11 @@ impl Outcomes {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (answer, receiver) = oneshot::channel();
-        self.waiters
-            .entry(id.clone())
-            .or_default()
-            .push(Waiter {
-                number,
-                since: Instant::now(),
-                answer,
-            });
+        self.waiters.entry(id.clone()).or_default().push(Waiter {
+            number,
+            since: Instant::now(),
+            answer,
+        });
         Ok(Waiting {
             outcomes: self.clone(),
             id,
@@ -152,6 +151,7 @@ mod tests {
         Answer {
             outcome: Outcome::Done,
             ride: None,
+            pickup_point: None,
         }
     }
 
