@@ -22,7 +22,6 @@
 mod access;
 mod addresses;
 mod admission;
-mod admission;
 mod config;
 mod counters;
 mod desk;

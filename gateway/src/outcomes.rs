@@ -7,15 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cabrank_events::command::Outcome;
 use cabrank_events::{CommandId, PickupPoint, RideId};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::oneshot;
-
-use crate::admission::Admission;
 
 /// What became of a command, committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,17 +83,15 @@ impl Outcomes {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Tells everybody who waits for `id`.
-    pub fn resolve(&self, id: &CommandId, answer: Answer, admission: &Admission) {
-        if let Some((_, waiters)) = self.waiters.remove(id) {
-            if let Some(first) = waiters.first() {
-                admission.answered(first.since.elapsed());
-            }
-            for waiter in waiters {
-                // Whoever has gone does not want to know.
-                let _ = waiter.answer.send(answer.clone());
-            }
+    /// Tells everybody who waits for `id`, and says how long the first of them has waited.
+    pub fn resolve(&self, id: &CommandId, answer: Answer) -> Option<Duration> {
+        let (_, waiters) = self.waiters.remove(id)?;
+        let waited = waiters.first().map(|first| first.since.elapsed());
+        for waiter in waiters {
+            // Whoever has gone does not want to know.
+            let _ = waiter.answer.send(answer.clone());
         }
+        waited
     }
 
     fn forget(&self, id: &CommandId, number: u64) {
@@ -124,7 +120,7 @@ impl Waiting {
     }
 
     /// The answer, or `None` when there was none within `timeout`: the outcome is unknown then.
-    pub async fn answer(mut self, timeout: std::time::Duration) -> Option<Answer> {
+    pub async fn answer(mut self, timeout: Duration) -> Option<Answer> {
         tokio::time::timeout(timeout, &mut self.receiver)
             .await
             .ok()?
@@ -141,7 +137,6 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn id(text: &str) -> CommandId {
         CommandId::new(text).unwrap()
