@@ -73,8 +73,9 @@ pub struct Limits {
     /// New rides among them (1 to 1,000,000); more get 503 `busy`. Smaller, so that under too much load it is new riders who
     /// are asked to come back, and the commands of open rides still find a short queue.
     pub waiting_requests_max: usize,
-    /// While no command is answered within so many ms, more comes than can be done, and new rides are let in more slowly (503
-    /// `busy`) until some are (5 to 60,000). 0: 15 with the embedded log, 150 over Kafka.
+    /// While no command is answered within so many ms (or within four times the quickest answer there was lately), more comes
+    /// than can be done, and new rides are let in more slowly until some are; the others get 503 `busy` (1 to 60,000). 0: all are
+    /// let in, up to the bounds above.
     pub answers_late_ms: u64,
     /// Calls a minute and rider that open or cancel rides or look for cars; 0 is no limit.
     pub requests_per_minute: u32,
@@ -114,7 +115,7 @@ impl Default for Limits {
             misunderstood_max: 16,
             waiting_outcomes_max: 16_384,
             waiting_requests_max: 512,
-            answers_late_ms: 0,
+            answers_late_ms: 10,
             requests_per_minute: 30,
             people_remembered_max: 200_000,
             frames_per_second: 1_000,
@@ -322,12 +323,7 @@ impl GatewayConfig {
                 1,
                 1_000_000,
             ),
-            (
-                "limits.answers_late_ms",
-                zero_or(l.answers_late_ms, 5),
-                5,
-                60_000,
-            ),
+            ("limits.answers_late_ms", l.answers_late_ms, 0, 60_000),
             (
                 "limits.people_remembered_max",
                 l.people_remembered_max as u64,

@@ -129,10 +129,7 @@ impl Edge {
             revocations,
             outcomes: Arc::new(Outcomes::new(config.limits.waiting_outcomes_max)),
             admission: Admission::new(
-                match config.limits.answers_late_ms {
-                    0 => dispatch.late_after(),
-                    ms => Duration::from_millis(ms),
-                },
+                Duration::from_millis(config.limits.answers_late_ms),
                 Instant::now(),
             ),
             drivers: Drivers::new(config.limits.people_remembered_max),

@@ -6,7 +6,6 @@ use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use cabrank_engine::{DispatchRules, Market};
@@ -240,10 +239,6 @@ pub trait Dispatch: Send + Sync + 'static {
     fn is_ready(&self) -> bool;
     /// Hands a command to the log. Its outcome comes as a `command.outcome` event with the record's id.
     fn submit(&self, record: CommandRecord) -> Result<(), NotTaken>;
-    /// A command answered after longer than this is late: as long as none is answered sooner, more comes than can be done.
-    fn late_after(&self) -> Duration {
-        Duration::from_millis(15)
-    }
     /// Hands over a checked position. Never waits.
     fn ping(&self, driver: &DriverId, at: Place, time: Time, seq: u32) -> Pinged;
     /// A sign of life of a driver's socket (pings count as one, too).

@@ -554,11 +554,6 @@ impl Sink for Showing<'_> {
 }
 
 impl Dispatch for Remote {
-    /// The quickest answers over a broker take some 10 ms, and while a disk or a broker is busy some times that.
-    fn late_after(&self) -> Duration {
-        Duration::from_millis(150)
-    }
-
     fn now(&self) -> Time {
         self.shared.parts.clock.now()
     }
