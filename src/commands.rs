@@ -20,6 +20,12 @@ pub mod simulate;
 pub mod token;
 pub mod topics;
 
+// Played by hand, and what is drawn by hand.
+pub mod driver;
+pub mod hand;
+pub mod rider;
+pub mod zones;
+
 use std::future::Future;
 
 use tokio_util::sync::CancellationToken;

@@ -180,6 +180,12 @@ enum Command {
     Config,
     /// Mint a development token.
     Token(commands::token::TokenArgs),
+    /// Play a driver by hand: lines from the terminal or a pipe.
+    Driver(commands::driver::DriverArgs),
+    /// Play a rider by hand: lines from the terminal or a pipe.
+    Rider(commands::rider::RiderArgs),
+    /// Check the files of zones, and print what they draw.
+    Zones(commands::zones::ZonesArgs),
     /// Show how ownership resolutions would spread a trips file over shards.
     Ring(commands::ring::RingArgs),
 }
@@ -221,6 +227,9 @@ fn main() -> ExitCode {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Token(args) => commands::token::run(&cli.common, args),
+            Command::Driver(args) => commands::driver::run(&cli.common, args),
+            Command::Rider(args) => commands::rider::run(&cli.common, args),
+            Command::Zones(args) => commands::zones::run(&cli.common, args),
             Command::Ring(args) => commands::ring::run(&cli.common, args),
         }
     };

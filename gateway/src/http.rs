@@ -15,7 +15,7 @@ use axum::routing::{delete, get, post, put};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{
-    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass,
+    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass, ZoneFinding,
 };
 use cabrank_geo::Point;
 use cabrank_matcher::api::{CarsNear, NearbyQuery};
@@ -39,6 +39,7 @@ use crate::page;
 use crate::people::TooManyPeople;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
+use crate::quote;
 use crate::rider::RiderSession;
 use crate::shutout;
 use crate::socket::{Codec, Socket, command_name, count_command};
@@ -46,6 +47,7 @@ use crate::stream;
 use crate::threads::{Arrived, Client};
 use crate::token::{Caller, LIFE_MAX, Verified};
 use crate::upgrade::{Handshake, Raw};
+use crate::zones;
 
 /// Room made for an ordinary answer, and for each car of a search.
 const ANSWER_BYTES: usize = 512;
@@ -94,6 +96,8 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/api.js", get(page::api_script))
         .route("/openapi.json", get(page::openapi))
         .route("/v1/nearby", get(nearby))
+        .route("/v1/quote", post(quote::quote))
+        .route("/v1/zones", get(zones::zones))
         .route("/v1/events", get(stream::events))
         .route("/v1/revocations", post(shutout::revoke))
         .route(
@@ -396,14 +400,22 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         class,
         ..
     } = wish;
+    let zone = edge.zones.finding(pickup);
+    let fetched_at = match zone.as_deref() {
+        None => Some(pickup),
+        Some(ZoneFinding::At(point)) => Some(point.at),
+        Some(ZoneFinding::OutOfArea) => None,
+    };
     let command = Command::RequestRide {
         rider: rider.clone(),
         key: key.clone(),
         pickup,
         dropoff,
         class,
+        zone,
     };
     let room = edge.admit_request()?;
+    let estimate = fetched_at.and_then(|at| edge.learn(at, class));
     edge.first_offers.ask(&rider, &key);
     let answer = ask(&edge, id, issued_at, command).await;
     drop(room);
@@ -418,7 +430,15 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         Outcome::Refused { why } => return Err(why.into()),
     };
     let ride = answer.ride.ok_or_else(Problem::unknown_outcome)?;
-    Ok(json(status, &RideOpened { ride, key }))
+    if let (Outcome::Done, Some(estimate)) = (answer.outcome, estimate) {
+        edge.note_when_known(ride, estimate);
+    }
+    let opened = RideOpened {
+        ride,
+        key,
+        pickup_point: answer.pickup_point.map(|point| *point),
+    };
+    Ok(json(status, &opened))
 }
 
 /// Reads the body under the router's limit.

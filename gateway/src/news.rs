@@ -54,6 +54,7 @@ impl Edge {
                     .tell(&ride.rider, || RiderNews::Ride(ride.clone()));
             }
         }
+        self.quotes.hear(commits);
         self.pulse
             .hear(commits, self.dispatch.now(), self.wall_ms());
         self.commits
@@ -79,6 +80,7 @@ impl Edge {
                 let answer = Answer {
                     outcome: e.outcome.clone(),
                     ride: e.ride,
+                    pickup_point: e.pickup_point.clone(),
                 };
                 self.outcomes.resolve(&e.command, answer);
             }

@@ -74,6 +74,17 @@ impl Shared {
         self.people.seen(driver)?.placement
     }
 
+    /// Shows where every driver at work is.
+    pub(crate) fn each_place(&self, mut see: impl FnMut(&DriverId, Placement)) {
+        for entry in &self.views.drivers {
+            if entry.value().session.is_some()
+                && let Some(place) = self.placement(entry.key())
+            {
+                see(entry.key(), place);
+            }
+        }
+    }
+
     /// How long ago `time` was.
     pub(crate) fn age_ms(&self, time: Time) -> i64 {
         self.clock.now().since(time).max(0)
