@@ -28,7 +28,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 56] = [
+const HELP: [(&str, &str); 59] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
@@ -142,6 +142,10 @@ const HELP: [(&str, &str); 56] = [
         "The bound of cabrank_requests_waiting (`limits.waiting_requests_max`).",
     ),
     (
+        "cabrank_quotes_checked_total",
+        "Quotes compared with what came true, by whether it lay within the span and what it was based on.",
+    ),
+    (
         "cabrank_rides_held_back_total",
         "Rides a round let wait for rides that want the same cars.",
     ),
@@ -225,6 +229,11 @@ const HELP: [(&str, &str); 56] = [
     (
         "cabrank_warmed_positions_total",
         "Positions read from the log after a takeover.",
+    ),
+    ("cabrank_zones", "Zones in force by kind."),
+    (
+        "cabrank_zones_refused_total",
+        "Files of zones that were refused; those in force before stay.",
     ),
 ];
 
