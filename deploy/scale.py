@@ -6,7 +6,7 @@ twice. What a cluster gives is played: each pod has an address of its own (of 12
 Under load the number of nodes goes 1, 3, 2. Fails if a shard gives no committed answer for longer than the bound, if a
 probe that must not fails, if a pod needs its SIGKILL, if the load is not well, or if the audit finds anything.
 With Prometheus: it scrapes the pods as deploy/prometheus.yaml does, and every panel and every figure must have data; with
---alerts all nodes are killed, and CabrankShardNotServed must fire and end."""
+--alerts all nodes are killed and the broker is frozen, and the alerts of docs/runbook.md must fire and end."""
 
 import argparse
 import json
@@ -406,7 +406,7 @@ def run(args, work, started):
     if prometheus:
         ask_everything(prometheus)
         if args.alerts:
-            break_it(nodes, prometheus, started)
+            break_it(nodes, broker, prometheus, started)
     for gateway in gateways:
         gateway.stop()
     nodes.scale(0)
@@ -417,20 +417,36 @@ def run(args, work, started):
         wrong(f"the audit: {audit.stderr.strip()}")
 
 
-def break_it(nodes, prometheus, started):
-    """All nodes are killed: the alert fires; they come back: it ends."""
+def break_it(nodes, broker, prometheus, started):
+    """A game day: all nodes are killed, then the broker stands still. The alerts of docs/runbook.md fire, and end."""
+
+    def fires(*alerts):
+        since = time.monotonic()
+        for alert in alerts:
+            wait_for(f"{alert} fires", lambda: prometheus.firing(alert), 180, 0.5)
+            say(f"    {alert} fires after {time.monotonic() - since:.0f} s")
+
+    def ends(*alerts):
+        since = time.monotonic()
+        for alert in alerts:
+            wait_for(f"{alert} ends", lambda: not prometheus.firing(alert), 180, 0.5)
+            say(f"    {alert} is over {time.monotonic() - since:.0f} s later")
+
     count = len(nodes.pods)
+    say("all nodes are killed")
     for pod in nodes.pods:
         pod.kill()
     nodes.pods.clear()
-    killed = time.monotonic()
-    wait_for("CabrankShardNotServed fires", lambda: prometheus.firing("CabrankShardNotServed"), 120, 0.5)
-    say(f"all nodes killed: CabrankShardNotServed fires after {time.monotonic() - killed:.0f} s")
+    fires("CabrankShardNotServed")
     nodes.scale(count)
     started.extend(nodes.pods)
-    back = time.monotonic()
-    wait_for("the alert ends", lambda: not prometheus.firing("CabrankShardNotServed"), 120, 0.5)
-    say(f"{count} nodes are back: it ended {time.monotonic() - back:.0f} s after they were ready")
+    ends("CabrankShardNotServed")
+    say("the broker stands still")
+    broker.process.send_signal(signal.SIGSTOP)
+    fires("CabrankNoLease", "CabrankShardNotServed", "CabrankGatewayBehind")
+    say("it goes on")
+    broker.process.send_signal(signal.SIGCONT)
+    ends("CabrankNoLease", "CabrankShardNotServed", "CabrankGatewayBehind")
 
 
 if __name__ == "__main__":
