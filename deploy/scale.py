@@ -405,6 +405,8 @@ def run(args, work, started):
         wrong(f"the load ended with {code}")
     if prometheus:
         ask_everything(prometheus)
+        most = prometheus.ask('max by (job) (max_over_time(process_resident_memory_bytes{job=~"gateway|matcher"}[5m]))')
+        say("memory at most:", ", ".join(f"{of['metric']['job']} {float(of['value'][1]) / 2**20:.0f} MiB" for of in most))
         if args.alerts:
             break_it(nodes, broker, prometheus, started)
     for gateway in gateways:

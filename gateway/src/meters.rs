@@ -2,8 +2,8 @@
 //!
 //! Names follow Prometheus: base units, `_total` for what only grows, `_seconds` for times. Times are classic
 //! histograms, because buckets of several processes can be added and quantiles cannot. Labels take their values from
-//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most 1,000
-//! series, buckets included, and three more for each shard it has had, however many people it serves.
+//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most 1,000 series,
+//! buckets included, and three more for each shard it has had, however many people it serves (`tests/metrics.rs`).
 //! Not here: who records them. Each `metrics::` call stands where the thing happens.
 
 use std::sync::OnceLock;
