@@ -401,7 +401,9 @@ def run(args, work, started):
     code = load.wait(timeout=seconds + 60)
     said = (work / "load.log").read_text()
     print("\n".join(f"    {line}" for line in said.splitlines() if not line.startswith(("measuring:", "warming", "ending:"))))
-    if code != 0:
+    # On a busy machine the generator may be late, which spoils its latencies, but neither its rides nor its audit.
+    is_late = "NOT VALID: the generator itself was late" in said and re.search("^0 violations", said, re.MULTILINE)
+    if code != 0 and not is_late:
         wrong(f"the load ended with {code}")
     if prometheus:
         ask_everything(prometheus)
