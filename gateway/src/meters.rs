@@ -2,17 +2,14 @@
 //!
 //! Names follow Prometheus: base units, `_total` for what only grows, `_seconds` for times. Times are classic
 //! histograms, because buckets of several processes can be added and quantiles cannot. Labels take their values from
-//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most [`SERIES_MAX`] series,
-//! however many people it serves (`tests/metrics.rs`).
+//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most 1,000
+//! series, buckets included, and three more for each shard it has had, however many people it serves.
 //! Not here: who records them. Each `metrics::` call stands where the thing happens.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-
-/// Series of one process, buckets included, apart from three for each shard it has had.
-pub const SERIES_MAX: usize = 1_000;
 
 /// Upper ends in seconds. Dense where the promises are: 2 to 250 ms from request to offer, 1 to 5 s for a pause.
 const SECONDS: [f64; 16] = [
