@@ -139,6 +139,10 @@ const HELP: [(&str, &str); 59] = [
         "The bound of cabrank_requests_waiting (`limits.waiting_requests_max`).",
     ),
     (
+        "cabrank_new_rides_per_second_max",
+        "New rides a second that are let in; +Inf while the engine keeps up (`limits.answers_late_ms`).",
+    ),
+    (
         "cabrank_quotes_checked_total",
         "Quotes compared with what came true, by whether it lay within the span and what it was based on.",
     ),
