@@ -25,7 +25,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 59] = [
+const HELP: [(&str, &str); 60] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
