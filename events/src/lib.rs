@@ -2,12 +2,14 @@
 //!
 //! - [`command`]: inputs of the engine. They may be refused. Internal ones travel between shards.
 //! - [`event`]: facts, published as CloudEvents 1.0 JSON for everybody. Never refused.
+//! - [`business`]: what the services beside the engine say: orders, payments, forecasts.
 //! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
 //! - [`proto`]: the same messages as Protobuf.
 //! - [`ids`]: who and what is meant. Holding an id proves it is well formed.
 //!
 //! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
 
+pub mod business;
 pub mod codec;
 pub mod command;
 pub mod event;
