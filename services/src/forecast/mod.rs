@@ -125,13 +125,21 @@ impl ForecastService {
                     memory.at.insert(done.driver.to_string(), cell);
                 }
             }
-            Event::RideCancelled(ended) => drop(memory.ends.remove(&ended.ride.to_string())),
-            Event::RideUnfulfilled(ended) => drop(memory.ends.remove(&ended.ride.to_string())),
-            Event::DriverOnline(online) => drop(memory.free.insert(online.driver.to_string())),
-            Event::DriverReleased(released) => {
-                drop(memory.free.insert(released.driver.to_string()))
+            Event::RideCancelled(ended) => {
+                memory.ends.remove(&ended.ride.to_string());
             }
-            Event::DriverHeld(held) => drop(memory.free.remove(held.driver.as_str())),
+            Event::RideUnfulfilled(ended) => {
+                memory.ends.remove(&ended.ride.to_string());
+            }
+            Event::DriverOnline(online) => {
+                memory.free.insert(online.driver.to_string());
+            }
+            Event::DriverReleased(released) => {
+                memory.free.insert(released.driver.to_string());
+            }
+            Event::DriverHeld(held) => {
+                memory.free.remove(held.driver.as_str());
+            }
             Event::DriverOffline(offline) => {
                 memory.free.remove(offline.driver.as_str());
                 memory.at.remove(offline.driver.as_str());

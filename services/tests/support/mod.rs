@@ -182,6 +182,7 @@ impl City {
                 deadline: later,
                 radius_m: 2_000,
                 widen_at: later,
+                pickup_point: None,
             }
             .into(),
         ];
