@@ -391,7 +391,7 @@ impl ServicesAudit {
                     "ride {id} ({end}): {captured} taken, {to_be_taken} owed; its saga is {state}"
                 ));
             }
-            if was_declined && end == "completed" {
+            if state == "unpaid" {
                 report.unpaid_minor += owed;
             }
             let fits = match state.as_str() {

@@ -108,7 +108,7 @@ impl Town {
             config: Config {
                 timeout_ms: 300,
                 retry_ms: (10, 100),
-                open_ms: (50, 200),
+                open_s: (1, 2),
                 ..Config::default()
             },
         }

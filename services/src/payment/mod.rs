@@ -50,8 +50,8 @@ pub struct Config {
     pub timeout_ms: u64,
     /// So many failures in a row open the breaker.
     pub failures_to_open: u32,
-    /// How long the open breaker waits before it tries one call, ms; grows to the second number.
-    pub open_ms: (u64, u64),
+    /// How long the open breaker waits before it lets calls through again, in whole seconds; grows to the second number.
+    pub open_s: (u64, u64),
     /// First and longest pause before the same call is repeated, ms.
     pub retry_ms: (u64, u64),
 }
@@ -62,7 +62,7 @@ impl Default for Config {
             calls_at_once: 32,
             timeout_ms: 2_000,
             failures_to_open: 10,
-            open_ms: (500, 10_000),
+            open_s: (1, 10),
             retry_ms: (100, 10_000),
         }
     }
@@ -386,10 +386,12 @@ impl Worker {
         due: Arc<Notify>,
     ) -> Worker {
         let gauges: Arc<ProviderGauges> = Arc::default();
-        let (first, longest) = config.open_ms;
+        let (first, longest) = config.open_s;
+        // The library wants at least a second, and a longest pause above the first.
+        let first = first.max(1);
         let pause = failsafe::backoff::equal_jittered(
-            Duration::from_millis(first.max(1)),
-            Duration::from_millis(longest.max(first.max(1) + 1)),
+            Duration::from_secs(first),
+            Duration::from_secs(longest.max(first + 1)),
         );
         let policy = consecutive_failures(config.failures_to_open.max(1), pause);
         Worker {
