@@ -109,16 +109,9 @@ mod state {
 }
 
 /// Consumes what the order service asks for.
+#[derive(Default)]
 pub struct PaymentService {
     due: Arc<Notify>,
-}
-
-impl Default for PaymentService {
-    fn default() -> PaymentService {
-        PaymentService {
-            due: Arc::default(),
-        }
-    }
 }
 
 impl PaymentService {
