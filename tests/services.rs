@@ -130,7 +130,6 @@ fn services_killed_at_random_moments_lose_and_double_nothing() {
     let at = free_address();
     let mut city = Process::start(&[
         "demo",
-        "--no-services",
         "--seconds",
         &seconds,
         "--drivers",

@@ -393,6 +393,10 @@ async fn change(
             return (404, refused("no such authorisation"));
         };
         let is_open = held.captured.is_none() && !held.is_void;
+        if what == "void" && held.is_void {
+            // Nothing is held, which is what was asked for.
+            return done(&id);
+        }
         let (what, amount_minor) = match (what.as_str(), &amount) {
             // A careless provider takes it as often as it is asked.
             ("capture", Ok(amount)) if is_open || faults.ignore_keys => {

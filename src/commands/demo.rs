@@ -36,9 +36,9 @@ pub struct DemoArgs {
     /// Write the run's report (cabrank.report/1 JSON) here.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out the services beside the engine: orders, payments.
-    #[arg(long)]
-    no_services: bool,
+    /// Also run the services beside the engine: orders, payments, forecasts, and a payment provider (not with --brokers).
+    #[arg(long, conflicts_with = "brokers")]
+    services: bool,
     #[command(flatten)]
     place: Place,
     // With --brokers the city runs over Kafka, with nodes and gateways as processes of their own. Its topics are made
@@ -79,10 +79,10 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         let url = format!("http://{}", server.address());
         println!("{url}");
         println!("{}", map_address(&url, &settings));
-        let services = if args.no_services {
-            None
-        } else {
+        let services = if args.services {
             Some(Beside::start(&settings, &url, &settings.store.data_dir).await?)
+        } else {
+            None
         };
         let (tell, stop) = watch::channel(false);
         let failed = server.failed();
@@ -110,7 +110,7 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         Ok(outcome?)
     })?;
     let concluded = report::conclude(outcome, &data_dir, args.report.as_deref())?;
-    if args.no_services {
+    if !args.services {
         return Ok(concluded);
     }
     let log = store::open(&data_dir)?;
