@@ -152,6 +152,11 @@ enum Command {
     Dispatch(commands::dispatch::DispatchArgs),
     /// Break a city over Kafka on purpose while it works, and audit it.
     Chaos(commands::chaos::ChaosArgs),
+    /// Run one of the services beside the engine, until SIGTERM or Ctrl-C.
+    #[command(subcommand)]
+    Service(Box<commands::service::ServiceCommand>),
+    /// A payment provider for tests and demos, with a ledger, that misbehaves as told.
+    ProviderSim(commands::provider_sim::ProviderSimArgs),
     /// Replay recorded cabs and trips through the real gateway.
     Replay(commands::replay::ReplayArgs),
     /// Play a recorded evening under a policy, in virtual time and without sockets.
@@ -209,6 +214,8 @@ fn main() -> ExitCode {
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Dispatch(args) => commands::dispatch::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),
+            Command::Service(command) => commands::service::run(&cli.common, *command),
+            Command::ProviderSim(args) => commands::provider_sim::run(&args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
             Command::Simulate(args) => commands::simulate::run(&cli.common, *args),
             Command::Load(args) => commands::load::run(&cli.common, *args),

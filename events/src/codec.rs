@@ -192,7 +192,7 @@ fn parse_event_id(id: &str) -> Result<(ShardId, u64), DecodeError> {
     parsed.ok_or_else(|| DecodeError::Envelope(format!("id is {id:?}, expected shard-number")))
 }
 
-fn parse_event_type(kind: &str) -> Result<(&str, u16), DecodeError> {
+pub(crate) fn parse_event_type(kind: &str) -> Result<(&str, u16), DecodeError> {
     let parsed = kind
         .strip_prefix(EVENT_PREFIX)
         .and_then(|rest| rest.rsplit_once(".v"))

@@ -2,6 +2,7 @@
 //!
 //! - [`command`]: inputs of the engine. They may be refused. Internal ones travel between shards.
 //! - [`event`]: facts, published as CloudEvents 1.0 JSON for everybody. Never refused.
+//! - [`business`]: what the services beside the engine say: orders, payments, forecasts.
 //! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
 //! - [`proto`]: the same messages as Protobuf.
 //! - [`zone`]: what zones have to do with a request.
@@ -9,6 +10,7 @@
 //!
 //! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
 
+pub mod business;
 pub mod codec;
 pub mod command;
 pub mod event;

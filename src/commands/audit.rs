@@ -1,6 +1,6 @@
 //! `cabrank audit`: are the promises kept?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use cabrank_loadgen::audit::{Audit, AuditOptions, AuditReport, read_over_http};
 use cabrank_loadgen::client::Role;
 use clap::Args;
 
-use super::{block_on, token::minter};
+use super::{block_on, service, service_beside, token::minter};
 use crate::{AnyError, Common, Source, store};
 
 /// Reading a running server's log gives up after this.
@@ -23,6 +23,13 @@ pub struct AuditArgs {
     /// Nothing may be under way any more: an open ride is a violation, too.
     #[arg(long)]
     complete: bool,
+    /// Also audit orders and money against the rides: the order service's, the payment service's and the provider's files
+    /// in this directory (`order.db`, `payment.db`, `ledger.jsonl`, as `demo --data-dir D` leaves them in D/services).
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    services: Option<PathBuf>,
+    /// The services' settings, if not the defaults: prices matter.
+    #[arg(long, value_name = "FILE", requires = "services")]
+    settings: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -45,11 +52,33 @@ pub fn run(common: &Common, args: AuditArgs) -> Result<ExitCode, AnyError> {
     } else {
         print!("{report}");
     }
-    Ok(if report.is_clean() {
+    let money_fits = match &args.services {
+        None => true,
+        Some(dir) => of_services(common, &args, dir)?,
+    };
+    Ok(if report.is_clean() && money_fits {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
     })
+}
+
+fn of_services(common: &Common, args: &AuditArgs, dir: &Path) -> Result<bool, AnyError> {
+    let log: Box<dyn EventLog> = match (&args.source.data_dir, &args.source.brokers) {
+        (Some(dir), _) => Box::new(store::open(dir)?),
+        (None, Some(brokers)) => Box::new(store::over_kafka(common, brokers)?),
+        (None, None) => return Err("--services needs --data-dir or --brokers".into()),
+    };
+    let business = service::business(args.settings.as_deref())?;
+    let files = service_beside::Files::in_dir(dir);
+    let tariff = &business.policy.tariff;
+    let report = block_on(service_beside::audit(&*log, &files, tariff, args.complete))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("services: {report}");
+    }
+    Ok(report.is_clean())
 }
 
 /// Audits the store in `dir` with what clients were promised.

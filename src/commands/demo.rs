@@ -7,14 +7,16 @@ use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_loadgen::client::Role;
 use cabrank_loadgen::demo::{DemoOptions, demo};
 use cabrank_matcher::clock::DomainClock;
+use cabrank_services::order::fare::Tariff;
 use clap::Args;
 use tokio::sync::watch;
 
+use super::service_beside::{self, Beside, Files};
 use super::{audit, block_on, shutdown_signal, token::minter};
 use crate::cluster::{Balancer, Launch};
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::{AnyError, Brokers, Common, Place, report};
+use crate::{AnyError, Brokers, Common, Place, report, store};
 
 /// Flags of `demo`.
 #[derive(Args)]
@@ -34,6 +36,9 @@ pub struct DemoArgs {
     /// Write the run's report (cabrank.report/1 JSON) here.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Also run the services beside the engine: orders, payments, forecasts, and a payment provider (not with --brokers).
+    #[arg(long, conflicts_with = "brokers")]
+    services: bool,
     #[command(flatten)]
     place: Place,
     // With --brokers the city runs over Kafka, with nodes and gateways as processes of their own. Its topics are made
@@ -74,6 +79,11 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         let url = format!("http://{}", server.address());
         println!("{url}");
         println!("{}", map_address(&url, &settings));
+        let services = if args.services {
+            Some(Beside::start(&settings, &url, &settings.store.data_dir).await?)
+        } else {
+            None
+        };
         let (tell, stop) = watch::channel(false);
         let failed = server.failed();
         tokio::spawn(async move {
@@ -93,10 +103,30 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
             ..DemoOptions::new(&url, minter(&settings))
         };
         let outcome = demo(options, stop).await;
+        if let Some(services) = services {
+            services.finish().await?;
+        }
         server.stop().await?;
         Ok(outcome?)
     })?;
-    report::conclude(outcome, &data_dir, args.report.as_deref())
+    let concluded = report::conclude(outcome, &data_dir, args.report.as_deref())?;
+    if !args.services {
+        return Ok(concluded);
+    }
+    let log = store::open(&data_dir)?;
+    let tariff = Tariff::default();
+    let audited = block_on(service_beside::audit(
+        &log,
+        &Files::of(&data_dir),
+        &tariff,
+        true,
+    ))?;
+    print!("services: {audited}");
+    Ok(if audited.is_clean() {
+        concluded
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 /// Where a browser finds the live map. The token stands in the fragment, which browsers send to nobody.

@@ -1,0 +1,267 @@
+//! How many rides will be asked for in each cell?
+//!
+//! A cell's own counts are few and noisy, the whole city's are not. So the level is the city's (a fast average), its
+//! distribution over the cells a slower one, and a cell's own last three quarter hours have a vote, because cells do change by
+//! themselves (a concert ends). Uncertainty is a negative binomial whose variance is a multiple of its mean; the multiple
+//! is learned from the errors made so far, for each horizon, over all cells, so the intervals have earned what they claim.
+//!
+//! Pure: told the counts of a quarter hour when it is over, nothing else. `evaluate` judges it on recorded demand.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A step: a quarter hour, in ms.
+pub const QUARTER_MS: i64 = 900_000;
+/// Horizons in quarter hours: the next 15, 30 and 60 minutes.
+pub const HORIZONS: [usize; 3] = [1, 2, 4];
+/// The probability that an interval claims.
+pub const CONFIDENCE: f64 = 0.9;
+/// Quarter hours until a cell's own average may vote.
+const OWN: usize = 3;
+/// How fast the distribution over the cells follows, a quarter hour.
+const SHARE_RATE: f64 = 0.3;
+/// How fast the city's level follows.
+const LEVEL_RATE: f64 = 0.85;
+/// The weight of a cell's own last quarter hours.
+const OWN_WEIGHT: f64 = 0.3;
+/// How fast the dispersion follows, per judged prediction.
+const DISPERSION_RATE: f64 = 0.01;
+/// Before anything was judged; cautious.
+const DISPERSION_FIRST: f64 = 2.0;
+/// No count is more regular than chance, and it must stay above one to be a negative binomial.
+const DISPERSION_MIN: f64 = 1.1;
+/// Believed of a cell that has hardly any demand.
+const MEAN_MIN: f64 = 0.05;
+/// Most cells remembered; beyond it the quietest go.
+pub const CELLS_MAX: usize = 20_000;
+/// Beyond this no count is looked at: wider than any interval of a city's cell.
+const COUNT_MAX: u32 = 1_000_000;
+
+/// A count to come: mean and variance as a multiple of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// The mean.
+    pub mean: f64,
+    /// Variance over mean, above 1.
+    pub dispersion: f64,
+}
+
+impl Expected {
+    /// Probabilities of 0, 1, 2, ... one after the other.
+    fn probabilities(self) -> impl Iterator<Item = f64> {
+        // Negative binomial with size r and success probability 1 / dispersion.
+        let r = self.mean / (self.dispersion - 1.0);
+        let ratio = (self.dispersion - 1.0) / self.dispersion;
+        let first = (-r * self.dispersion.ln()).exp();
+        (0..COUNT_MAX).scan(first, move |probability, k| {
+            let now = *probability;
+            *probability *= (r + f64::from(k)) / f64::from(k + 1) * ratio;
+            Some(now)
+        })
+    }
+
+    /// The probability of a count below `y`, and of `y` or less.
+    pub fn below_and_at(self, y: u32) -> (f64, f64) {
+        let mut sum = 0.0;
+        for (k, probability) in (0..).zip(self.probabilities()) {
+            if k == y {
+                return (sum, (sum + probability).min(1.0));
+            }
+            sum += probability;
+        }
+        (1.0, 1.0)
+    }
+
+    /// The narrowest interval between equal tails that holds at least [`CONFIDENCE`].
+    pub fn interval(self) -> (u32, u32) {
+        let tail = (1.0 - CONFIDENCE) / 2.0;
+        let (mut sum, mut low) = (0.0, None);
+        for (k, probability) in (0..).zip(self.probabilities()) {
+            sum += probability;
+            if low.is_none() && sum > tail {
+                low = Some(k);
+            }
+            if sum >= 1.0 - tail {
+                return (low.unwrap_or(k), k);
+            }
+        }
+        (low.unwrap_or(0), COUNT_MAX)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Cell {
+    /// Demand with older quarter hours weighing less.
+    weight: f64,
+    /// The last quarter hours, oldest first.
+    own: Vec<u32>,
+    /// Predictions whose time is not over: (quarter hours left, which horizon, mean, seen so far).
+    open: Vec<(usize, usize, f64, u32)>,
+}
+
+/// What has been learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    cells: BTreeMap<u64, Cell>,
+    total: f64,
+    level: Option<f64>,
+    dispersion: [f64; 3],
+}
+
+impl Default for Model {
+    fn default() -> Model {
+        Model {
+            cells: BTreeMap::new(),
+            total: 0.0,
+            level: None,
+            dispersion: [DISPERSION_FIRST; 3],
+        }
+    }
+}
+
+impl Model {
+    /// A quarter hour is over, with so many requests in each cell that had any.
+    pub fn learn(&mut self, counts: &BTreeMap<u64, u32>) {
+        for cell in counts.keys() {
+            self.cells.entry(*cell).or_default();
+        }
+        let all: u32 = counts.values().sum();
+        self.total = self.total * (1.0 - SHARE_RATE) + f64::from(all);
+        let level = self.level.unwrap_or(f64::from(all));
+        self.level = Some(level + LEVEL_RATE * (f64::from(all) - level));
+        for (id, cell) in &mut self.cells {
+            let count = counts.get(id).copied().unwrap_or(0);
+            for open in &mut cell.open {
+                open.0 -= 1;
+                open.3 += count;
+            }
+            for (_, horizon, mean, seen) in cell.open.extract_if(.., |open| open.0 == 0) {
+                let error = (f64::from(seen) - mean).powi(2) / mean;
+                let dispersion = &mut self.dispersion[horizon];
+                // One surprise may not blow all intervals up.
+                *dispersion += DISPERSION_RATE * (error.min(25.0) - *dispersion);
+                *dispersion = dispersion.max(DISPERSION_MIN);
+            }
+            cell.weight = cell.weight * (1.0 - SHARE_RATE) + f64::from(count);
+            if cell.own.len() == OWN {
+                cell.own.remove(0);
+            }
+            cell.own.push(count);
+        }
+        while self.cells.len() > CELLS_MAX {
+            let quietest = self
+                .cells
+                .iter()
+                .min_by(|a, b| a.1.weight.total_cmp(&b.1.weight))
+                .map(|(id, _)| *id);
+            quietest.and_then(|id| self.cells.remove(&id));
+        }
+        self.cells
+            .retain(|_, cell| cell.weight > 1e-4 || !cell.open.is_empty());
+        let predicted: Vec<(u64, f64)> =
+            self.cells.keys().map(|id| (*id, self.mean(*id))).collect();
+        for (id, mean) in predicted {
+            if let Some(cell) = self.cells.get_mut(&id) {
+                let open = HORIZONS
+                    .iter()
+                    .enumerate()
+                    .map(|(n, quarters)| (*quarters, n, mean * *quarters as f64, 0));
+                cell.open.extend(open);
+            }
+        }
+    }
+
+    /// The feed was silent or a day went by: levels are not today's any more. What was learned of distribution and
+    /// dispersion stays.
+    pub fn forget_level(&mut self) {
+        self.level = None;
+        for cell in self.cells.values_mut() {
+            cell.own.clear();
+            cell.open.clear();
+        }
+    }
+
+    /// Cells with demand.
+    pub fn cells(&self) -> impl Iterator<Item = u64> {
+        self.cells.keys().copied()
+    }
+
+    /// Expected requests of the next quarter hour.
+    fn mean(&self, id: u64) -> f64 {
+        let Some(cell) = self.cells.get(&id) else {
+            return MEAN_MIN;
+        };
+        let share = if self.total > 0.0 {
+            cell.weight / self.total
+        } else {
+            0.0
+        };
+        let of_city = share * self.level.unwrap_or(0.0);
+        let mean = if cell.own.len() < OWN {
+            of_city
+        } else {
+            let own = cell.own.iter().sum::<u32>() as f64 / OWN as f64;
+            (1.0 - OWN_WEIGHT) * of_city + OWN_WEIGHT * own
+        };
+        mean.max(MEAN_MIN)
+    }
+
+    /// What is expected of a cell in each of [`HORIZONS`].
+    pub fn expect(&self, id: u64) -> [Expected; 3] {
+        let mean = self.mean(id);
+        std::array::from_fn(|n| Expected {
+            mean: mean * HORIZONS[n] as f64,
+            dispersion: self.dispersion[n],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_add_up_and_have_the_mean_and_variance_they_say() {
+        for (mean, dispersion) in [(0.05, 1.1), (3.0, 1.5), (40.0, 2.5), (900.0, 4.0)] {
+            let expected = Expected { mean, dispersion };
+            let (mut sum, mut first, mut second) = (0.0, 0.0, 0.0);
+            for (k, p) in expected.probabilities().take(5_000).enumerate() {
+                sum += p;
+                first += p * k as f64;
+                second += p * (k * k) as f64;
+            }
+            assert!((sum - 1.0).abs() < 1e-9, "{expected:?}: {sum}");
+            assert!(
+                (first / mean - 1.0).abs() < 1e-6,
+                "{expected:?}: mean {first}"
+            );
+            let variance = second - first * first;
+            assert!(
+                (variance / (mean * dispersion) - 1.0).abs() < 1e-4,
+                "{expected:?}: variance {variance}"
+            );
+            let (low, high) = expected.interval();
+            let holds = expected.below_and_at(high).1 - expected.below_and_at(low).0;
+            assert!(
+                holds >= CONFIDENCE,
+                "{expected:?}: {low} to {high} hold {holds}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_city_that_doubles_is_followed_in_all_its_cells() {
+        let mut model = Model::default();
+        let quarter = |factor: u32| BTreeMap::from([(1, 10 * factor), (2, 30 * factor)]);
+        (0..12).for_each(|_| model.learn(&quarter(1)));
+        let [next, _, hour] = model.expect(2);
+        assert!(
+            (next.mean - 30.0).abs() < 0.5 && (hour.mean - 120.0).abs() < 2.0,
+            "{next:?} {hour:?}"
+        );
+        model.learn(&quarter(2));
+        assert!(model.expect(2)[0].mean > 45.0, "{:?}", model.expect(2)[0]);
+        assert!(model.expect(77)[0].mean < 0.1, "a cell never heard of");
+    }
+}

@@ -1,0 +1,308 @@
+//! Starts a service: database, consumer, calls, and what works beside them.
+//!
+//! A service that fails (its database was taken over, a source is gone for good) stops as a whole and says why; it is
+//! started again by whoever runs it, and goes on where it was.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::consumer::{Consumer, Replayed, RunError, Service};
+use crate::database::{Database, OpenError};
+use crate::order::saga::Policy;
+use crate::order::{self, OrderService};
+use crate::payment::provider::Provider;
+use crate::payment::{self, PaymentService, ProviderGauges, Worker};
+use crate::source::{Source, Token, backoff};
+use crate::web::{Guard, Web};
+
+/// How often rides to be called off are looked for.
+const CANCEL_LOOK: Duration = Duration::from_millis(500);
+/// Rides called off in one go.
+const CANCELS_MAX: i64 = 64;
+
+/// Why a service did not start or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The consumer.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The address.
+    #[error("calls cannot be answered: {0}")]
+    Listen(#[from] std::io::Error),
+    /// A task panicked.
+    #[error("a task of the service ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl From<sqlx::Error> for HostError {
+    fn from(why: sqlx::Error) -> HostError {
+        HostError::Run(RunError::Database(why))
+    }
+}
+
+/// What every service needs.
+pub struct Place {
+    /// A file's path, or `postgres://…`.
+    pub database: String,
+    /// Where calls are answered: bound by the caller, because services are told of each other before they start.
+    pub listener: TcpListener,
+    /// Who calls.
+    pub guard: Guard,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+/// A running service.
+pub struct Hosted {
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// What can be seen of its consumer.
+    pub consumer: Consumer,
+    /// Ends with the service.
+    task: JoinHandle<Result<(), HostError>>,
+}
+
+impl Hosted {
+    /// Waits for its end.
+    pub async fn ended(self) -> Result<(), HostError> {
+        let outcome = self.task.await?;
+        self.consumer.database.close().await;
+        outcome
+    }
+
+    /// `http://…` of it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// Runs the parts of a service until the first ends; then all end.
+fn together(
+    mut parts: JoinSet<Result<(), HostError>>,
+    stop: CancellationToken,
+) -> JoinHandle<Result<(), HostError>> {
+    tokio::spawn(async move {
+        let mut outcome = Ok(());
+        while let Some(ended) = parts.join_next().await {
+            stop.cancel();
+            let ended = ended.map_err(HostError::from).and_then(|ended| ended);
+            if outcome.is_ok() {
+                outcome = ended;
+            }
+        }
+        outcome
+    })
+}
+
+/// Who calls rides off.
+#[derive(Clone)]
+pub struct Gateway {
+    /// `http://…` of it.
+    pub base: String,
+    /// A token of role `service`.
+    pub token: Token,
+}
+
+/// Starts the order service. Without a `gateway` nobody's ride is called off (a log that is only read).
+pub async fn start_order(
+    place: Place,
+    policy: Policy,
+    sources: Vec<Arc<dyn Source>>,
+    gateway: Option<Gateway>,
+    rebuild: bool,
+) -> Result<Hosted, HostError> {
+    let database = Database::open(&place.database, order::STEPS).await?;
+    let consumer = Consumer::take(database, "order").await?;
+    if rebuild {
+        order::rebuild(&consumer).await?;
+    }
+    let mut service = OrderService::new(policy);
+    let address = place.listener.local_addr()?;
+    let (web, requests) = Web::new(consumer.clone(), "order", Arc::clone(&place.guard));
+    let stop = place.stop.child_token();
+    let mut parts = JoinSet::new();
+    if let Some(gateway) = gateway {
+        let (consumer, news, stop) = (consumer.clone(), service.cancels(), stop.clone());
+        parts.spawn(async move { call_off(&consumer, &gateway, &news, &stop).await });
+    }
+    {
+        let stop = stop.clone();
+        parts.spawn(async move {
+            Ok(web
+                .serve(place.listener, order::http::routes(), stop)
+                .await?)
+        });
+    }
+    let (running, stopping) = (consumer.clone(), stop.clone());
+    parts.spawn(async move {
+        Ok(running
+            .run(&mut service, &sources, requests, stopping)
+            .await?)
+    });
+    let task = together(parts, stop);
+    Ok(Hosted {
+        address,
+        consumer,
+        task,
+    })
+}
+
+/// Sends what `cancels` holds to the gateway until each is taken. Repeating one is harmless: its id comes from the ride.
+async fn call_off(
+    consumer: &Consumer,
+    gateway: &Gateway,
+    news: &tokio::sync::Notify,
+    stop: &CancellationToken,
+) -> Result<(), HostError> {
+    let http = reqwest::Client::new();
+    let mut retries = backoff();
+    loop {
+        let mut is_trouble = false;
+        for (ride, reason) in order::cancels(consumer.database.pool(), CANCELS_MAX)
+            .await
+            .unwrap_or_default()
+        {
+            let url = format!(
+                "{}/v1/rides/{ride}/cancel",
+                gateway.base.trim_end_matches('/')
+            );
+            let body = serde_json::json!({ "reason": reason });
+            let request = http
+                .post(url)
+                .bearer_auth((gateway.token)())
+                .json(&body)
+                .timeout(Duration::from_secs(5));
+            let status = request.send().await.map(|answer| answer.status().as_u16());
+            match status {
+                // Taken, or there is nothing to call off any more.
+                Ok(200..=299 | 404 | 409 | 410) => {
+                    let mut work = consumer.begin().await?;
+                    sqlx::query("DELETE FROM cancels WHERE ride = $1")
+                        .bind(&ride)
+                        .execute(work.sql())
+                        .await?;
+                    consumer.commit(work).await?;
+                }
+                other => {
+                    tracing::warn!(ride, status = ?other.ok(), "the gateway has not taken a cancel: it is sent again");
+                    is_trouble = true;
+                }
+            }
+        }
+        let pause = if is_trouble {
+            retries.next().unwrap_or(CANCEL_LOOK)
+        } else {
+            retries = backoff();
+            CANCEL_LOOK
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = news.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Starts the payment service.
+pub async fn start_payment(
+    place: Place,
+    config: payment::Config,
+    provider: Arc<dyn Provider>,
+    sources: Vec<Arc<dyn Source>>,
+) -> Result<(Hosted, Arc<ProviderGauges>), HostError> {
+    let database = Database::open(&place.database, payment::STEPS).await?;
+    let consumer = Consumer::take(database, "payment").await?;
+    let mut service = PaymentService::default();
+    let worker = Worker::new(consumer.clone(), provider, config, service.due());
+    let gauges = worker.gauges();
+    let address = place.listener.local_addr()?;
+    let (web, requests) = Web::new(consumer.clone(), "payment", Arc::clone(&place.guard));
+    let stop = place.stop.child_token();
+    let mut parts = JoinSet::new();
+    {
+        let (stop, routes) = (stop.clone(), payment::http::routes(Arc::clone(&gauges)));
+        parts.spawn(async move { Ok(web.serve(place.listener, routes, stop).await?) });
+    }
+    let stopping = stop.clone();
+    parts.spawn(async move { Ok(worker.run(stopping).await?) });
+    let (running, stopping) = (consumer.clone(), stop.clone());
+    parts.spawn(async move {
+        Ok(running
+            .run(&mut service, &sources, requests, stopping)
+            .await?)
+    });
+    let task = together(parts, stop);
+    Ok((
+        Hosted {
+            address,
+            consumer,
+            task,
+        },
+        gauges,
+    ))
+}
+
+/// Applies the dead letters of a stopped service's database again.
+pub async fn replay_dead(
+    database: &str,
+    service: &str,
+    policy: Policy,
+) -> Result<Replayed, HostError> {
+    async fn of<S: Service>(
+        url: &str,
+        steps: &[crate::database::Step],
+        mut service: S,
+    ) -> Result<Replayed, HostError> {
+        let database = Database::open(url, steps).await?;
+        let consumer = Consumer::take(database, service.name()).await?;
+        let replayed = consumer.replay_dead(&mut service).await?;
+        consumer.database.close().await;
+        Ok(replayed)
+    }
+    match service {
+        "payment" => of(database, payment::STEPS, PaymentService::default()).await,
+        _ => of(database, order::STEPS, OrderService::new(policy)).await,
+    }
+}
+
+/// Starts the forecast service.
+pub async fn start_forecast(
+    place: Place,
+    mut service: crate::forecast::ForecastService,
+    sources: Vec<Arc<dyn Source>>,
+) -> Result<Hosted, HostError> {
+    let database = Database::open(&place.database, crate::forecast::STEPS).await?;
+    let consumer = Consumer::take(database, "forecast").await?;
+    let address = place.listener.local_addr()?;
+    let (web, requests) = Web::new(consumer.clone(), "forecast", Arc::clone(&place.guard));
+    let stop = place.stop.child_token();
+    let mut parts = JoinSet::new();
+    {
+        let stop = stop.clone();
+        parts.spawn(async move {
+            Ok(web
+                .serve(place.listener, crate::forecast::routes(), stop)
+                .await?)
+        });
+    }
+    let (running, stopping) = (consumer.clone(), stop.clone());
+    parts.spawn(async move {
+        Ok(running
+            .run(&mut service, &sources, requests, stopping)
+            .await?)
+    });
+    let task = together(parts, stop);
+    Ok(Hosted {
+        address,
+        consumer,
+        task,
+    })
+}

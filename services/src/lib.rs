@@ -1,0 +1,18 @@
+//! The business beside the engine: orders, payments, forecasts. They consume the rides and change nothing of them.
+//!
+//! - [`consumer`]: consuming exactly once in effect; the shape to copy for another service. [`source`]: where messages come
+//!   from. [`database`]: where a service keeps what it knows.
+//! - [`order`]: the read model of rides and the saga of their money. [`payment`]: the provider, called safely.
+//!
+//! Each service has a database of its own and talks to the others by messages alone.
+
+pub mod audit;
+pub mod consumer;
+pub mod database;
+pub mod forecast;
+pub mod host;
+pub mod order;
+pub mod payment;
+pub mod provider_sim;
+pub mod source;
+pub mod web;

@@ -1,0 +1,136 @@
+//! A PostgreSQL of a test's own, where the programs are installed: a cluster in a scratch directory, on loopback.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+pub struct Server {
+    dir: tempfile::TempDir,
+    programs: PathBuf,
+    port: u16,
+    user: Option<&'static str>,
+}
+
+fn programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut found: Vec<PathBuf> = versions
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .collect();
+    found.retain(|dir| dir.join("initdb").is_file());
+    found.sort();
+    found.pop()
+}
+
+impl Server {
+    /// `None` where it is not installed, which is said on standard error.
+    pub fn start() -> Option<Server> {
+        let Some(programs) = programs() else {
+            eprintln!("NOT RUN on PostgreSQL: no server is installed here");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        // PostgreSQL refuses to run as root; its own user comes with the package.
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|about| {
+            use std::os::unix::fs::MetadataExt;
+            about.uid() == 0
+        });
+        let server = Server {
+            dir,
+            programs,
+            port,
+            user: is_root.then_some("postgres"),
+        };
+        if is_root {
+            let owned = Command::new("chown")
+                .arg("postgres")
+                .arg(server.dir.path())
+                .status();
+            assert!(
+                owned.is_ok_and(|status| status.success()),
+                "the scratch directory has a new owner"
+            );
+        }
+        let data = server.data();
+        server.run(
+            "initdb",
+            &[
+                "-D",
+                &data,
+                "-U",
+                "cabrank",
+                "--auth=trust",
+                "-E",
+                "UTF8",
+                "--no-sync",
+            ],
+        );
+        let options = format!(
+            "-c listen_addresses=127.0.0.1 -p {port} -k {} -c fsync=off",
+            server.dir.path().display()
+        );
+        let log = server.dir.path().join("log").display().to_string();
+        server.run(
+            "pg_ctl",
+            &[
+                "-D", &data, "-w", "-t", "30", "-l", &log, "-o", &options, "start",
+            ],
+        );
+        Some(server)
+    }
+
+    fn data(&self) -> String {
+        self.dir.path().join("data").display().to_string()
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) {
+        run(&self.programs, self.user, program, arguments);
+    }
+
+    /// Makes an empty database and gives its address.
+    pub fn maker(&self) -> impl Fn(&str) -> String + 'static {
+        let (programs, user, port) = (self.programs.clone(), self.user, self.port.to_string());
+        move |name| {
+            let name = name.replace(['-', '.'], "_");
+            run(
+                &programs,
+                user,
+                "createdb",
+                &["-h", "127.0.0.1", "-p", &port, "-U", "cabrank", &name],
+            );
+            format!("postgres://cabrank@127.0.0.1:{port}/{name}")
+        }
+    }
+}
+
+fn run(programs: &Path, user: Option<&str>, program: &str, arguments: &[&str]) {
+    let path = programs.join(program);
+    let mut command = match user {
+        Some(user) => {
+            let mut command = Command::new("runuser");
+            command.args(["-u", user, "--"]).arg(path);
+            command
+        }
+        None => Command::new(path),
+    };
+    let status = command
+        .args(arguments)
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "{program} {arguments:?}"
+    );
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let data = self.data();
+        self.run("pg_ctl", &["-D", &data, "-m", "immediate", "stop"]);
+    }
+}
