@@ -26,5 +26,6 @@ started+=($!)
 "$cabrank" token --role rider --subject ann |
   timeout 120 "$python" "$here/rider.py" "$address" 37.7749 -122.4194 37.7770 -122.4170 | tee "$work/rider" ||
   { cat "$work/driver" >&2; exit 1; }
+grep -q '^[01] cars near: ' "$work/rider"
 grep -q '^completed by d1' "$work/rider"
 echo "the example apps work"

@@ -41,6 +41,24 @@ def call(url, token, body, **headers):
             time.sleep(RETRY_S)
 
 
+def quoted(quote):
+    """What is known before the ride is asked for, in words."""
+    when = quote.get("pickup_time")
+    if when is None:
+        said = "nobody can say when a car would be there"
+    else:
+        basis = f"learned from {when['rides']} rides" if when["rides"] else "a guess"
+        said = f"a car in {when['low_s']} to {when['high_s']} s, {when['share']:.0%} of the time ({basis})"
+    return f"{quote['cars_near']} cars near: {said}"
+
+
+def tell_point(told):
+    """Zones may have points where riders are fetched instead."""
+    if point := told.get("pickup_point"):
+        at = point["at"]
+        print(f"fetched at {point['name']} ({point['zone']}): {at['lat']}, {at['lon']}", flush=True)
+
+
 def tell(message):
     kind = message["type"]
     if kind == "ride":
@@ -91,8 +109,11 @@ def main():
     token = sys.stdin.readline().strip()
     lat, lon, to_lat, to_lon = map(float, places)
     wish = {"pickup": {"lat": lat, "lon": lon}, "dropoff": {"lat": to_lat, "lon": to_lon}, "class": "economy"}
-    ride = call(f"{url}/v1/rides", token, wish, **{"Idempotency-Key": str(uuid.uuid4())})["ride"]
+    print(quoted(call(f"{url}/v1/quote", token, wish)), flush=True)
+    opened = call(f"{url}/v1/rides", token, wish, **{"Idempotency-Key": str(uuid.uuid4())})
+    ride = opened["ride"]
     print("asked for ride", ride, flush=True)
+    tell_point(opened)
     try:
         end = asyncio.run(follow(url, token, ride))
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod events;
 pub mod figures;
 pub mod gateway;
+pub mod health;
 pub mod load;
 pub mod matcher;
 pub mod probe;
@@ -18,6 +19,12 @@ pub mod serve;
 pub mod simulate;
 pub mod token;
 pub mod topics;
+
+// Played by hand, and what is drawn by hand.
+pub mod driver;
+pub mod hand;
+pub mod rider;
+pub mod zones;
 
 use std::future::Future;
 
@@ -31,6 +38,27 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, AnyError>>) -> Result<
         .enable_all()
         .build()?
         .block_on(future)
+}
+
+/// How often a node's queues are measured for `/metrics`.
+const MEASURE_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Measures the node until the task is aborted.
+pub async fn keep_measuring(node: cabrank_matcher::Node) {
+    let mut measured = cabrank_matcher::Measured::default();
+    let mut every = tokio::time::interval(MEASURE_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let node = node.clone();
+        // The log's ends may take a look into a file or to a broker.
+        let done = tokio::task::spawn_blocking(move || {
+            node.measure(&mut measured);
+            measured
+        });
+        let Ok(back) = done.await else { return };
+        measured = back;
+    }
 }
 
 /// Cancelled at SIGTERM or Ctrl-C. A second signal ends the process at once.

@@ -138,6 +138,8 @@ enum Command {
     Gateway(commands::gateway::GatewayArgs),
     /// Run a matcher node of a city over Kafka: shards, index, rounds, until SIGTERM or Ctrl-C.
     Matcher(commands::matcher::MatcherArgs),
+    /// Ask a process whether it is well or ready: exit code 1 when not.
+    Health(commands::health::HealthArgs),
     /// Make or check a city's topics.
     Topics(commands::topics::TopicsArgs),
     /// Measure the floor of what a Kafka allows: request to offer without a Cabrank.
@@ -178,6 +180,12 @@ enum Command {
     Config,
     /// Mint a development token.
     Token(commands::token::TokenArgs),
+    /// Play a driver by hand: lines from the terminal or a pipe.
+    Driver(commands::driver::DriverArgs),
+    /// Play a rider by hand: lines from the terminal or a pipe.
+    Rider(commands::rider::RiderArgs),
+    /// Check the files of zones, and print what they draw.
+    Zones(commands::zones::ZonesArgs),
     /// Show how ownership resolutions would spread a trips file over shards.
     Ring(commands::ring::RingArgs),
 }
@@ -194,6 +202,7 @@ fn main() -> ExitCode {
             Command::Serve(args) => commands::serve::run(&cli.common, args),
             Command::Gateway(args) => commands::gateway::run(&cli.common, args),
             Command::Matcher(args) => commands::matcher::run(&cli.common, args),
+            Command::Health(args) => commands::health::run(args),
             Command::Topics(args) => commands::topics::run(&cli.common, args),
             Command::Probe(args) => commands::probe::run(&cli.common, args),
             Command::Figures(args) => commands::figures::run(&cli.common, args),
@@ -218,6 +227,9 @@ fn main() -> ExitCode {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Token(args) => commands::token::run(&cli.common, args),
+            Command::Driver(args) => commands::driver::run(&cli.common, args),
+            Command::Rider(args) => commands::rider::run(&cli.common, args),
+            Command::Zones(args) => commands::zones::run(&cli.common, args),
             Command::Ring(args) => commands::ring::run(&cli.common, args),
         }
     };

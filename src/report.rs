@@ -131,5 +131,22 @@ fn summary(report: &Report) -> String {
         report.pickup_s.p50,
         report.pickup_s.p95,
     );
+    if let Some(quotes) = &report.quotes {
+        text += &format!(
+            "quotes: {} asked, {} with an interval for {:.0} of 100; {} pickups: {:.0} of 100 within, {} sooner, {} later; \
+             of {} learned ones {:.0} of 100 within {:.0} s, {:.0} s off on average\n",
+            quotes.asked,
+            quotes.with_interval,
+            quotes.share * 100.0,
+            quotes.pickups,
+            quotes.coverage * 100.0,
+            quotes.sooner,
+            quotes.later,
+            quotes.learned_pickups,
+            quotes.learned_coverage * 100.0,
+            quotes.learned_length_s,
+            quotes.learned_error_s,
+        );
+    }
     text
 }

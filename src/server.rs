@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::commands::keep_measuring;
 use crate::settings::Settings;
 
 /// Why a server did not start or did not end well.
@@ -59,6 +60,7 @@ const LOCK_LOOK: Duration = Duration::from_millis(50);
 pub struct Server {
     address: SocketAddr,
     node: Node,
+    measuring: JoinHandle<()>,
     gateway: JoinHandle<Result<cabrank_gateway::Served, cabrank_gateway::ServeError>>,
     stop: CancellationToken,
     failed: CancellationToken,
@@ -148,6 +150,7 @@ impl Server {
         info!(%address, data_dir = %dir.display(), "serving");
         Ok(Server {
             address,
+            measuring: tokio::spawn(keep_measuring(node.clone())),
             node,
             gateway,
             stop,
@@ -167,6 +170,7 @@ impl Server {
 
     /// Drains: readiness falls, clients are told to move, what was submitted is committed, the store is closed.
     pub async fn stop(self) -> Result<(), ServerError> {
+        self.measuring.abort();
         self.node.drain();
         self.stop.cancel();
         let served = self.gateway.await??;

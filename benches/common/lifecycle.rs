@@ -96,6 +96,7 @@ impl City {
             pickup: Place(Point::new(37.5 + north, -122.4).expect("on the earth")),
             dropoff: None,
             class: VehicleClass::Economy,
+            zone: None,
         });
         self.host.handle_time(&mut batch, self.now);
         let opened = batch.events.iter().find_map(|record| match &record.event {

@@ -13,8 +13,8 @@ use cabrank_events::event::{
 };
 use cabrank_events::wire::{RideStage, RideView, SwapAskedView, SwapView};
 use cabrank_events::{
-    Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, Place, RideId, RiderId, Time,
-    VehicleClass,
+    Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, PickupPoint, Place, RideId,
+    RiderId, Time, VehicleClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +169,9 @@ pub struct Ride {
     pub pickup: Place,
     /// Where to.
     pub dropoff: Option<Place>,
+    /// The pickup point the rider was moved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<Box<PickupPoint>>,
     /// What car.
     pub class: VehicleClass,
     /// When the rider first asked: the place in the queue, also after losing a driver.
@@ -226,6 +229,7 @@ impl Ride {
             key: event.key.clone(),
             pickup: event.pickup,
             dropoff: event.dropoff,
+            pickup_point: event.pickup_point.clone(),
             class: event.class,
             issued_at: event.issued_at,
             deadline: event.deadline,
@@ -623,6 +627,7 @@ impl Ride {
                 }),
                 Some(Consent::Agreed { .. } | Consent::Kept) | None => None,
             },
+            pickup_point: self.pickup_point.as_deref().cloned(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use cabrank_events::command::RefusedBecause;
 use cabrank_events::event::EndOfRide;
-use cabrank_events::{CommandId, Event, IdempotencyKey, RideId, RiderId, Time};
+use cabrank_events::{CommandId, Event, IdempotencyKey, PickupPoint, RideId, RiderId, Time};
 use serde::{Deserialize, Serialize};
 
 /// What became of one wish.
@@ -32,6 +32,9 @@ pub struct Key {
     pub fingerprint: u64,
     /// Forgotten after this.
     pub expires_at: Time,
+    /// The pickup point the rider is moved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<Box<PickupPoint>>,
     /// What became of it.
     #[serde(flatten)]
     pub wish: Wish,
@@ -73,6 +76,9 @@ impl Rider {
                     command: e.command.clone(),
                 };
                 self.put(&e.key, e.fingerprint, e.expires_at, wish);
+                if let Some(known) = self.keys.get_mut(&e.key) {
+                    known.pickup_point = e.pickup_point.clone();
+                }
             }
             Event::RequestRefused(e) => {
                 self.seq = e.rider_seq;
@@ -156,6 +162,7 @@ impl Rider {
             Key {
                 fingerprint,
                 expires_at,
+                pickup_point: None,
                 wish,
             },
         );

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::CommandOutcome;
 use cabrank_events::{
-    Command, CommandId, CommandRecord, DriverId, Event, EventRecord, RideId, RiderId, ShardId, Time,
+    Command, CommandId, CommandRecord, DriverId, Event, EventRecord, PickupPoint, RideId, RiderId,
+    ShardId, Time,
 };
 use cabrank_ring::{Kind, Ring};
 use serde::{Deserialize, Serialize};
@@ -422,6 +423,18 @@ impl Shard {
         outcome: Outcome,
         ride: Option<RideId>,
     ) {
+        self.answer_with(command, asked, outcome, ride, None);
+    }
+
+    /// The same, telling where the rider is fetched instead of where they asked.
+    fn answer_with(
+        &mut self,
+        command: Option<&CommandId>,
+        asked: &EntityId,
+        outcome: Outcome,
+        ride: Option<RideId>,
+        pickup_point: Option<Box<PickupPoint>>,
+    ) {
         let Some(command) = command else { return };
         let (asked_ride, asked_driver, asked_rider) = match asked {
             EntityId::Ride(id) => (Some(*id), None, None),
@@ -436,6 +449,7 @@ impl Shard {
             asked_ride,
             asked_driver,
             asked_rider,
+            pickup_point,
         });
     }
 

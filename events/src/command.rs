@@ -11,6 +11,7 @@ use crate::ids::{
     ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
     SessionId, ShardId, Time, VehicleClass,
 };
+use crate::zone::{PickupPoint, ZoneFinding};
 
 /// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
 pub const COMMAND_VERSION: u16 = 1;
@@ -172,6 +173,9 @@ pub struct OpenRide {
     pub class: VehicleClass,
     /// When the rider first asked.
     pub issued_at: Time,
+    /// The pickup point it was moved to; older records lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<Box<PickupPoint>>,
 }
 
 /// An input of the engine.
@@ -183,9 +187,13 @@ pub enum Command {
     RequestRide {
         rider: RiderId,
         key: IdempotencyKey,
+        /// As the rider asked; the ride's pickup may be another one by `zone`.
         pickup: Place,
         dropoff: Option<Place>,
         class: VehicleClass,
+        /// What the zones say about the pickup; no part of what a retry is compared by. Older records lack it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<Box<ZoneFinding>>,
     },
     /// A rider takes back a wish, by its key, whether or not it was seen before (external).
     CancelByKey { rider: RiderId, key: IdempotencyKey },
@@ -413,6 +421,8 @@ pub enum RefusedBecause {
     AlreadyRiding,
     /// The idempotency key was used before with another request.
     KeyReused,
+    /// The pickup lies outside of every service area.
+    OutOfArea,
     /// The rider has as many remembered keys as allowed; wait until some expire.
     TooManyKeys,
     /// The request is older than the configured patience.

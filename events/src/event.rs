@@ -14,6 +14,7 @@ use crate::ids::{
     Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
     SessionId, ShardId, Time, VehicleClass,
 };
+use crate::zone::PickupPoint;
 
 /// One event with its place in its shard's history.
 #[derive(Clone, Debug, PartialEq)]
@@ -290,6 +291,9 @@ events! {
         radius_m: u32,
         /// When the search grows by a step.
         widen_at: Time,
+        /// The pickup point of a zone that the rider was moved to; absent: fetched where they asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pickup_point: Option<Box<PickupPoint>>,
     }
     /// A round looked at the ride for the first time and had no car for it.
     ride "ride.searched_in_vain" SearchedInVain {}
@@ -609,6 +613,9 @@ events! {
         command: CommandId,
         /// Until when the key is remembered.
         expires_at: Time,
+        /// The pickup point the rider is moved to, repeated to whoever asks again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pickup_point: Option<Box<PickupPoint>>,
     }
     /// The ride is open.
     rider "rider.ride_opened" RideConfirmed {
@@ -679,6 +686,9 @@ events! {
         /// The rider who was asked, if it was a rider.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asked_rider: Option<RiderId>,
+        /// Where the rider is fetched instead, if the request was moved to a pickup point.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pickup_point: Option<Box<PickupPoint>>,
     }
 }
 

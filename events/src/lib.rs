@@ -4,6 +4,7 @@
 //! - [`event`]: facts, published as CloudEvents 1.0 JSON for everybody. Never refused.
 //! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
 //! - [`proto`]: the same messages as Protobuf.
+//! - [`zone`]: what zones have to do with a request.
 //! - [`ids`]: who and what is meant. Holding an id proves it is well formed.
 //!
 //! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
@@ -14,6 +15,7 @@ pub mod event;
 pub mod ids;
 pub mod proto;
 pub mod wire;
+pub mod zone;
 
 pub use codec::DecodeError;
 pub use command::{Command, CommandRecord};
@@ -22,3 +24,4 @@ pub use ids::{
     Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId,
     RiderId, SessionId, ShardId, Time, VehicleClass,
 };
+pub use zone::{PickupPoint, ZoneFinding, ZoneName};

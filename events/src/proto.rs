@@ -11,11 +11,16 @@ use prost::Message;
 use crate::command::{CancelledBy, RefusedBecause};
 use crate::ids::{ClassSet, Place, RideId, SessionId, Time, VehicleClass};
 use crate::wire;
+use crate::zone::{PickupPoint, ZoneName};
 
 /// The generated messages.
 #[allow(
     missing_docs,
     reason = "generated; the .proto file says what they mean"
+)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "generated; a message lives for one encoding or decoding, none is kept in number"
 )]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/cabrank.v1.rs"));
@@ -130,6 +135,7 @@ names!(
     TooOld = TooOld,
     ShardFull = ShardFull,
     CancelledBefore = CancelledBefore,
+    OutOfArea = OutOfArea,
     UnknownRide = UnknownRide,
     NotYours = NotYours,
     Lapsed = Lapsed,
@@ -263,6 +269,12 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
             gained_s: swap.gained_s,
             instead_of: swap.instead_of.map(|ride| ride.to_string()),
         }),
+        pickup_point: ride.pickup_point.as_ref().map(|point| pb::PickupPoint {
+            zone: point.zone.to_string(),
+            name: point.name.to_string(),
+            at: Some(place_out(point.at)),
+            asked: Some(place_out(point.asked)),
+        }),
     }
 }
 
@@ -287,6 +299,22 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
             gain_s: asked.gain_s,
             answer_by: Time(asked.answer_by),
         }),
+        pickup_point: ride.pickup_point.map(pickup_point_in).transpose()?,
+    })
+}
+
+fn pickup_point_in(point: pb::PickupPoint) -> Decoded<PickupPoint> {
+    let name = |field, text: String| {
+        ZoneName::try_from(text).map_err(|error| ProtoError::Bad {
+            field,
+            why: error.to_string(),
+        })
+    };
+    Ok(PickupPoint {
+        zone: name("zone", point.zone)?,
+        name: name("name", point.name)?,
+        at: place_in("at", point.at)?,
+        asked: place_in("asked", point.asked)?,
     })
 }
 

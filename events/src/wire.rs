@@ -10,6 +10,7 @@ use crate::ids::{
     Attempt, ClassSet, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId, Time,
     VehicleClass,
 };
+use crate::zone::{PickupPoint, ZoneName};
 
 /// Longest message id a client may choose, in bytes.
 pub const MESSAGE_ID_BYTES_MAX: usize = 64;
@@ -209,6 +210,9 @@ pub struct RideView {
     /// The driver is asked whether the ride may go to another one: `accept` or `decline` it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap_asked: Option<SwapAskedView>,
+    /// The pickup point of a zone, when that and not the place asked for is the pickup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<PickupPoint>,
 }
 
 /// Another driver comes than the one that was promised, and why that is good.
@@ -404,6 +408,63 @@ pub struct RideOpened {
     pub ride: RideId,
     /// The key it was asked with.
     pub key: IdempotencyKey,
+    /// Where the rider is fetched instead, when the place they asked for lies in a zone with pickup points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<PickupPoint>,
+}
+
+/// Body of `POST /v1/quote`: a ride somebody thinks of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct QuoteRequest {
+    /// Where to be fetched.
+    pub pickup: Place,
+    /// Where to, if known.
+    #[serde(default)]
+    pub dropoff: Option<Place>,
+    /// What car.
+    #[serde(default)]
+    pub class: VehicleClass,
+}
+
+/// Answer of `POST /v1/quote`. Nothing is promised by it and nothing kept for the rider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Quote {
+    /// Where the rider would be fetched.
+    pub pickup: Place,
+    /// That is the pickup point of a zone and not the place asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_point: Option<PickupPoint>,
+    /// The airport it lies at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airport: Option<ZoneName>,
+    /// Free cars near, at most 20 are counted.
+    pub cars_near: u32,
+    /// Seconds until a car would be there; absent when nothing honest can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pickup_time: Option<PickupTime>,
+    /// Estimated seconds of the drive to the drop-off, if that was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive_s: Option<u32>,
+    /// When this was true (domain time).
+    pub at: Time,
+}
+
+/// How long until a car is there, counted from the request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct PickupTime {
+    /// As many come sooner as later.
+    pub likely_s: u32,
+    /// Between this
+    pub low_s: u32,
+    /// and this lies `share` of the pickups, of rides that are fetched at all.
+    pub high_s: u32,
+    /// The share that `low_s` to `high_s` is to hold.
+    pub share: f64,
+    /// How many rides of late this was learned from; 0: a wide guess, nothing is known yet.
+    pub rides: u32,
+    /// The part of those rides that was fetched; the others were called off or found no driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<f64>,
 }
 
 /// Every HTTP error's body (RFC 9457 shape, `application/problem+json`).

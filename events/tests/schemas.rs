@@ -11,11 +11,20 @@ use std::path::PathBuf;
 use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
 use cabrank_events::event::*;
 use cabrank_events::{
-    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, Place, Reason,
-    RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
+    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, PickupPoint, Place,
+    Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
+
+fn pickup_point() -> PickupPoint {
+    PickupPoint {
+        zone: ZoneName::new("Ferry Terminal").unwrap(),
+        name: ZoneName::new("Door 2").unwrap(),
+        at: place(37.7749, -122.4194),
+        asked: place(37.7751, -122.4201),
+    }
+}
 
 const AT: Time = Time(1_211_500_801_250);
 
@@ -68,6 +77,7 @@ fn examples() -> Vec<Event> {
             deadline: AT.plus_ms(300_000),
             radius_m: 2_000,
             widen_at: AT.plus_ms(5_000),
+            pickup_point: Some(Box::new(pickup_point())),
         }
         .into(),
         SearchedInVain { ride, ride_seq: 2 }.into(),
@@ -345,6 +355,7 @@ fn examples() -> Vec<Event> {
             fingerprint: 5_212_987_179_472_747_544,
             command: command.clone(),
             expires_at: later,
+            pickup_point: Some(Box::new(pickup_point())),
         }
         .into(),
         RideConfirmed {
@@ -411,6 +422,7 @@ fn examples() -> Vec<Event> {
             asked_ride: None,
             asked_driver: None,
             asked_rider: Some(rider()),
+            pickup_point: None,
         }
         .into(),
     ]
@@ -519,6 +531,8 @@ fn a_schema_refuses_what_is_not_its_event() {
             "ride.cancelled" | "ride.report_waits" | "driver.heading_set" => 1,
             "command.outcome" | "ride.driver_reassigned" => 2,
             "ride.driver_claimed" => 3,
+            // The pickup point, which most requests have none of.
+            "ride.requested" | "rider.busy" => 1,
             _ => 0,
         };
         assert_eq!(missed, optional, "{name}");

@@ -30,6 +30,10 @@ pub enum Endpoint {
     Revoke,
     /// `GET /v1/nearby`
     Nearby,
+    /// `POST /v1/quote`
+    Quote,
+    /// `GET /v1/zones`
+    Zones,
     /// `GET /v1/events`
     Events,
     /// `PUT` and `DELETE /v1/drivers/{id}/heading`;
@@ -51,9 +55,9 @@ impl Endpoint {
             Self::OpenRide | Self::CancelRide | Self::CancelByKey => {
                 matches!(role, Rider | Service | Ops)
             }
-            Self::ReadRide => matches!(role, Driver | Rider | Service | Ops),
+            Self::ReadRide | Self::Zones => matches!(role, Driver | Rider | Service | Ops),
+            Self::Nearby | Self::Quote => matches!(role, Rider | Service | Ops),
             Self::Revoke => matches!(role, Ops),
-            Self::Nearby => matches!(role, Rider | Service | Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
             Self::Desk | Self::Dispatch => matches!(role, Ops),
         }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::tls::TlsConfig;
 use crate::token::{KeysConfig, TokenVerifier};
+use crate::zones::ZonesConfig;
 
 /// Everything about the edge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -32,6 +33,8 @@ pub struct GatewayConfig {
     pub ingest: IngestConfig,
     /// The live map.
     pub map: MapConfig,
+    /// Where rides may begin, airports, pickup points.
+    pub zones: ZonesConfig,
 }
 
 impl Default for GatewayConfig {
@@ -45,6 +48,7 @@ impl Default for GatewayConfig {
             sockets: Sockets::default(),
             ingest: IngestConfig::default(),
             map: MapConfig::default(),
+            zones: ZonesConfig::default(),
         }
     }
 }
@@ -276,7 +280,8 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 34] = [
+        let ranges: [(&str, u64, u64, u64); 35] = [
+            ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
             (
                 "limits.frame_bytes_max",
                 l.frame_bytes_max as u64,

@@ -13,17 +13,20 @@ use tokio_util::sync::CancellationToken;
 use crate::addresses::Addresses;
 use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
+use crate::first_offer::FirstOffers;
 use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
 use crate::people::{CloseCause, Drivers, Riders};
 use crate::problem::Problem;
 use crate::pulse::Pulse;
+use crate::quote::Quotes;
 use crate::rate::Buckets;
 use crate::revoke::Revocations;
 use crate::threads::Threads;
 use crate::tls::Tls;
 use crate::token::{Caller, TokenVerifier, Verified};
+use crate::zones::ZoneBook;
 
 /// Histories read from the log at once: each looks through many records.
 const HISTORIES_MAX: usize = 2;
@@ -60,8 +63,14 @@ pub struct Edge {
     pub threads: Threads,
     /// What open maps share.
     pub map: Map,
+    /// Which zones there are.
+    pub zones: ZoneBook,
+    /// What is known of pickup times.
+    pub quotes: Quotes,
     /// What happened in the last minute.
     pub pulse: Pulse,
+    /// How long riders of this gateway wait for an offer.
+    pub first_offers: FirstOffers,
     /// One permit per history that is being read; more wait.
     pub histories: Semaphore,
     started: Instant,
@@ -89,6 +98,7 @@ impl Edge {
         config: GatewayConfig,
         dispatch: Arc<dyn Dispatch>,
         threads: Threads,
+        zones: ZoneBook,
     ) -> Result<Arc<Self>, BadGatewayConfig> {
         let bad = |key: &str, value: &str, remedy: String| BadGatewayConfig {
             key: key.into(),
@@ -131,7 +141,10 @@ impl Edge {
             closing: CancellationToken::new(),
             threads,
             map: Map::default(),
+            zones,
+            quotes: Quotes::default(),
             pulse: Pulse::default(),
+            first_offers: FirstOffers::default(),
             histories: Semaphore::new(HISTORIES_MAX),
             started: Instant::now(),
             life: RandomState::new().build_hasher().finish(),
@@ -203,6 +216,23 @@ impl Edge {
                 Err(NotHandedIn { retry_after_s: 5 })
             }
         }
+    }
+
+    /// What is only worth counting when somebody looks: pings, and queues against their bounds.
+    pub fn publish_metrics(&self) {
+        self.counters.snapshot().publish();
+        let limits = &self.config.limits;
+        let used = self
+            .sockets_max
+            .saturating_sub(self.sockets.available_permits());
+        metrics::gauge!("cabrank_sockets_used").set(used as f64);
+        metrics::gauge!("cabrank_sockets_max").set(self.sockets_max as f64);
+        metrics::gauge!("cabrank_outcomes_waiting").set(self.outcomes.waiting() as f64);
+        metrics::gauge!("cabrank_outcomes_waiting_max").set(limits.waiting_outcomes_max as f64);
+        let requests_max = limits.waiting_requests_max;
+        let requests = requests_max.saturating_sub(self.requests.available_permits());
+        metrics::gauge!("cabrank_requests_waiting").set(requests as f64);
+        metrics::gauge!("cabrank_requests_waiting_max").set(requests_max as f64);
     }
 
     /// Room for one more socket or stream.

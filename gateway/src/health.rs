@@ -18,7 +18,7 @@ pub async fn serve_health(
     ready: Arc<dyn Fn() -> bool + Send + Sync>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    crate::recorder();
+    crate::meters::recorder();
     let readyz = async move || {
         if ready() {
             (StatusCode::OK, "ready\n")
@@ -31,7 +31,7 @@ pub async fn serve_health(
     };
     let metrics = async || {
         let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-        (content_type, crate::recorder().render()).into_response()
+        (content_type, crate::meters::render()).into_response()
     };
     let router = Router::new()
         .route("/healthz", get(async || "alive\n"))

@@ -15,7 +15,7 @@ use axum::routing::{delete, get, post, put};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{
-    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass,
+    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass, ZoneFinding,
 };
 use cabrank_geo::Point;
 use cabrank_matcher::api::{CarsNear, NearbyQuery};
@@ -33,11 +33,13 @@ use crate::frames::Outbound;
 use crate::listener::Conn;
 use crate::map;
 use crate::marks;
+use crate::meters;
 use crate::outcomes::Answer;
 use crate::page;
 use crate::people::TooManyPeople;
 use crate::problem::Problem;
 use crate::query::{self, Asked};
+use crate::quote;
 use crate::rider::RiderSession;
 use crate::shutout;
 use crate::socket::{Codec, Socket, command_name, count_command};
@@ -45,6 +47,7 @@ use crate::stream;
 use crate::threads::{Arrived, Client};
 use crate::token::{Caller, LIFE_MAX, Verified};
 use crate::upgrade::{Handshake, Raw};
+use crate::zones;
 
 /// Room made for an ordinary answer, and for each car of a search.
 const ANSWER_BYTES: usize = 512;
@@ -93,6 +96,8 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/api.js", get(page::api_script))
         .route("/openapi.json", get(page::openapi))
         .route("/v1/nearby", get(nearby))
+        .route("/v1/quote", post(quote::quote))
+        .route("/v1/zones", get(zones::zones))
         .route("/v1/events", get(stream::events))
         .route("/v1/revocations", post(shutout::revoke))
         .route(
@@ -160,9 +165,9 @@ async fn ready(State(edge): Shared) -> Result<&'static str, Problem> {
 }
 
 async fn metrics(State(edge): Shared) -> impl IntoResponse {
-    edge.counters.snapshot().publish();
+    edge.publish_metrics();
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, crate::recorder().render())
+    (content_type, meters::render())
 }
 
 /// A socket that may be opened.
@@ -395,23 +400,45 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         class,
         ..
     } = wish;
+    let zone = edge.zones.finding(pickup);
+    let fetched_at = match zone.as_deref() {
+        None => Some(pickup),
+        Some(ZoneFinding::At(point)) => Some(point.at),
+        Some(ZoneFinding::OutOfArea) => None,
+    };
     let command = Command::RequestRide {
-        rider,
+        rider: rider.clone(),
         key: key.clone(),
         pickup,
         dropoff,
         class,
+        zone,
     };
     let room = edge.admit_request()?;
-    let answer = ask(&edge, id, issued_at, command).await?;
+    let estimate = fetched_at.and_then(|at| edge.learn(at, class));
+    edge.first_offers.ask(&rider, &key);
+    let answer = ask(&edge, id, issued_at, command).await;
     drop(room);
+    // What was done is measured from its events; an unknown outcome may still come, but is none of ours to wait for.
+    if !matches!(&answer, Ok(answer) if answer.outcome == Outcome::Done) {
+        edge.first_offers.forget(&rider, &key);
+    }
+    let answer = answer?;
     let status = match answer.outcome {
         Outcome::Done => StatusCode::CREATED,
         Outcome::AlreadyDone => StatusCode::OK,
         Outcome::Refused { why } => return Err(why.into()),
     };
     let ride = answer.ride.ok_or_else(Problem::unknown_outcome)?;
-    Ok(json(status, &RideOpened { ride, key }))
+    if let (Outcome::Done, Some(estimate)) = (answer.outcome, estimate) {
+        edge.note_when_known(ride, estimate);
+    }
+    let opened = RideOpened {
+        ride,
+        key,
+        pickup_point: answer.pickup_point.map(|point| *point),
+    };
+    Ok(json(status, &opened))
 }
 
 /// Reads the body under the router's limit.

@@ -11,6 +11,7 @@
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say; `openapi` describes them all.
 //! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does, `dispatch` how rounds choose,
 //!   `page` what a browser is served.
+//! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
 //! - `token` who is calling, `keys` and `jwks` which keys are believed, `revoke` who was shut out, `files` what is read again.
 //! - `tls` what is between a connection and us, `addresses` how much may come from one.
@@ -27,6 +28,7 @@ mod dispatch;
 mod driver;
 mod edge;
 mod files;
+mod first_offer;
 mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -39,6 +41,7 @@ mod keys;
 mod listener;
 mod map;
 mod marks;
+mod meters;
 mod news;
 mod openapi;
 mod outcomes;
@@ -48,6 +51,7 @@ pub mod ping_json;
 mod problem;
 mod pulse;
 mod query;
+mod quote;
 mod rate;
 mod revoke;
 mod rider;
@@ -58,15 +62,16 @@ mod threads;
 mod tls;
 pub mod token;
 mod upgrade;
+pub mod zone_file;
+mod zones;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_matcher::api::Dispatch;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -81,11 +86,13 @@ pub use ingest::PartnerPings;
 pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
 pub use tls::{BadTls, TlsConfig};
+pub use zones::{BadZoneFiles, ZonesConfig, read_zones};
 
 use edge::Edge;
 use jwks::Fetcher;
 use listener::BoundedListener;
 use threads::Threads;
+use zones::ZoneBook;
 
 /// Why a gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -116,23 +123,6 @@ pub struct Served {
     pub cut_off: usize,
 }
 
-/// The process's metrics, whoever records them. The recorder is installed once, by the first gateway; if the program
-/// installed another one before, ours stays empty and the program serves its own.
-pub(crate) fn recorder() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    let handle = HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another metrics recorder is installed: /metrics stays empty");
-        }
-        handle
-    });
-    // Histograms gather samples until they are drained; scraping is when that matters.
-    handle.run_upkeep();
-    handle
-}
-
 /// Ends the sockets' threads however serving ends: a socket keeps the edge alive, which keeps the threads.
 struct StopThreads(Arc<Edge>);
 
@@ -158,7 +148,8 @@ impl Gateway {
         dispatch: Arc<dyn Dispatch>,
     ) -> Result<Self, ServeError> {
         config.check()?;
-        recorder();
+        meters::recorder();
+        let zones = ZoneBook::open(&config.zones)?;
         let listen = config.listen;
         let (threads, wait_us) = (config.sockets.threads(), config.sockets.wait_us);
         let (connections_max, _) = config.limits.connections();
@@ -166,7 +157,7 @@ impl Gateway {
         tracing::info!(connections_max, threads, wait_us, "room for sockets");
         let threads =
             Threads::start(threads, wait, &Handle::current()).map_err(ServeError::Threads)?;
-        let edge = Edge::new(config, dispatch, threads)?;
+        let edge = Edge::new(config, dispatch, threads, zones)?;
         let keys = &edge.config.keys;
         let unusable = |key: &str, value: &str, why: &dyn std::fmt::Display| BadGatewayConfig {
             key: key.into(),
@@ -230,6 +221,7 @@ impl Gateway {
             beside.spawn(jwks::keep_fresh(fetcher, keys, edge.verifier.clone()));
         }
         beside.spawn(files::keep_read(edge.clone()));
+        beside.spawn(zones::watch(edge.clone(), edge.closing.clone()));
         let router =
             http::router(edge.clone()).into_make_service_with_connect_info::<listener::Conn>();
         let stop = edge.closing.clone();

@@ -45,12 +45,16 @@ impl Edge {
     /// Takes a commit in.
     pub fn hear(&self, commits: &[Committed]) {
         for committed in commits {
+            if let Some(waited_s) = self.first_offers.hear(&committed.record.event) {
+                metrics::histogram!("cabrank_offer_seconds").record(waited_s);
+            }
             self.hear_for_drivers(committed);
             if let Some(ride) = &committed.ride {
                 self.riders
                     .tell(&ride.rider, || RiderNews::Ride(ride.clone()));
             }
         }
+        self.quotes.hear(commits);
         self.pulse
             .hear(commits, self.dispatch.now(), self.wall_ms());
         self.commits
@@ -76,6 +80,7 @@ impl Edge {
                 let answer = Answer {
                     outcome: e.outcome.clone(),
                     ride: e.ride,
+                    pickup_point: e.pickup_point.clone(),
                 };
                 self.outcomes.resolve(&e.command, answer);
             }

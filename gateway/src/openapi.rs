@@ -200,6 +200,29 @@ fn rides() -> Vec<Call> {
             )
         },
         Call {
+            body: Some((shape::<wire::QuoteRequest>, true)),
+            refusals: &[413, 422, 429],
+            ..call(
+                "post",
+                "/v1/quote",
+                Some(Endpoint::Quote),
+                tag,
+                "When a car would be there, before asking for it: an interval, learned from rides of late.",
+                found(shape::<wire::Quote>),
+            )
+        },
+        call(
+            "get",
+            "/v1/zones",
+            Some(Endpoint::Zones),
+            tag,
+            "Service areas, airports, pickup zones and points as GeoJSON.",
+            vec![
+                (200, "all zones", Answer::Other("application/geo+json")),
+                (304, "as If-None-Match says", Answer::Nothing),
+            ],
+        ),
+        Call {
             params: vec![
                 Param(
                     "query",

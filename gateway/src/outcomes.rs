@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use cabrank_events::command::Outcome;
-use cabrank_events::{CommandId, RideId};
+use cabrank_events::{CommandId, PickupPoint, RideId};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::oneshot;
@@ -21,6 +21,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// The ride it was about or made.
     pub ride: Option<RideId>,
+    /// Where the rider is fetched instead of where they asked.
+    pub pickup_point: Option<Box<PickupPoint>>,
 }
 
 struct Waiter {
@@ -70,6 +72,12 @@ impl Outcomes {
             number,
             receiver,
         })
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        // Relaxed: a number to look at.
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Tells everybody who waits for `id`.
@@ -135,6 +143,7 @@ mod tests {
         Answer {
             outcome: Outcome::Done,
             ride: None,
+            pickup_point: None,
         }
     }
 

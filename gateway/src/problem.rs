@@ -142,6 +142,12 @@ impl From<RefusedBecause> for Problem {
                 "The key was used for another request",
                 "use a new Idempotency-Key for a new wish",
             ),
+            OutOfArea => (
+                422,
+                "out_of_area",
+                "Outside of the service area",
+                "no rides begin there: ask with a pickup inside of a service_area of GET /v1/zones and a new Idempotency-Key",
+            ),
             TooManyKeys => (
                 429,
                 "too_many_keys",

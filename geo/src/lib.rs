@@ -5,7 +5,7 @@
 //!
 //! - [`Point`]: a valid place on Earth; [`Cell`]: an ownership cell around it.
 //! - [`LiveIndex`]: the newest position and status of every driver, lock-free to write and to ask.
-//! - [`Polygon`]: a zone's outline.
+//! - [`Polygon`]: a zone's outline; [`Zones`]: what all zones of a city say about a place.
 //!
 //! Not here: which shard owns a cell (`ring`), who gets a ride (`engine`).
 
@@ -21,6 +21,7 @@ mod reserved;
 mod search;
 mod slots;
 mod sync;
+mod zones;
 
 pub use cell::{BadCell, BadResolution, Cell, Resolution, cells_within};
 pub use index::{
@@ -29,6 +30,7 @@ pub use index::{
 };
 pub use point::{BadPoint, EARTH_RADIUS_M, Point};
 pub use polygon::{BadPolygon, Polygon};
+pub use zones::{Area, BadZones, Finding, HoleOutside, Spot, Zone, ZoneKind, Zones};
 
 /// Asks the processor to fetch the cache line of a value that will be needed soon.
 #[inline]

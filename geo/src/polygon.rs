@@ -75,6 +75,14 @@ impl Polygon {
         (-1..=1).any(|turn| self.contains_unrolled(lat, lon + turn * TURN_E7))
     }
 
+    /// The corners in the order they were given, without a repeated first one.
+    pub fn corners(&self) -> impl Iterator<Item = Point> + '_ {
+        self.corners.iter().map(|(lat, lon)| {
+            // Latitudes came from points, and longitudes are rolled up again.
+            Point::from_packed(*lat as i32, crate::point::wrap_lon_e7(*lon))
+        })
+    }
+
     /// South, north, west and east bounds in 1e-7 degrees; the longitudes may leave +-180 degrees.
     pub(crate) fn bounds_e7(&self) -> (i64, i64, i64, i64) {
         (self.lat.0, self.lat.1, self.lon.0, self.lon.1)

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cabbie::{Cabbie, Manners, Movement, RideLength};
 use crate::client::phone::{Phone, hear_clock};
-use crate::client::rider::{self, Wish};
+use crate::client::rider::{self, Asked, Wish};
 use crate::client::{Context, Mint};
 use crate::demo::Outcome;
 use crate::run::{OnStatus, Run, RunError, WISHES_IN_FLIGHT_MAX};
@@ -373,7 +373,7 @@ impl Riders {
             self.unsent += 1;
             return;
         };
-        let wish = Wish {
+        let mut wish = Wish {
             rider: trip.rider.clone(),
             key,
             request: RideRequest {
@@ -387,7 +387,14 @@ impl Riders {
         };
         let context = Arc::clone(&self.context);
         self.asking.spawn(async move {
-            rider::ask(&context, &wish).await;
+            let looked = Instant::now();
+            let quote = rider::quote(&context, &wish).await;
+            // The request leaves when the rider has looked.
+            wish.due += looked.elapsed();
+            let asked = rider::ask(&context, &wish).await;
+            if let (Asked::Opened(ride), Some(quote)) = (asked, quote) {
+                context.ledger.quote_was_of(ride, quote);
+            }
         });
     }
 

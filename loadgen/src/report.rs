@@ -41,6 +41,9 @@ pub struct Report {
     pub wait_s: SpanReport,
     /// From the assignment to the arrival of that driver, domain seconds.
     pub pickup_s: SpanReport,
+    /// How often pickups came when quotes had said; absent if no rider asked for a quote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quotes: Option<QuoteReport>,
     /// What the audit found; absent if none was run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditSummary>,
@@ -115,6 +118,35 @@ pub struct LatencyReport {
     pub ping_to_visible: Quantiles,
     /// From when a command should have left to its committed outcome.
     pub command_ack: Quantiles,
+}
+
+/// Quotes against what happened: domain seconds from the request to the arrival of the car, rides with an arrival only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct QuoteReport {
+    /// Asked for, each right before its request.
+    pub asked: u64,
+    /// That gave an interval; the others said that nothing honest could be said.
+    pub with_interval: u64,
+    /// The share of pickups that an interval is to hold, as the server says.
+    pub share: f64,
+    /// Pickups that had an interval.
+    pub pickups: u64,
+    /// Of those within it, sooner, and later.
+    pub within: u64,
+    /// Sooner than its beginning.
+    pub sooner: u64,
+    /// Later than its end.
+    pub later: u64,
+    /// `within` of `pickups`; the same of intervals that were learned from rides, leaving out the first wide guesses.
+    pub coverage: f64,
+    /// See `coverage`.
+    pub learned_pickups: u64,
+    /// See `coverage`.
+    pub learned_coverage: f64,
+    /// The mean length of a learned interval, in seconds.
+    pub learned_length_s: f64,
+    /// The mean distance from `likely_s`, in seconds, of learned ones.
+    pub learned_error_s: f64,
 }
 
 /// Points of a distribution.
@@ -383,6 +415,7 @@ mod tests {
             },
             wait_s: span.report(),
             pickup_s: SpanHistogram::default().report(),
+            quotes: None,
             audit: None,
             load: None,
             machine: Machine::here(),

@@ -308,6 +308,7 @@ impl Run {
             },
             wait_s: totals.wait.report(),
             pickup_s: totals.pickup.report(),
+            quotes: (totals.quotes.asked > 0).then_some(totals.quotes),
             audit: None,
             load: None,
             machine: Machine::here(),

@@ -256,8 +256,8 @@ pub trait Dispatch: Send + Sync + 'static {
     /// When the offer a driver holds must be confirmed and how long the answer may take: `(receipt_by, answer_ms)`.
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)>;
     /// Shows every driver known here, in no order. `see` must be quick and must not ask this node anything: it is called
-    /// while parts of what it would ask are locked. A gateway process of its own knows the positions of the drivers that
-    /// ping there only.
+    /// while parts of what it would ask are locked. A gateway process of its own asks the nodes for the positions of those
+    /// who ping elsewhere, from the first call on: they are there half a second later.
     fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>));
     /// Shows every ride as of the last commit, those lately ended among them, under the same terms.
     fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>));

@@ -34,7 +34,7 @@ pub mod rpc;
 mod views;
 
 pub use config::NodeConfig;
-pub use node::{Failure, Node, Parts, Stopped};
+pub use node::{Failure, Measured, Node, Parts, Stopped};
 
 pub use remote::{Remote, RemoteConfig, RemoteParts};
 pub use roads::RoadsConfig;

@@ -4,8 +4,11 @@
 //! durable; after a failed commit memory is thrown away and read back from the log (PROTOCOL 26).
 
 mod dispatch;
+mod measure;
 mod run;
 mod warm;
+
+pub use measure::Measured;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

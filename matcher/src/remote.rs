@@ -4,12 +4,14 @@
 //! Holds: handing in a ping never waits; nobody is told of an event that is not committed; what gateways show of rides
 //! and people is the fold of the log's events, so it is the same at every gateway.
 //! `nearby` costs one question to the node that owns the place: the halo makes its answer whole. `position` of a driver
-//! who pings here is known here; of another, all nodes are asked, and the one that owns the place answers.
+//! who pings here is known here; of another, all nodes are asked, and the one that owns the place answers. A map's
+//! question, everybody's position, is kept answered while somebody looks (`watched`).
 
 mod partners;
 mod routes;
 mod silence;
 mod tracks;
+mod watched;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -48,6 +50,7 @@ use crate::{cursor, history, route};
 use routes::{Route, Routes};
 use silence::Silence;
 use tracks::Tracks;
+use watched::Watched;
 
 /// A position that came by this gateway is good for so long without asking a node: the driver may have moved on to
 /// another gateway meanwhile.
@@ -161,6 +164,8 @@ struct Shared {
     listeners: RwLock<Vec<Listener>>,
     routes: Routes,
     tracks: Tracks,
+    /// Those who ping elsewhere, while somebody looks at a map.
+    watched: Watched,
     following: Following,
     draining: AtomicBool,
     /// Rung to look for owners at once, and to stop.
@@ -206,6 +211,7 @@ impl Remote {
             listeners: RwLock::default(),
             routes,
             tracks: Tracks::new(Arc::clone(&parts.ring), resolution, halo_m),
+            watched: Watched::default(),
             following: Following::of(0..shards),
             draining: AtomicBool::new(false),
             look: Look::default(),
@@ -646,8 +652,15 @@ impl Dispatch for Remote {
 
     fn each_driver(&self, see: &mut dyn FnMut(DriverSeen<'_>)) {
         let now = self.now();
+        self.shared.look_at_all();
         for entry in &self.shared.views.drivers {
-            let at = self.shared.tracks.last(entry.key()).map(|last| Position {
+            let own = self.shared.tracks.last(entry.key());
+            let told = self.shared.watched.last(entry.key());
+            let newest = match (own, told) {
+                (Some(own), Some(told)) if told.is_newer_than(&own) => Some(told),
+                (own, told) => own.or(told),
+            };
+            let at = newest.map(|last| Position {
                 at: Place(last.at),
                 age_ms: now.since(Time(last.time_ms)).max(0),
             });

@@ -205,6 +205,7 @@ impl Cluster {
                 pickup: at,
                 dropoff: None,
                 class: VehicleClass::Economy,
+                zone: None,
             },
         )
     }
@@ -853,5 +854,44 @@ fn a_partner_publishes_pings_and_what_is_no_ping_is_passed_over() {
         (ping.seq == 8).then_some(ping)
     });
     assert_eq!(next.time, Some(5));
+    cluster.stop();
+}
+
+#[test]
+fn a_map_at_one_gateway_shows_the_cars_that_ping_at_another() {
+    let mut cluster = Cluster::start(2, 2);
+    let places = cluster.places();
+    let drivers: Vec<(DriverId, Place)> = (0..12)
+        .map(|n| (driver(n), places[n % places.len()]))
+        .collect();
+    for (driver, at) in &drivers {
+        // They ping at gateway 0 only.
+        cluster.online(driver, *at);
+    }
+    let seen = |cluster: &Cluster, gateway: usize| {
+        let mut seen = BTreeMap::new();
+        cluster.gateways[gateway].each_driver(&mut |driver| {
+            seen.insert(driver.id.clone(), driver.at.map(|position| position.at));
+        });
+        seen
+    };
+    let is_where = |places: &[(DriverId, Place)], seen: &BTreeMap<DriverId, Option<Place>>| {
+        places
+            .iter()
+            .all(|(driver, at)| seen.get(driver) == Some(&Some(*at)))
+    };
+    until("the other gateway shows every car", || {
+        is_where(&drivers, &seen(&cluster, 1)).then_some(())
+    });
+    let moved: Vec<(DriverId, Place)> = drivers
+        .iter()
+        .map(|(driver, at)| (driver.clone(), Place(at.0.offset_m(50.0, 50.0))))
+        .collect();
+    for (driver, at) in &moved {
+        cluster.ping(driver, *at);
+    }
+    until("the other gateway shows where they are now", || {
+        is_where(&moved, &seen(&cluster, 1)).then_some(())
+    });
     cluster.stop();
 }

@@ -127,6 +127,7 @@ impl City {
             pickup: pickup(),
             dropoff: None,
             class: VehicleClass::Economy,
+            zone: None,
         };
         assert_eq!(self.say("rider", command), Outcome::Done);
         self.node

@@ -137,6 +137,7 @@ impl City {
             pickup: at(north),
             dropoff: None,
             class: VehicleClass::Economy,
+            zone: None,
         });
     }
 

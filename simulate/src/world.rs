@@ -240,6 +240,7 @@ impl World<'_> {
             pickup: Place(wish.pickup),
             dropoff: wish.dropoff.map(Place),
             class: VehicleClass::Economy,
+            zone: None,
         };
         if let Some(patience_ms) = wish.patience_ms {
             self.plan(now.plus_ms(patience_ms), Plan::GiveUp(n));

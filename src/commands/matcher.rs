@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{block_on, shutdown_signal};
+use super::{block_on, keep_measuring, shutdown_signal};
 use crate::{AnyError, Brokers, Common};
 
 /// Flags of `matcher`.
@@ -94,6 +94,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             Arc::new(move || asked.is_ready()),
             stop.clone(),
         ));
+        let measuring = tokio::spawn(keep_measuring(node.clone()));
         println!(
             "{name} answers gateways at {address}, health and metrics at http://{ops_address}"
         );
@@ -101,6 +102,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             () = shutdown.cancelled() => eprintln!("draining"),
             () = failed.cancelled() => {}
         }
+        measuring.abort();
         node.drain();
         // The shards go first, so that others take over while gateways are still answered "not here".
         let stopping = node.clone();

@@ -3,6 +3,7 @@
 import { type Camera, type World, toWorld } from "./camera";
 import { type Car, type City, where } from "./city";
 import type { Ride } from "./frame";
+import { Zones } from "./zones";
 
 export interface Cell {
   cell: string;
@@ -26,6 +27,7 @@ interface Colours {
   waiting: string;
   supply: string;
   demand: string;
+  zone: string;
 }
 
 export interface Selected {
@@ -52,6 +54,8 @@ export class Painter {
   show: CellsShow = "balance";
   lines = true;
   offline = true;
+  showZones = true;
+  readonly zones = new Zones();
   private readonly context: CanvasRenderingContext2D;
   private colours: Colours;
   private tiles = new Map<string, HTMLImageElement>();
@@ -88,6 +92,7 @@ export class Painter {
     context.fillRect(0, 0, camera.width, camera.height);
     if (this.tileUrl) this.paintTiles();
     else this.paintGrid();
+    if (this.showZones) this.paintZones();
     if (this.show !== "none") this.paintCells();
     if (this.lines) this.paintLines(city, now);
     this.paintRiders(city, now);
@@ -177,6 +182,51 @@ export class Painter {
       context.stroke();
     }
     context.globalAlpha = 1;
+  }
+
+  private paintZones(): void {
+    const { context, camera, colours } = this;
+    context.strokeStyle = colours.zone;
+    context.fillStyle = colours.zone;
+    context.font = "12px system-ui, sans-serif";
+    context.textAlign = "center";
+    for (const { kind, name, areas, middle } of this.zones.zones) {
+      context.beginPath();
+      for (const ring of areas.flat()) {
+        ring.forEach((at, n) => {
+          if (n === 0) context.moveTo(camera.x(at), camera.y(at));
+          else context.lineTo(camera.x(at), camera.y(at));
+        });
+        context.closePath();
+      }
+      const isArea = kind === "service_area";
+      if (!isArea) {
+        context.globalAlpha = 0.12;
+        context.fill("evenodd");
+      }
+      context.globalAlpha = 0.8;
+      context.lineWidth = isArea ? 2.5 : 1.5;
+      context.setLineDash(isArea ? [10, 4, 2, 4] : []);
+      context.stroke();
+      context.setLineDash([]);
+      if (!isArea && camera.zoom >= 12) context.fillText(name, camera.x(middle), camera.y(middle) - 5);
+    }
+    context.globalAlpha = 1;
+    for (const { name, at } of this.zones.spots) {
+      const spot = this.spot(at, 80);
+      if (!spot || camera.zoom < 12) continue;
+      const [x, y] = spot;
+      // A diamond, so that it is not taken for a car or a rider.
+      context.beginPath();
+      context.moveTo(x, y - 5);
+      context.lineTo(x + 5, y);
+      context.lineTo(x, y + 5);
+      context.lineTo(x - 5, y);
+      context.closePath();
+      context.fill();
+      if (camera.zoom >= 14.5) context.fillText(name, x, y + 18);
+    }
+    context.textAlign = "start";
   }
 
   private paintLines(city: City, now: number): void {
@@ -334,5 +384,6 @@ function readColours(): Colours {
     waiting: of("waiting"),
     supply: of("free"),
     demand: of("waiting"),
+    zone: of("zone"),
   };
 }

@@ -5,6 +5,7 @@ import { City, where } from "./city";
 import { type Cell, type CellsShow, Painter, type Selected } from "./draw";
 import { readFrame } from "./frame";
 import { find, Panel, type Rates } from "./panel";
+import { Past } from "./past";
 import { Refused, Server, Silent } from "./server";
 
 /** Until the server has said how often it draws. */
@@ -12,8 +13,11 @@ const TICK_MS = 500;
 /** A page nobody looks at asks this seldom. */
 const HIDDEN_MS = 5_000;
 const AREA_MS = 2_000;
+const ZONES_MS = 10_000;
 /** After the server was silent. */
 const RETRY_MS = 1_000;
+/** How often the past is drawn anew while it is watched. */
+const PAST_MS = 500;
 /** A click this near to a car or a pickup means it, pixels. */
 const NEAR_PX = 14;
 
@@ -25,13 +29,14 @@ const city = new City();
 const server = new Server();
 const panel = new Panel(server);
 const painter = new Painter(canvas, camera, meta("tile-url"));
+const past = new Past();
 const selected: Selected = { driver: null, ride: null };
 let selectedName = "";
 let isPlaced = false;
 let wakeUp: () => void = () => {};
 
 /** Says how it stands; `state` is for the style sheet. */
-function say(state: "live" | "waiting" | "problem", text: string): void {
+function say(state: "live" | "past" | "waiting" | "problem", text: string): void {
   const status = find("status");
   if (status.textContent !== text) status.textContent = text;
   document.body.dataset.state = state;
@@ -61,7 +66,8 @@ const NO_TOKEN =
 
 async function lookOn(): Promise<never> {
   let after = "";
-  let areaAt = 0;
+  let areaAt = Number.NEGATIVE_INFINITY;
+  let zonesAt = Number.NEGATIVE_INFINITY;
   for (;;) {
     const began = performance.now();
     let pause = document.hidden ? HIDDEN_MS : (city.frame?.tickMs ?? TICK_MS);
@@ -80,9 +86,13 @@ async function lookOn(): Promise<never> {
       }
       const answer = await server.ask(`/v1/map?${camera.query()}${after}`);
       if (answer.status === 200) {
-        const frame = readFrame(await answer.arrayBuffer());
-        city.take(frame, performance.now());
-        panel.counts(frame);
+        const bytes = await answer.arrayBuffer();
+        const frame = readFrame(bytes);
+        past.keep(bytes, performance.now());
+        if (past.isLive) {
+          city.take(frame, performance.now());
+          panel.counts(frame);
+        }
         find("too-many").hidden = !frame.tooMany;
         document.body.dataset.cars = String(frame.seen.length);
         document.body.dataset.frame = String(frame.number);
@@ -94,8 +104,12 @@ async function lookOn(): Promise<never> {
         painter.cells = area.cells;
         panel.rates(area.rates);
       }
+      if (began - zonesAt >= ZONES_MS) {
+        zonesAt = began;
+        await painter.zones.refresh(server);
+      }
       find("door").hidden = true;
-      say("live", "Live");
+      if (past.isLive) say("live", "Live");
     } catch (why) {
       after = "";
       if (why instanceof Silent) {
@@ -114,6 +128,50 @@ async function lookOn(): Promise<never> {
 }
 
 const sentence = (text: string) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+
+const minutes = (ms: number) => {
+  const seconds = Math.round(ms / 1_000);
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+};
+
+/** The slider: where it stands is how long ago, in seconds below zero. */
+function watchPast(): void {
+  const slider = find<HTMLInputElement>("slider");
+  const play = find<HTMLButtonElement>("play");
+  const speed = find<HTMLSelectElement>("speed");
+  const show = () => {
+    const frame = past.step(performance.now(), Number(speed.value));
+    slider.min = String(-Math.floor(past.length / 1_000));
+    slider.value = String(-past.ago / 1_000);
+    const told = past.isLive ? "now" : `${minutes(past.ago)} ago`;
+    slider.setAttribute("aria-valuetext", told);
+    find("ago").textContent = told;
+    document.body.dataset.past = past.isLive ? "" : String(Math.round(past.ago / 1_000));
+    play.textContent = past.isLive || past.plays ? "Pause" : "Play";
+    if (!frame) return;
+    city.take(frame, performance.now());
+    panel.counts(frame);
+    say("past", `${minutes(past.ago)} ago`);
+  };
+  slider.addEventListener("input", () => {
+    past.goTo(-Number(slider.value) * 1_000);
+    show();
+  });
+  play.addEventListener("click", () => {
+    if (past.isLive) past.goTo(1);
+    else if (!past.plays) {
+      past.play();
+      return show();
+    }
+    past.pause();
+    show();
+  });
+  find("now").addEventListener("click", () => {
+    past.goTo(0);
+    show();
+  });
+  setInterval(show, PAST_MS);
+}
 
 /** What lies under the pointer. */
 function pick(x: number, y: number): void {
@@ -287,6 +345,9 @@ function listen(): void {
   find("offline").addEventListener("change", (event) => {
     painter.offline = (event.target as HTMLInputElement).checked;
   });
+  find("zones").addEventListener("change", (event) => {
+    painter.showZones = (event.target as HTMLInputElement).checked;
+  });
   find("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = find<HTMLInputElement>("search-text").value.trim();
@@ -325,5 +386,6 @@ if (credit) find("credit").textContent = credit;
 server.readAddress();
 painter.fitWindow();
 listen();
+watchPast();
 draw();
 void lookOn();

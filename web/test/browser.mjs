@@ -11,6 +11,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
@@ -59,7 +60,8 @@ let demo = null;
 /** Starts the city, or starts it again; the address with its token. */
 async function start() {
   const args = ["demo", "--drivers", drivers, "--requests-per-minute", "400", "--listen", `127.0.0.1:${port}`];
-  demo = spawn(cabrank, [...args, "--data-dir", directory], { stdio: ["ignore", "pipe", "ignore"] });
+  const env = { ...process.env, CABRANK_GATEWAY__ZONES__DIR: fileURLToPath(new URL("../../examples/zones", import.meta.url)) };
+  demo = spawn(cabrank, [...args, "--data-dir", directory], { env, stdio: ["ignore", "pipe", "ignore"] });
   for await (const line of createInterface({ input: demo.stdout })) {
     const found = line.match(/the city, live: (\S+)/);
     if (found) return found[1];
@@ -143,6 +145,27 @@ try {
   await until("a count of frames", async () => (await data("fps")) !== undefined);
   console.log(`${await data("cars")} cars: ${await data("fps")} frames a second, ${await data("paintMs")} ms of script each`);
   await picture("light");
+
+  // Zones, and the last seconds once more.
+  await until("the zones", async () => (await data("zones")) === "4");
+  await until("some seconds that were seen", async () => Number(await page.getAttribute("#slider", "min")) <= -5);
+  const slide = (ago) =>
+    page.evaluate((ago) => {
+      const slider = document.getElementById("slider");
+      slider.value = String(-ago);
+      slider.dispatchEvent(new Event("input"));
+    }, ago);
+  await slide(4);
+  await until("the past", async () => /0:0[34] ago/.test(await text("status")));
+  await page.click("#play");
+  const paused = await data("past");
+  await page.waitForTimeout(1_200);
+  const live = Number(await data("past"));
+  // New answers come meanwhile: what is shown stands still, so it lies further back.
+  assert.ok(live > Number(paused), `${paused} s ago, then ${live}`);
+  await picture("past");
+  await page.click("#now");
+  await until("now again", async () => (await text("status")) === "Live" && (await data("past")) === "");
 
   // Looking closer: by search, by click, by keyboard.
   await page.keyboard.press("/");

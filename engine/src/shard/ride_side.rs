@@ -185,6 +185,7 @@ impl Shard {
                 .max(self.time),
             radius_m: self.config.radius_first_m,
             widen_at: self.time.plus_ms(self.config.widen_every_ms),
+            pickup_point: open.pickup_point.clone(),
         });
         self.send(Command::RideOpened { rider, key, ride });
     }

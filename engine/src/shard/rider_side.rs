@@ -7,7 +7,7 @@ use cabrank_events::event::{
 };
 use cabrank_events::{
     Command, CommandId, CommandRecord, IdempotencyKey, Place, RideId, RiderId, ShardId, Time,
-    VehicleClass,
+    VehicleClass, ZoneFinding,
 };
 use cabrank_geo::{Cell, Resolution};
 
@@ -23,6 +23,8 @@ struct Request<'a> {
     dropoff: Option<Place>,
     class: VehicleClass,
     issued_at: Time,
+    /// What the gateway found: decides a first attempt only, and is no part of the fingerprint.
+    zone: Option<&'a ZoneFinding>,
 }
 
 impl Request<'_> {
@@ -50,6 +52,7 @@ impl Shard {
                 pickup,
                 dropoff,
                 class,
+                zone,
             } => {
                 let request = Request {
                     rider,
@@ -58,6 +61,7 @@ impl Shard {
                     dropoff: *dropoff,
                     class: *class,
                     issued_at: record.issued_at,
+                    zone: zone.as_deref(),
                 };
                 // Requests come from people, so from the log: they always have an offset and an id.
                 if let (Some(offset), Some(id)) = (offset, &record.id) {
@@ -107,7 +111,7 @@ impl Shard {
         if let Some(known) = known
             && !self.broken(Sabotage::ForgetKeys)
         {
-            let (outcome, ride) = match known.wish {
+            let (outcome, ride) = match known.wish.clone() {
                 Wish::Cancelled => (
                     Outcome::Refused {
                         why: RefusedBecause::CancelledBefore,
@@ -128,7 +132,8 @@ impl Shard {
                 }
                 Wish::Refused { why } => (Outcome::Refused { why }, None),
             };
-            self.answer(Some(id), &asked, outcome, ride);
+            let point = known.pickup_point.filter(|_| ride.is_some());
+            self.answer_with(Some(id), &asked, outcome, ride, point);
             return;
         }
         if request.issued_at.plus_ms(self.config.request_patience_ms) < self.time
@@ -151,10 +156,19 @@ impl Shard {
         }
         let expires_at = self.time.plus_ms(self.config.key_memory_ms);
         let rider_seq = self.rider_seq(rider);
-        if let Some(active) = self.riders.get(rider).and_then(|r| r.active)
-            && !self.broken(Sabotage::TwoRidesAtOnce)
-        {
-            let why = RefusedBecause::AlreadyRiding;
+        let point = match request.zone {
+            Some(ZoneFinding::At(point)) => Some(Box::new(point.clone())),
+            Some(ZoneFinding::OutOfArea) | None => None,
+        };
+        let active = self.riders.get(rider).and_then(|r| r.active);
+        let refused = match request.zone {
+            _ if active.is_some() && !self.broken(Sabotage::TwoRidesAtOnce) => {
+                Some(RefusedBecause::AlreadyRiding)
+            }
+            Some(ZoneFinding::OutOfArea) => Some(RefusedBecause::OutOfArea),
+            Some(ZoneFinding::At(_)) | None => None,
+        };
+        if let Some(why) = refused {
             self.emit(RequestRefused {
                 rider: rider.clone(),
                 rider_seq,
@@ -163,11 +177,13 @@ impl Shard {
                 why,
                 expires_at,
             });
-            self.answer(Some(id), &asked, Outcome::Refused { why }, Some(active));
+            let active = active.filter(|_| why == RefusedBecause::AlreadyRiding);
+            self.answer(Some(id), &asked, Outcome::Refused { why }, active);
             return;
         }
+        let pickup = point.as_ref().map_or(request.pickup, |point| point.at);
         let ride = RideId {
-            place: self.place_shard(request.pickup),
+            place: self.place_shard(pickup),
             minted_by: self.id,
             offset,
         };
@@ -179,15 +195,17 @@ impl Shard {
             fingerprint,
             command: id.clone(),
             expires_at,
+            pickup_point: point.clone(),
         });
         self.send(Command::OpenRide(OpenRide {
             ride,
             rider: rider.clone(),
             key: key.clone(),
-            pickup: request.pickup,
+            pickup,
             dropoff: request.dropoff,
             class: request.class,
             issued_at: request.issued_at,
+            pickup_point: point,
         }));
     }
 
@@ -284,7 +302,9 @@ impl Shard {
             key: key.clone(),
         });
         let asked = EntityId::Rider(rider.clone());
-        self.answer(Some(&command), &asked, Outcome::Done, Some(ride));
+        let known = self.riders.get(rider).and_then(|r| r.keys.get(key));
+        let point = known.and_then(|known| known.pickup_point.clone());
+        self.answer_with(Some(&command), &asked, Outcome::Done, Some(ride), point);
     }
 
     fn ride_not_opened(

@@ -3,7 +3,8 @@
 use cabrank_events::command::CancelledBy;
 use cabrank_events::{
     Attempt, ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey,
-    Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
+    PickupPoint, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneFinding,
+    ZoneName,
 };
 use rand::Rng;
 
@@ -63,6 +64,7 @@ impl World {
                     pickup: self.places[self.rng.random_range(0..self.places.len())],
                     dropoff: None,
                     class: self.class(),
+                    zone: self.zone(),
                 };
                 let issued_at = Time(self.now.0 - age);
                 if self.chance(0.1) {
@@ -86,6 +88,11 @@ impl World {
                     && let Command::RequestRide { pickup, .. } = &mut command
                 {
                     *pickup = self.places[self.rng.random_range(0..self.places.len())];
+                }
+                let found = self.zone();
+                if let Command::RequestRide { zone, .. } = &mut command {
+                    // Zones may have changed since.
+                    *zone = found;
                 }
                 self.say_after(500, request.issued_at, command);
             }
@@ -202,6 +209,23 @@ impl World {
                 };
                 self.say(500, command);
             }
+        }
+    }
+
+    /// What a gateway's zones say about a place: mostly nothing.
+    fn zone(&self) -> Option<Box<ZoneFinding>> {
+        // By the number and not by chance, so that the runs of known seeds stay what they were.
+        let name = |text| ZoneName::new(text).expect("a good name");
+        let place = |number: u32| self.places[number as usize % self.places.len()];
+        match self.number % 29 {
+            3 => Some(Box::new(ZoneFinding::OutOfArea)),
+            5..9 => Some(Box::new(ZoneFinding::At(PickupPoint {
+                zone: name("Station"),
+                name: name("North"),
+                at: place(self.number / 29),
+                asked: place(self.number),
+            }))),
+            _ => None,
         }
     }
 

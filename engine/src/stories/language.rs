@@ -14,7 +14,8 @@ use cabrank_events::command::{CancelledBy, EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
-    IdempotencyKey, Place, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
+    IdempotencyKey, PickupPoint, Place, Reason, RideId, RiderId, SessionId, ShardId, Time,
+    VehicleClass, ZoneFinding, ZoneName,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -390,8 +391,22 @@ impl World {
             pickup: self.places[after("at").unwrap_or("A")],
             dropoff: None,
             class: after("class").map_or(VehicleClass::Economy, |c| c.parse().expect("a class")),
+            zone: after("zone").map(|found| Box::new(self.zone(found, after("at")))),
         };
         self.say_at(words, issued_at, command);
+    }
+
+    /// What the gateway's zones say: `out` of every service area, or the place of a pickup point.
+    fn zone(&self, found: &str, asked: Option<&str>) -> ZoneFinding {
+        if found == "out" {
+            return ZoneFinding::OutOfArea;
+        }
+        ZoneFinding::At(PickupPoint {
+            zone: ZoneName::new("Station").expect("a good name"),
+            name: ZoneName::new(found).expect("a good name"),
+            at: self.places[found],
+            asked: self.places[asked.unwrap_or("A")],
+        })
     }
 
     fn say(&mut self, words: &[&str], command: Command) {
@@ -556,7 +571,13 @@ impl World {
         let p = |rider: &RiderId| self.people.get(rider.as_str()).cloned().unwrap_or_default();
         let s = |until: Time| format!("{}s", until.since(at) as f64 / 1_000.0);
         match event {
-            Event::RideRequested(e) => format!("open {}", r(&e.ride)),
+            Event::RideRequested(e) => match &e.pickup_point {
+                None => format!("open {}", r(&e.ride)),
+                Some(point) => {
+                    assert_eq!(point.at, e.pickup, "told one place, fetched at another");
+                    format!("open {} at point {}", r(&e.ride), point.name)
+                }
+            },
             Event::SearchedInVain(e) => format!("{} in vain", r(&e.ride)),
             Event::SearchWidened(e) => format!("{} within {}m", r(&e.ride), e.radius_m),
             Event::DriverClaimed(e) => {
@@ -675,12 +696,17 @@ impl World {
             }
             Event::DispatchSet(e) => format!("market {}: {}", e.market_seq, e.settings),
             Event::CommandOutcome(e) => match &e.outcome {
-                Outcome::Done => "done".to_string(),
-                Outcome::AlreadyDone => "already done".to_string(),
+                Outcome::Done => format!("done{}", at_point(e)),
+                Outcome::AlreadyDone => format!("already done{}", at_point(e)),
                 Outcome::Refused { why } => format!("refused: {}", word(why)),
             },
         }
     }
+}
+
+fn at_point(outcome: &cabrank_events::event::CommandOutcome) -> String {
+    let point = outcome.pickup_point.as_ref();
+    point.map_or_else(String::new, |point| format!(" at point {}", point.name))
 }
 
 fn home(command: &Command) -> ShardId {

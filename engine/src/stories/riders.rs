@@ -272,3 +272,36 @@ fn a_timer_does_not_fire_before_an_accept_that_came_in_time() {
     ",
     );
 }
+
+/// A gateway finds, the rider's shard decides once: zones that change between two attempts change no answer.
+#[test]
+fn a_retry_gets_its_first_answer_whatever_the_zones_say_meanwhile() {
+    check(
+        "
+        request R1 by ann at A zone B   => ann busy with R1; open R1 at point B; ann knows of R1; done at point B
+        request R1 by ann at A          => already done at point B
+        request R1 by ann at A zone out => already done at point B
+        request R1 by ann at B zone B   => refused: key reused
+        cancel R1 by ann                => R1 cancelled by rider; done; ann free
+        request R1 by ann at A zone A   => already done at point B
+        request R2 by bob zone out      => bob not again: out of area; refused: out of area
+        request R2 by bob               => refused: out of area
+        request R3 by bob               => bob busy with R3; open R3; bob knows of R3; done
+        request R3 by bob zone out      => already done
+    ",
+    );
+}
+
+#[test]
+fn a_retry_that_comes_before_the_answer_changes_no_pickup() {
+    check(
+        "
+        apart
+        request R1 by ann at A zone B   => ann busy with R1
+        request R1 by ann at A zone A   =>
+        read rides                      => open R1 at point B
+        request R1 by ann at A zone out =>
+        read riders                     => ann knows of R1; done at point B
+    ",
+    );
+}

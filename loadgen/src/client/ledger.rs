@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use cabrank_events::RideId;
 use cabrank_events::codec::parse_rfc3339;
-use cabrank_events::wire::{RideStage, RideView};
+use cabrank_events::wire::{PickupTime, RideStage, RideView};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::phone::hear_clock;
 use super::{CALL_WITHIN, Context, Phase};
-use crate::report::{LatencyHistogram, RideReport, SpanHistogram};
+use crate::report::{LatencyHistogram, QuoteReport, RideReport, SpanHistogram};
 use crate::sse::{EventStream, StreamError};
 
 /// A run follows at most this many rides; further wishes are not sent.
@@ -35,6 +35,10 @@ struct Ride {
     /// Domain times.
     requested_at: Option<i64>,
     assigned_at: Option<i64>,
+    /// When a car came first.
+    arrived_at: Option<i64>,
+    /// What was said before it was asked for.
+    quote: Option<PickupTime>,
     was_assigned: bool,
     has_driver: bool,
     end: Option<RideStage>,
@@ -57,6 +61,7 @@ struct Book {
     request_to_assigned: LatencyHistogram,
     wait: SpanHistogram,
     pickup: SpanHistogram,
+    quotes: QuoteReport,
 }
 
 /// The rides of a run.
@@ -86,6 +91,8 @@ pub struct Totals {
     pub wait: SpanHistogram,
     /// See the report.
     pub pickup: SpanHistogram,
+    /// See the report.
+    pub quotes: QuoteReport,
 }
 
 impl Ledger {
@@ -110,6 +117,23 @@ impl Ledger {
         let entry = book.rides.entry(ride).or_default();
         entry.is_acknowledged = true;
         entry.due = Some(due);
+        book.measure(ride);
+    }
+
+    /// A rider asked for a quote.
+    pub fn quoted(&self, quote: Option<&PickupTime>) {
+        let quotes = &mut self.book().quotes;
+        quotes.asked += 1;
+        if let Some(quote) = quote {
+            quotes.with_interval += 1;
+            quotes.share = quote.share;
+        }
+    }
+
+    /// The ride that came of a wish with this quote.
+    pub fn quote_was_of(&self, ride: RideId, quote: PickupTime) {
+        let mut book = self.book();
+        book.rides.entry(ride).or_default().quote = Some(quote);
         book.measure(ride);
     }
 
@@ -177,11 +201,14 @@ impl Ledger {
             }
             "driver_lost" => entry.has_driver = false,
             "driver_arrived" => {
+                entry.arrived_at.get_or_insert(time);
                 if let Some(assigned_at) = entry.assigned_at {
                     book.pickup.record_ms(time - assigned_at);
                 }
             }
             "started" => {
+                // A driver may report the start alone.
+                entry.arrived_at.get_or_insert(time);
                 if let Some(requested_at) = entry.requested_at {
                     book.wait.record_ms(time - requested_at);
                 }
@@ -264,11 +291,45 @@ impl Ledger {
             request_to_assigned: book.request_to_assigned.clone(),
             wait: book.wait.clone(),
             pickup: book.pickup.clone(),
+            quotes: book.quotes(),
+        }
+    }
+}
+
+impl QuoteReport {
+    /// A car came so many seconds after the request. The three last fields are sums until the report is made.
+    fn came(&mut self, quote: &PickupTime, took_s: f64) {
+        let (low_s, high_s) = (f64::from(quote.low_s), f64::from(quote.high_s));
+        // The server says whole seconds.
+        let is_sooner = took_s < low_s - 0.5;
+        let is_later = took_s > high_s + 0.5;
+        self.pickups += 1;
+        self.sooner += u64::from(is_sooner);
+        self.later += u64::from(is_later);
+        if quote.rides > 0 {
+            self.learned_pickups += 1;
+            self.learned_coverage += if is_sooner || is_later { 0.0 } else { 1.0 };
+            self.learned_length_s += high_s - low_s;
+            self.learned_error_s += (took_s - f64::from(quote.likely_s)).abs();
         }
     }
 }
 
 impl Book {
+    fn quotes(&self) -> QuoteReport {
+        let sums = &self.quotes;
+        let mean = |sum: f64, of: u64| if of == 0 { 0.0 } else { sum / of as f64 };
+        let within = sums.pickups - sums.sooner - sums.later;
+        QuoteReport {
+            within,
+            coverage: mean(within as f64, sums.pickups),
+            learned_coverage: mean(sums.learned_coverage, sums.learned_pickups),
+            learned_length_s: mean(sums.learned_length_s, sums.learned_pickups),
+            learned_error_s: mean(sums.learned_error_s, sums.learned_pickups),
+            ..sums.clone()
+        }
+    }
+
     fn skipped(&self) -> u64 {
         let skipped = self.seen.values().map(|(first, last, count)| {
             let expected = last - first + 1;
@@ -282,6 +343,12 @@ impl Book {
         let Some(entry) = self.rides.get_mut(&ride) else {
             return;
         };
+        if let (Some(requested_at), Some(arrived_at)) = (entry.requested_at, entry.arrived_at)
+            && let Some(quote) = entry.quote.take()
+        {
+            self.quotes
+                .came(&quote, (arrived_at - requested_at) as f64 / 1_000.0);
+        }
         let Some(due) = entry.due else { return };
         if let (Some(offered), false) = (entry.offered, entry.offer_measured) {
             entry.offer_measured = true;

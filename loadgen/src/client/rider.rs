@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cabrank_events::wire::{Problem, RideOpened, RideRequest};
+use cabrank_events::wire::{PickupTime, Problem, Quote, QuoteRequest, RideOpened, RideRequest};
 use cabrank_events::{IdempotencyKey, RideId, RiderId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -74,6 +74,24 @@ pub async fn ask(context: &Context, wish: &Wish) -> Asked {
         Asked::Unknown(why) => context.ledger.unknown(why),
     }
     asked
+}
+
+/// Asks when a car would be there, once; counts into the ledger. Without an answer the rider goes on without.
+pub async fn quote(context: &Context, wish: &Wish) -> Option<PickupTime> {
+    let request = QuoteRequest {
+        pickup: wish.request.pickup,
+        dropoff: wish.request.dropoff,
+        class: wish.request.class,
+    };
+    let call = context
+        .http
+        .post(format!("{}/v1/quote", context.url))
+        .bearer_auth((context.mint)(Role::Rider, wish.rider.as_str()))
+        .timeout(CALL_WITHIN)
+        .json(&request);
+    let quote: Quote = call.send().await.ok()?.json().await.ok()?;
+    context.ledger.quoted(quote.pickup_time.as_ref());
+    quote.pickup_time
 }
 
 /// One try. An error says why nothing is known, and how long the server wants to be left alone.

@@ -286,6 +286,7 @@ pub fn report(plan: &Plan, measured: &Measured, bounds: &Bounds, arguments: Vec<
         },
         wait_s: SpanReport::default(),
         pickup_s: SpanReport::default(),
+        quotes: None,
         audit: None::<AuditSummary>,
         load: Some(load),
         machine: Machine::here(),

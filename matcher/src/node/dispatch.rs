@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use cabrank_engine::travel::TravelTime;
 use cabrank_events::command::EntityId;
@@ -46,7 +47,9 @@ impl Shared {
                 classes,
             },
         };
+        let since = Instant::now();
         self.people.index().nearest(&asked, |_| true, &mut near);
+        metrics::histogram!("cabrank_search_seconds").record(since.elapsed());
         near.iter()
             .map(|car| NearCar {
                 at: Place(car.at),
@@ -69,6 +72,17 @@ impl Shared {
     /// The newest position of a driver.
     pub(crate) fn placement(&self, driver: &DriverId) -> Option<Placement> {
         self.people.seen(driver)?.placement
+    }
+
+    /// Shows where every driver at work is.
+    pub(crate) fn each_place(&self, mut see: impl FnMut(&DriverId, Placement)) {
+        for entry in &self.views.drivers {
+            if entry.value().session.is_some()
+                && let Some(place) = self.placement(entry.key())
+            {
+                see(entry.key(), place);
+            }
+        }
     }
 
     /// How long ago `time` was.

@@ -25,6 +25,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Questions of one gateway under way at once.
 const QUESTIONS_MAX: u32 = 1_024;
+/// Drivers in one part of an answer that may hold very many: some 80 KB.
+const CARS_PER_PART: usize = 2_000;
 /// Largest message taken, in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
 
@@ -192,6 +194,31 @@ impl NodeRpc for Service {
         Ok(Response::new(v1::PositionAnswer { found }))
     }
 
+    type CarsStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::CarsPart, Status>>>;
+
+    async fn cars(
+        &self,
+        request: Request<v1::CarsRequest>,
+    ) -> Result<Response<Self::CarsStream>, Status> {
+        let after_ms = request.into_inner().after_ms;
+        let node = self.node.clone();
+        // A walk over all drivers: some milliseconds of a large city.
+        let cars = tokio::task::spawn_blocking(move || cars_since(&node, after_ms)).await;
+        let cars = cars.map_err(|why| Status::internal(why.to_string()))?;
+        if !(self.node.shared().lease)() {
+            return Err(Status::failed_precondition("no lease just now"));
+        }
+        let parts: Vec<_> = cars
+            .chunks(CARS_PER_PART)
+            .map(|cars| {
+                Ok(v1::CarsPart {
+                    cars: cars.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(tokio_stream::iter(parts)))
+    }
+
     async fn status(
         &self,
         _: Request<v1::StatusRequest>,
@@ -203,6 +230,23 @@ impl NodeRpc for Service {
             .map(Response::new)
             .map_err(|why| Status::internal(why.to_string()))
     }
+}
+
+/// Drivers at work whose position is newer than `after_ms`.
+fn cars_since(node: &Node, after_ms: i64) -> Vec<v1::Ping> {
+    let mut cars = Vec::new();
+    node.shared().each_place(|driver, place| {
+        if place.time_ms > after_ms {
+            cars.push(v1::Ping {
+                driver: driver.as_str().to_owned(),
+                lat_e7: place.at.lat_e7(),
+                lon_e7: place.at.lon_e7(),
+                time_ms: place.time_ms,
+                seq: place.seq,
+            });
+        }
+    });
+    cars
 }
 
 fn status_of(node: &Node, name: String) -> v1::StatusAnswer {

