@@ -93,6 +93,34 @@ if command -v go >/dev/null; then
 else
   missing "Compose's loader (Go)"
 fi
+alerts=helm/cabrank/files/alerts.yaml
+# Every metric that is asked for has a name and a meaning in the program.
+for metric in $(grep -rhoE '\bcabrank_[a-z_]+' "$alerts" helm/cabrank/files/dashboards | sed -E 's/_(bucket|count|sum)$//' | sort -u); do
+  [ "$metric" = cabrank_city ] || grep -q "\"$metric\"" ../gateway/src/meters.rs || bad "$metric is no metric of gateway/src/meters.rs"
+done
+python3 dashboards.py --check || bad "dashboards: run deploy/dashboards.py"
+if command -v helm >/dev/null; then
+  maps="$(helm template x "$chart" --kube-version "$kube" -f check/values/minimal.yaml --set monitoring.dashboards=true -s templates/monitoring.yaml)"
+  [ "$(grep -c 'grafana_dashboard: "1"' <<<"$maps")" = "$(ls helm/cabrank/files/dashboards/*.json | wc -l)" ] || bad "dashboards are missing in the chart"
+fi
+for metric in $(grep -rhoE '"cabrank_[a-z_]+"' --include=*.rs ../gateway/src ../matcher/src | tr -d '"' | sort -u); do
+  grep -q "\"$metric\"," ../gateway/src/meters.rs || bad "$metric has no meaning in gateway/src/meters.rs"
+done
+for alert in $(sed -n 's/^ *- alert: //p' "$alerts"); do
+  grep -q "^## $alert\$" ../docs/runbook.md || bad "$alert has no section in docs/runbook.md"
+  grep -q "alertname=\"$alert\"" check/alerts_test.yaml || bad "$alert has no firing case in check/alerts_test.yaml"
+done
+for section in $(sed -n 's/^## \(Cabrank.*\)$/\1/p' ../docs/runbook.md); do
+  grep -q "alert: $section\$" "$alerts" || bad "docs/runbook.md has a section for $section, which is no alert"
+done
+if command -v promtool >/dev/null; then
+  promtool check rules "$alerts" >"$work/said" 2>&1 || bad "promtool check rules: $(cat "$work/said")"
+  promtool test rules check/alerts_test.yaml >"$work/said" 2>&1 || bad "promtool test rules: $(cat "$work/said")"
+  say "alerts: $(grep -c 'alert:' "$alerts"), each fires in its test and has a section in the runbook"
+else
+  missing "promtool (Debian's prometheus)"
+fi
+
 # The image's root, as the Dockerfile makes it, from a program that is here.
 if [ -n "${CABRANK:-}" ] && [ "$(id -u)" = 0 ]; then
   ./rootfs.sh "$CABRANK" "$work/root"

@@ -95,6 +95,10 @@ pub struct Limits {
     /// Networks that are not held to the limits of an address, such as a load balancer's: `["10.0.0.0/8"]`.
     #[schemars(with = "Vec<String>")]
     pub exempt_addresses: Vec<IpNet>,
+    /// Networks of proxies whose header `X-Forwarded-For` is believed. What comes through them counts for the address that
+    /// the outermost of them was called from; their connections are theirs to bound.
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
     /// Cars in one answer of `GET /v1/nearby` (1 to 100).
     pub nearby_max: usize,
     /// Cars a waiting rider is shown (0 to 100).
@@ -123,6 +127,7 @@ impl Default for Limits {
                 IpNet::new_assert(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
                 IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128),
             ],
+            trusted_proxies: Vec::new(),
             nearby_max: 100,
             cars_near_max: 8,
         }

@@ -128,17 +128,18 @@ async fn count(
     next: Next,
 ) -> Response {
     conn.touch();
-    let Some(address) = conn.address() else {
+    let caller = edge.addresses.caller(conn.peer(), request.headers());
+    let Some(address) = caller else {
         return next.run(request).await;
     };
-    if let Err(retry_after_s) = edge.addresses.count_request(address) {
+    if let Err(retry_after_s) = edge.addresses.count_request(&address) {
         return Problem::busy_address(retry_after_s).into_response();
     }
     let answer = next.run(request).await;
     if answer.status() != StatusCode::UNAUTHORIZED {
         return answer;
     }
-    match edge.addresses.count_failed(address) {
+    match edge.addresses.count_failed(&address) {
         Ok(()) => answer,
         Err(retry_after_s) => {
             let close = [(header::CONNECTION, "close")];

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 pub use crate::addresses::Place;
-use crate::addresses::{Address, Addresses};
+use crate::addresses::{Addresses, Peer};
 use crate::tls::{Stream, Tls};
 
 /// After the system refuses to accept (no files left), the next try waits so long.
@@ -65,15 +65,18 @@ impl Listener for BoundedListener {
             };
             match self.listener.accept().await {
                 Ok((tcp, from)) => {
-                    let address = self.addresses.of(from.ip());
-                    let Ok(of_address) = address.map(|at| self.addresses.admit(at)).transpose()
-                    else {
-                        continue;
+                    let peer = self.addresses.of(from.ip());
+                    let of_address = match peer {
+                        Peer::Counted(address) => match self.addresses.admit(address) {
+                            Ok(of_address) => Some(of_address),
+                            Err(_) => continue,
+                        },
+                        Peer::Proxy | Peer::Exempt => None,
                     };
                     // Small messages go at once; a socket that refuses the option still works.
                     let _ = tcp.set_nodelay(true);
                     let idle_at = Box::pin(sleep_until(Instant::now() + self.idle));
-                    let conn = Conn::new(address);
+                    let conn = Conn::new(peer);
                     let place = Place::new(among_all, of_address);
                     let io = BoundedIo {
                         stream: Stream::new(tcp, self.tls.as_deref()),
@@ -104,8 +107,8 @@ pub struct Conn(Arc<ConnState>);
 
 #[derive(Debug)]
 struct ConnState {
-    /// Whose it is, if that is counted.
-    address: Option<Address>,
+    /// Whose it is.
+    peer: Peer,
     born: Instant,
     /// Sockets and streams on it: while there are any, it is never idle.
     long_lived: AtomicUsize,
@@ -124,19 +127,19 @@ pub struct Busy(Conn);
 
 // All orderings here are relaxed: hints to a timer that looks again.
 impl Conn {
-    fn new(address: Option<Address>) -> Self {
+    fn new(peer: Peer) -> Self {
         let born = Instant::now();
         Self(Arc::new(ConnState {
-            address,
+            peer,
             born,
             long_lived: AtomicUsize::new(0),
             requested_ms: AtomicU64::new(0),
         }))
     }
 
-    /// Whose it is, if that is counted.
-    pub fn address(&self) -> Option<&Address> {
-        self.0.address.as_ref()
+    /// Whose it is.
+    pub fn peer(&self) -> Peer {
+        self.0.peer
     }
 
     /// A request began.

@@ -2,8 +2,8 @@
 //!
 //! Names follow Prometheus: base units, `_total` for what only grows, `_seconds` for times. Times are classic
 //! histograms, because buckets of several processes can be added and quantiles cannot. Labels take their values from
-//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most 1,000
-//! series, buckets included, and three more for each shard it has had, however many people it serves.
+//! closed lists (kinds, outcomes, reasons) or are numbers of shards: a process has at most 1,000 series,
+//! buckets included, and three more for each shard it has had, however many people it serves (`tests/metrics.rs`).
 //! Not here: who records them. Each `metrics::` call stands where the thing happens.
 
 use std::sync::OnceLock;
@@ -25,7 +25,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 56] = [
+const HELP: [(&str, &str); 59] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
@@ -139,6 +139,10 @@ const HELP: [(&str, &str); 56] = [
         "The bound of cabrank_requests_waiting (`limits.waiting_requests_max`).",
     ),
     (
+        "cabrank_quotes_checked_total",
+        "Quotes compared with what came true, by whether it lay within the span and what it was based on.",
+    ),
+    (
         "cabrank_rides_held_back_total",
         "Rides a round let wait for rides that want the same cars.",
     ),
@@ -222,6 +226,11 @@ const HELP: [(&str, &str); 56] = [
     (
         "cabrank_warmed_positions_total",
         "Positions read from the log after a takeover.",
+    ),
+    ("cabrank_zones", "Zones in force by kind."),
+    (
+        "cabrank_zones_refused_total",
+        "Files of zones that were refused; those in force before stay.",
     ),
 ];
 

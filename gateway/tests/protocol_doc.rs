@@ -1,6 +1,6 @@
 //! Is `docs/protocol.md` true? Its examples are read from the file, go through both encodings, and are sent.
 //!
-//! Holds: every message a phone or a gateway can send has an example. Which messages there are is asked of the types
+//! Holds: every message a phone or a gateway can send has an example, every word of refusal and every close code a line. Which messages there are is asked of the types
 //! themselves: a tag they do not know is refused with the list of those they know.
 
 mod support;
@@ -9,8 +9,11 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use cabrank_events::command::{CancelledBy, RefusedBecause};
 use cabrank_events::proto;
-use cabrank_events::wire::{FromDriver, FromRider, PingRefusal, ToDriver, ToRider};
+use cabrank_events::wire::{
+    FromDriver, FromRider, PingRefusal, RideStage, ToDriver, ToRider, WireResult,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -107,6 +110,58 @@ fn every_message_of_the_riders_socket_has_an_example_that_is_true() {
     holds_for(&to, proto::encode_to_rider, |bytes| {
         proto::decode_to_rider(bytes).map_err(|error| error.to_string())
     });
+}
+
+/// The values of an enumeration without fields, asked of it in the same way.
+fn values<V: DeserializeOwned + Debug>() -> BTreeSet<String> {
+    let error = serde_json::from_value::<V>(json!("no such value")).unwrap_err();
+    let error = error.to_string();
+    let (_, known) = error.split_once("expected").unwrap();
+    let known = known.split('`').skip(1).step_by(2).map(str::to_owned);
+    known.collect()
+}
+
+#[test]
+fn every_word_a_client_may_be_told_stands_on_the_page() {
+    let reasons = PingRefusal::ALL.iter().map(|why| why.name().to_owned());
+    let words = values::<RefusedBecause>()
+        .into_iter()
+        .chain(values::<RideStage>())
+        .chain(values::<WireResult>())
+        .chain(values::<CancelledBy>())
+        .chain(reasons);
+    let is_said = |word: &String| {
+        DOCUMENT.contains(&format!("`{word}`")) || DOCUMENT.contains(&format!("\"{word}\""))
+    };
+    let missing: Vec<String> = words.filter(|word| !is_said(word)).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/protocol.md says nothing of {missing:?}"
+    );
+}
+
+#[test]
+fn every_close_code_stands_on_the_page_with_what_to_do() {
+    // There is no list to ask but the one in the source: lines as `Self::Silent => (4408, "silent"),`.
+    let source = include_str!("../src/people.rs");
+    let codes: BTreeSet<&str> = source
+        .lines()
+        .filter_map(|line| line.split_once("=> (")?.1.split(',').next())
+        .filter(|code| code.len() == 4 && code.bytes().all(|b| b.is_ascii_digit()))
+        .collect();
+    assert!(
+        codes.len() >= 11 && codes.contains("4408"),
+        "the source has another form now: {codes:?}"
+    );
+    let said: BTreeSet<&str> = section("### Close codes")
+        .filter_map(|line| line.strip_prefix("| ")?.split(' ').next())
+        .filter(|code| code.bytes().all(|b| b.is_ascii_digit()))
+        .collect();
+    let missing: Vec<_> = codes.difference(&said).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/protocol.md has no line for {missing:?}"
+    );
 }
 
 #[test]

@@ -361,6 +361,7 @@ impl Shared {
                     }
                 }
             }
+            metrics::gauge!("cabrank_shards").set(f64::from(self.parts.log.shards()));
             metrics::gauge!("cabrank_follower_behind_seconds")
                 .set(self.behind_ms() as f64 / 1_000.0);
             if !self.look.wait(every) {

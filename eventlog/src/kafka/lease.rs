@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// The lease of a node, shared by the loop that renews it and whoever asks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NodeLease(Arc<AtomicU64>);
@@ -19,16 +21,11 @@ pub(super) struct NodeLease(Arc<AtomicU64>);
 /// Nanoseconds since the machine was started, its sleep included.
 pub(super) fn now_ns() -> u64 {
     #[cfg(target_os = "linux")]
-    const CLOCK: libc::clockid_t = libc::CLOCK_BOOTTIME;
+    const CLOCK: ClockId = ClockId::Boottime;
     // Elsewhere the monotonic clock is the nearest there is; production runs on Linux.
     #[cfg(not(target_os = "linux"))]
-    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is written to; both clocks exist on every system this is built for.
-    unsafe { libc::clock_gettime(CLOCK, &mut time) };
+    const CLOCK: ClockId = ClockId::Monotonic;
+    let time = clock_gettime(CLOCK);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

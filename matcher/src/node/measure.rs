@@ -23,24 +23,26 @@ impl Node {
         metrics::gauge!("cabrank_shards").set(f64::from(shared.log.shards()));
         metrics::gauge!("cabrank_drivers_max").set(f64::from(shared.config.drivers_max));
         before.0.extend(table.keys());
+        let gauge = |name: &'static str, shard: u16, value: f64| {
+            metrics::gauge!(name, "shard" => shard.to_string()).set(value);
+        };
         for shard in &before.0 {
-            let label = shard.to_string();
-            let gauge = |name: &'static str, value: f64| {
-                metrics::gauge!(name, "shard" => label.clone()).set(value);
-            };
             let held = table.get(shard);
             let serves = held.is_some() && holds;
-            gauge("cabrank_shard_served", f64::from(u8::from(serves)));
             let waiting = held.map_or(0, |holding| holding.waiting_rides);
-            gauge("cabrank_shard_waiting_rides", waiting as f64);
-            match held.map(|holding| (holding, shared.log.bounds(Topic::RideCommands, *shard))) {
-                Some((holding, Ok(bounds))) => {
-                    let lag = bounds.end.saturating_sub(holding.next_input);
-                    gauge("cabrank_shard_lag_commands", lag as f64);
-                }
-                Some((_, Err(_))) => {}
-                None => gauge("cabrank_shard_lag_commands", 0.0),
+            gauge("cabrank_shard_served", *shard, f64::from(u8::from(serves)));
+            gauge("cabrank_shard_waiting_rides", *shard, waiting as f64);
+            if held.is_none() {
+                gauge("cabrank_shard_lag_commands", *shard, 0.0);
             }
+        }
+        for (shard, holding) in table {
+            let Ok(bounds) = shared.log.bounds(Topic::RideCommands, shard) else {
+                // Where one end is not told, waiting for the others would make all of this old.
+                return;
+            };
+            let lag = bounds.end.saturating_sub(holding.next_input);
+            gauge("cabrank_shard_lag_commands", shard, lag as f64);
         }
     }
 }
