@@ -38,7 +38,7 @@ pub enum RiderNews {
     /// The ride has changed.
     Ride(Arc<RideView>),
     /// The answer to what this socket asked of a node elsewhere: nothing when there was none.
-    Shown(Option<ToRider>),
+    Shown(Option<Box<ToRider>>),
 }
 
 impl Edge {

@@ -144,7 +144,8 @@ impl RiderSession {
                 self.is_asking = true;
                 let link = Arc::clone(&self.link);
                 tokio::spawn(async move {
-                    link.tell(RiderNews::Shown(answer.await.ok().and_then(say)));
+                    let shown = answer.await.ok().and_then(say).map(Box::new);
+                    link.tell(RiderNews::Shown(shown));
                 });
             }
         }
@@ -245,7 +246,7 @@ impl Person for RiderSession {
     fn handle_news(&mut self, desk: &mut Desk<ToRider>, news: RiderNews) {
         match news {
             RiderNews::Ride(ride) => self.tell_ride(desk, ride),
-            RiderNews::Shown(shown) => self.handle_shown(desk, shown),
+            RiderNews::Shown(shown) => self.handle_shown(desk, shown.map(|shown| *shown)),
         }
     }
 
