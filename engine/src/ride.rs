@@ -621,10 +621,10 @@ impl Ride {
             cancelled_by,
             swap: self.swap.as_deref().cloned(),
             swap_asked: match self.consent {
-                Some(Consent::Asked { gain_s, until }) => Some(SwapAskedView {
+                Some(Consent::Asked { gain_s, until }) => Some(Box::new(SwapAskedView {
                     gain_s,
                     answer_by: until,
-                }),
+                })),
                 Some(Consent::Agreed { .. } | Consent::Kept) | None => None,
             },
             pickup_point: self.pickup_point.as_deref().cloned(),

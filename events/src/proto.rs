@@ -260,7 +260,7 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
         driver: ride.driver.as_ref().map(|driver| driver.to_string()),
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_out),
-        swap_asked: ride.swap_asked.map(|asked| pb::SwapAsked {
+        swap_asked: ride.swap_asked.as_deref().map(|asked| pb::SwapAsked {
             gain_s: asked.gain_s,
             answer_by: asked.answer_by.0,
         }),
@@ -295,9 +295,11 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_in).transpose()?,
         swap: ride.swap.map(swap_in).transpose()?,
-        swap_asked: ride.swap_asked.map(|asked| wire::SwapAskedView {
-            gain_s: asked.gain_s,
-            answer_by: Time(asked.answer_by),
+        swap_asked: ride.swap_asked.map(|asked| {
+            Box::new(wire::SwapAskedView {
+                gain_s: asked.gain_s,
+                answer_by: Time(asked.answer_by),
+            })
         }),
         pickup_point: ride.pickup_point.map(pickup_point_in).transpose()?,
     })

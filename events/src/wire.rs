@@ -209,7 +209,7 @@ pub struct RideView {
     pub swap: Option<SwapView>,
     /// The driver is asked whether the ride may go to another one: `accept` or `decline` it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap_asked: Option<SwapAskedView>,
+    pub swap_asked: Option<Box<SwapAskedView>>,
     /// The pickup point of a zone, when that and not the place asked for is the pickup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickup_point: Option<PickupPoint>,
