@@ -2,8 +2,12 @@
 #![no_main]
 use std::io::Write;
 
-use cabrank_loadgen::trace::{Reports, Trips, Window};
 use libfuzzer_sys::fuzz_target;
+use trace::{Reports, Trips, Window};
+
+#[path = "../../loadgen/src/trace.rs"]
+#[allow(dead_code, reason = "a part of it is enough here")]
+mod trace;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::NamedTempFile::new().expect("a file");

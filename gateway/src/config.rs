@@ -73,6 +73,10 @@ pub struct Limits {
     /// New rides among them (1 to 1,000,000); more get 503 `busy`. Smaller, so that under too much load it is new riders who
     /// are asked to come back, and the commands of open rides still find a short queue.
     pub waiting_requests_max: usize,
+    /// While no command is answered within so many ms (or within four times the quickest answer there was lately), more comes
+    /// than can be done, and new rides are let in more slowly until some are; the others get 503 `busy` (1 to 60,000). 0: all are
+    /// let in, up to the bounds above.
+    pub answers_late_ms: u64,
     /// Calls a minute and rider that open or cancel rides or look for cars; 0 is no limit.
     pub requests_per_minute: u32,
     /// Drivers whose last ping is remembered over a reconnection, and riders whose rate is counted (1,000 up). When
@@ -115,6 +119,7 @@ impl Default for Limits {
             misunderstood_max: 16,
             waiting_outcomes_max: 16_384,
             waiting_requests_max: 512,
+            answers_late_ms: 10,
             requests_per_minute: 30,
             people_remembered_max: 200_000,
             frames_per_second: 1_000,
@@ -285,7 +290,7 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 35] = [
+        let ranges: [(&str, u64, u64, u64); 36] = [
             ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
             (
                 "limits.frame_bytes_max",
@@ -323,6 +328,7 @@ impl GatewayConfig {
                 1,
                 1_000_000,
             ),
+            ("limits.answers_late_ms", l.answers_late_ms, 0, 60_000),
             (
                 "limits.people_remembered_max",
                 l.people_remembered_max as u64,

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cabrank_events::{Command, CommandId, CommandRecord, Reason, RiderId, Time};
 use cabrank_matcher::api::{Dispatch, NotTaken};
@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::Addresses;
+use crate::admission::{Admission, RETRY_AFTER_S, TooManyNewRides};
 use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
 use crate::first_offer::FirstOffers;
@@ -38,6 +39,7 @@ pub struct Edge {
     pub verifier: Arc<TokenVerifier>,
     pub revocations: Revocations,
     pub outcomes: Arc<Outcomes>,
+    pub admission: Admission,
     pub drivers: Drivers<DriverNews>,
     pub riders: Riders<RiderNews>,
     /// Calls of riders.
@@ -126,6 +128,10 @@ impl Edge {
             verifier: Arc::new(verifier),
             revocations,
             outcomes: Arc::new(Outcomes::new(config.limits.waiting_outcomes_max)),
+            admission: Admission::new(
+                Duration::from_millis(config.limits.answers_late_ms),
+                Instant::now(),
+            ),
             drivers: Drivers::new(config.limits.people_remembered_max),
             riders: Riders::default(),
             rates: Buckets::per_minute(config.limits.requests_per_minute, people_max),
@@ -233,6 +239,8 @@ impl Edge {
         let requests = requests_max.saturating_sub(self.requests.available_permits());
         metrics::gauge!("cabrank_requests_waiting").set(requests as f64);
         metrics::gauge!("cabrank_requests_waiting_max").set(requests_max as f64);
+        let new_rides = self.admission.rate().unwrap_or(f64::INFINITY);
+        metrics::gauge!("cabrank_new_rides_per_second_max").set(new_rides);
     }
 
     /// Room for one more socket or stream.
@@ -249,6 +257,14 @@ impl Edge {
 
     /// Room for one more new ride whose outcome is waited for.
     pub fn admit_request(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.admission
+            .admit(Instant::now())
+            .map_err(|TooManyNewRides| {
+                refused("engine_late");
+                NotHandedIn {
+                    retry_after_s: RETRY_AFTER_S,
+                }
+            })?;
         self.requests.try_acquire().map_err(|_| {
             refused("waiting_requests");
             NotHandedIn { retry_after_s: 1 }.into()

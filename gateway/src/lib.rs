@@ -15,12 +15,14 @@
 //! - [`serve_health`]: health and metrics of a process without a gateway.
 //! - `token` who is calling, `keys` and `jwks` which keys are believed, `revoke` who was shut out, `files` what is read again.
 //! - `tls` what is between a connection and us, `addresses` how much may come from one.
-//! - `people`, `outcomes`, `rate`, `counters` keep who is connected, who waits, who calls too often, what was counted.
+//! - `people`, `outcomes`, `admission`, `rate`, `counters` keep who is connected, who waits, how many new rides may come, who calls too often,
+//!   what was counted.
 //!
 //! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
 
 mod access;
 mod addresses;
+mod admission;
 mod config;
 mod counters;
 mod desk;

@@ -25,7 +25,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 59] = [
+const HELP: [(&str, &str); 60] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
@@ -137,6 +137,10 @@ const HELP: [(&str, &str); 59] = [
     (
         "cabrank_requests_waiting_max",
         "The bound of cabrank_requests_waiting (`limits.waiting_requests_max`).",
+    ),
+    (
+        "cabrank_new_rides_per_second_max",
+        "New rides a second that are let in; +Inf while the engine keeps up (`limits.answers_late_ms`).",
     ),
     (
         "cabrank_quotes_checked_total",

@@ -82,7 +82,9 @@ impl Edge {
                     ride: e.ride,
                     pickup_point: e.pickup_point.clone(),
                 };
-                self.outcomes.resolve(&e.command, answer);
+                if let Some(waited) = self.outcomes.resolve(&e.command, answer) {
+                    self.admission.answered(waited);
+                }
             }
             Event::OfferMade(e) => {
                 if let Some(ride) = &committed.ride {

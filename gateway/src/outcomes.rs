@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use cabrank_events::command::Outcome;
 use cabrank_events::{CommandId, PickupPoint, RideId};
@@ -27,6 +28,7 @@ pub struct Answer {
 
 struct Waiter {
     number: u64,
+    since: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -62,10 +64,11 @@ impl Outcomes {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (answer, receiver) = oneshot::channel();
-        self.waiters
-            .entry(id.clone())
-            .or_default()
-            .push(Waiter { number, answer });
+        self.waiters.entry(id.clone()).or_default().push(Waiter {
+            number,
+            since: Instant::now(),
+            answer,
+        });
         Ok(Waiting {
             outcomes: self.clone(),
             id,
@@ -80,14 +83,15 @@ impl Outcomes {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Tells everybody who waits for `id`.
-    pub fn resolve(&self, id: &CommandId, answer: Answer) {
-        if let Some((_, waiters)) = self.waiters.remove(id) {
-            for waiter in waiters {
-                // Whoever has gone does not want to know.
-                let _ = waiter.answer.send(answer.clone());
-            }
+    /// Tells everybody who waits for `id`, and says how long the first of them has waited.
+    pub fn resolve(&self, id: &CommandId, answer: Answer) -> Option<Duration> {
+        let (_, waiters) = self.waiters.remove(id)?;
+        let waited = waiters.first().map(|first| first.since.elapsed());
+        for waiter in waiters {
+            // Whoever has gone does not want to know.
+            let _ = waiter.answer.send(answer.clone());
         }
+        waited
     }
 
     fn forget(&self, id: &CommandId, number: u64) {
@@ -116,7 +120,7 @@ impl Waiting {
     }
 
     /// The answer, or `None` when there was none within `timeout`: the outcome is unknown then.
-    pub async fn answer(mut self, timeout: std::time::Duration) -> Option<Answer> {
+    pub async fn answer(mut self, timeout: Duration) -> Option<Answer> {
         tokio::time::timeout(timeout, &mut self.receiver)
             .await
             .ok()?
@@ -133,7 +137,6 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn id(text: &str) -> CommandId {
         CommandId::new(text).unwrap()

@@ -148,6 +148,7 @@ impl Shared {
             && self.people.begin_wake(driver, self.clock.now())
         {
             if self.wakes.0.try_send(driver.clone()).is_err() {
+                self.people.end_wake(driver, self.clock.now());
                 self.wakes_lost.store(true, Ordering::Relaxed);
             }
             self.bell.ring();

@@ -58,6 +58,9 @@ const CLAIMED_MAX: usize = 10_000;
 /// A free car's pings have waiting rides looked at this often at most, domain ms: in between it does not get far.
 const WAKE_EVERY_MS: i64 = 200;
 
+/// In place of the last time: a look is noted and not yet done.
+const WAKE_NOTED: i64 = i64::MAX;
+
 /// Early pings that are kept; when there are more, all are dropped, and the drivers' next pings do.
 const EARLY_MAX: usize = 10_000;
 
@@ -295,19 +298,32 @@ impl People {
         self.index.get(slot)
     }
 
-    /// Is this a free car whose pings have not had waiting rides looked at for [`WAKE_EVERY_MS`]? They have now.
+    /// Is this a free car whose pings have not had waiting rides looked at for [`WAKE_EVERY_MS`]? It is noted, and until
+    /// [`People::end_wake`] it is not asked for again: a node that falls behind has each car to look at once, however many pings came.
     pub fn begin_wake(&self, id: &DriverId, now: Time) -> bool {
         let Some(person) = self.by_id.get(id) else {
             return false;
         };
         // Relaxed: it only makes looks rarer; what they see is in the index.
         let last_ms = person.woken_ms.load(Ordering::Relaxed);
-        now.0 >= last_ms.saturating_add(WAKE_EVERY_MS)
+        last_ms != WAKE_NOTED
+            && now.0 >= last_ms.saturating_add(WAKE_EVERY_MS)
             && self
                 .index
                 .get(person.slot)
                 .is_some_and(|seen| seen.status == Status::Free)
-            && person.woken_ms.swap(now.0, Ordering::Relaxed) == last_ms
+            && person
+                .woken_ms
+                .compare_exchange(last_ms, WAKE_NOTED, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// The rides a noted car may serve are looked at now, or the note was lost.
+    pub fn end_wake(&self, id: &DriverId, now: Time) {
+        if let Some(person) = self.by_id.get(id) {
+            // Relaxed: as in `begin_wake`.
+            person.woken_ms.store(now.0, Ordering::Relaxed);
+        }
     }
 
     pub fn len(&self) -> usize {

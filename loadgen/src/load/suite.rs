@@ -220,11 +220,11 @@ pub const ROWS: &[Row] = &[
         subjects: &[
             subject(
                 "cabrank",
-                "--closed-loop 1000 --pings-per-second 1 --frames protobuf --pings-per-frame 10 --drivers 1000 --no-probe",
+                "--closed-loop 1000 --pings-per-second 1 --threads 2 --frames protobuf --pings-per-frame 10 --drivers 1000 --no-probe",
             ),
             subject(
                 "raw",
-                "--target raw --decode --closed-loop 1000 --pings-per-second 1 --frames protobuf --pings-per-frame 10 --drivers 1000 --no-probe",
+                "--target raw --decode --closed-loop 1000 --pings-per-second 1 --threads 2 --frames protobuf --pings-per-frame 10 --drivers 1000 --no-probe",
             ),
         ],
         figures: &[
@@ -464,7 +464,7 @@ pub const ROWS: &[Row] = &[
         what: "30 s of twice the highest rate of rides (row `rides`) and 80,000 pings/s; a quarter of that before and after",
         subjects: &[subject(
             "cabrank",
-            "--overload --rides-per-second {rides*1} --ride-connections 2000 --pings-per-second 40000 --drivers 1000 --seconds 10",
+            "--overload --rides-per-second {rides*1} --ride-connections 2000 --pings-per-second 40000 --drivers 5000 --think-ms 300 --step-ms 300 --seconds 10",
         )],
         figures: &[at_most("broken conditions", 0.0, |r| broken(r, "cabrank"))],
         any: false,

@@ -727,6 +727,9 @@ impl Loop {
             let Ok(driver) = self.shared.wakes.1.try_recv() else {
                 return;
             };
+            self.shared
+                .people
+                .end_wake(&driver, self.shared.clock.now());
             self.wake_for(&driver);
         }
         // The next pass need not wait for anything else.
