@@ -61,10 +61,30 @@ pub struct EngineConfig {
     pub marked_drivers_max: usize,
     /// When rides whose drivers are on the way may change them; for the policy `rematch`.
     pub swaps: SwapRules,
+    /// Are drivers whose ride goes to another one told of it, or asked before?
+    pub swap_consent: SwapConsent,
+    /// For `swap_consent = "ask"`: a driver who does not answer within this keeps the ride.
+    pub swap_answer_ms: u64,
+    /// For `swap_consent = "ask"`: an agreement is good for exchanges that begin within this; longer than
+    /// `swaps.every_ms`, because the next round begins it.
+    pub swap_agreed_ms: u64,
     /// What a pair of ride and car costs besides the drive.
     pub prices: Prices,
     /// How long rides that want the same cars wait for each other.
     pub pace: PaceRules,
+}
+
+/// What a driver on the way has to say to an exchange.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum SwapConsent {
+    /// The exchange happens, and both phones are told.
+    #[default]
+    Tell,
+    /// Nothing happens before each driver who would give up a ride has agreed. Who does not answer keeps it.
+    Ask,
 }
 
 impl Default for EngineConfig {
@@ -95,6 +115,9 @@ impl Default for EngineConfig {
             blocks_max: 256,
             marked_drivers_max: 20_000,
             swaps: SwapRules::default(),
+            swap_consent: SwapConsent::default(),
+            swap_answer_ms: 15_000,
+            swap_agreed_ms: 30_000,
             prices: Prices::default(),
             pace: PaceRules::default(),
         }
@@ -153,6 +176,8 @@ impl EngineConfig {
             ("engine.key_memory_ms", self.key_memory_ms),
             ("engine.ended_ride_memory_ms", self.ended_ride_memory_ms),
             ("engine.driver_memory_ms", self.driver_memory_ms),
+            ("engine.swap_answer_ms", self.swap_answer_ms),
+            ("engine.swap_agreed_ms", self.swap_agreed_ms),
         ] {
             demand(
                 (100..=48 * HOUR).contains(&value),

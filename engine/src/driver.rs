@@ -157,6 +157,8 @@ impl Driver {
             | Event::OfferExpired(_)
             | Event::DriverAssigned(_)
             | Event::SecondHoldGranted(_)
+            | Event::SwapAsked(_)
+            | Event::SwapAnswered(_)
             | Event::HoldAsked(_)
             | Event::HoldMoved(_)
             | Event::HoldKept(_)

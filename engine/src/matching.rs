@@ -13,6 +13,7 @@
 //! (`ride`), the exact assignment on plain numbers (`assignment`).
 
 mod assignment;
+pub mod crowd;
 pub mod pace;
 pub mod price;
 mod rematch;

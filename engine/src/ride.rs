@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use cabrank_events::command::{CancelledBy, ClaimRefusal};
 use cabrank_events::event::{
     CompletedBecause, DeclinedBecause, EndOfRide, ExpiredBecause, LostBecause, Move, RideReport,
-    RideRequested, UnfulfilledBecause,
+    RideRequested, SwapAnswer, UnfulfilledBecause,
 };
-use cabrank_events::wire::{RideStage, RideView, SwapView};
+use cabrank_events::wire::{RideStage, RideView, SwapAskedView, SwapView};
 use cabrank_events::{
     Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, PickupPoint, Place, RideId,
     RiderId, Time, VehicleClass,
@@ -115,6 +115,18 @@ pub struct Exchange {
     pub parked: Vec<Parked>,
 }
 
+/// May the hold of the driver on the way go to another ride? Belongs to that hold and ends with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consent {
+    /// The driver is asked.
+    Asked { gain_s: i64, until: Time },
+    /// Yes, until then.
+    Agreed { until: Time },
+    /// No; nobody asks again.
+    Kept,
+}
+
 /// Reports that may wait for a transfer; more are refused as `in_transfer`.
 pub const PARKED_MAX: usize = 4;
 
@@ -192,6 +204,9 @@ pub struct Ride {
     /// Where it stands.
     #[serde(flatten)]
     pub stage: Stage,
+    /// What the driver on the way says to giving the ride to another one, if asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<Consent>,
     /// What it exchanges with other rides.
     #[serde(default, skip_serializing_if = "Exchange::is_idle")]
     pub exchange: Exchange,
@@ -229,6 +244,7 @@ impl Ride {
             asked: BTreeSet::new(),
             avoid: BTreeMap::new(),
             stage: Stage::Waiting,
+            consent: None,
             exchange: Exchange::default(),
             recent: Recent::default(),
         }
@@ -299,6 +315,20 @@ impl Ride {
                     incoming.granted = Some(e.hold_number);
                 }
             }
+            Event::SwapAsked(e) => {
+                self.seq = e.ride_seq;
+                self.consent = Some(Consent::Asked {
+                    gain_s: e.gain_s,
+                    until: e.answer_by,
+                });
+            }
+            Event::SwapAnswered(e) => {
+                self.seq = e.ride_seq;
+                self.consent = Some(match e.answer {
+                    SwapAnswer::Agreed => Consent::Agreed { until: e.until },
+                    SwapAnswer::Declined | SwapAnswer::NoAnswer => Consent::Kept,
+                });
+            }
             Event::HoldAsked(e) => {
                 self.seq = e.ride_seq;
                 self.exchange.outgoing = Some(Outgoing::Asked { by: e.by });
@@ -333,6 +363,7 @@ impl Ride {
                     }));
                 }
                 self.exchange = Exchange::default();
+                self.consent = None;
                 self.stage = Stage::EnRoute {
                     driver: e.driver.clone(),
                     hold_number: e.hold_number,
@@ -383,12 +414,14 @@ impl Ride {
                 }
                 self.exchange = Exchange::default();
                 self.swap = None;
+                self.consent = None;
                 self.deadline = e.deadline;
                 self.redispatches = e.redispatches;
                 self.stage = Stage::Waiting;
             }
             Event::DriverArrived(e) => {
                 self.seq = e.ride_seq;
+                self.consent = None;
                 self.swap = None;
                 self.stage = Stage::Arrived {
                     driver: e.driver.clone(),
@@ -398,6 +431,7 @@ impl Ride {
             }
             Event::RideStarted(e) => {
                 self.seq = e.ride_seq;
+                self.consent = None;
                 self.swap = None;
                 self.stage = Stage::Started {
                     driver: e.driver.clone(),
@@ -469,6 +503,7 @@ impl Ride {
         self.avoid.clear();
         self.exchange = Exchange::default();
         self.swap = None;
+        self.consent = None;
         self.stage = Stage::Ended {
             end,
             by,
@@ -546,10 +581,15 @@ impl Ride {
             Stage::Claiming { until, .. } | Stage::Offered { until, .. } => {
                 self.deadline.min(*until)
             }
-            Stage::EnRoute { until, .. } => match &self.exchange.incoming {
-                Some(incoming) if incoming.granted.is_none() => incoming.until.min(*until),
-                Some(_) | None => *until,
-            },
+            Stage::EnRoute { until, .. } => {
+                let incoming = self.exchange.incoming.as_ref();
+                let asking = incoming.filter(|incoming| incoming.granted.is_none());
+                let claim_ends = asking.map_or(*until, |incoming| incoming.until.min(*until));
+                match self.consent {
+                    Some(Consent::Asked { until, .. }) => claim_ends.min(until),
+                    Some(Consent::Agreed { .. } | Consent::Kept) | None => claim_ends,
+                }
+            }
             Stage::Arrived { until, .. } | Stage::Started { until, .. } => *until,
             Stage::Ended { keep_until, .. } => *keep_until,
         }
@@ -580,6 +620,13 @@ impl Ride {
             attempt: held.map(|_| self.hold().attempt),
             cancelled_by,
             swap: self.swap.as_deref().cloned(),
+            swap_asked: match self.consent {
+                Some(Consent::Asked { gain_s, until }) => Some(Box::new(SwapAskedView {
+                    gain_s,
+                    answer_by: until,
+                })),
+                Some(Consent::Agreed { .. } | Consent::Kept) | None => None,
+            },
             pickup_point: self.pickup_point.as_deref().cloned(),
         }
     }

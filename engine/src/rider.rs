@@ -128,6 +128,8 @@ impl Rider {
             | Event::OfferExpired(_)
             | Event::DriverAssigned(_)
             | Event::SecondHoldGranted(_)
+            | Event::SwapAsked(_)
+            | Event::SwapAnswered(_)
             | Event::HoldAsked(_)
             | Event::HoldMoved(_)
             | Event::HoldKept(_)

@@ -10,6 +10,8 @@ pub const POSSIBLE: bool = cfg!(any(test, feature = "sabotage"));
 pub enum Sabotage {
     /// A claim on a held driver is granted.
     GrantTwice,
+    /// Cars are exchanged although their drivers are to be asked.
+    NobodyAsked,
     /// A release is obeyed whatever hold it names.
     ReleaseAnyHold,
     /// An ended ride keeps its driver.

@@ -28,7 +28,7 @@ use crate::config::EngineConfig;
 use crate::driver::Driver;
 use crate::fold::fold;
 use crate::market::Market;
-use crate::ride::{Bounds, Ride, Stage};
+use crate::ride::{Bounds, Consent, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
 
@@ -255,6 +255,7 @@ impl Shard {
         self.rides.values().filter(|ride| {
             matches!(ride.stage, Stage::EnRoute { .. })
                 && ride.exchange.is_idle()
+                && !matches!(ride.consent, Some(Consent::Asked { .. } | Consent::Kept))
                 && ride.asked.len() < self.config.asked_max
                 && self.may_change_driver(ride)
         })

@@ -186,6 +186,7 @@ finds! {
     forget_marks: Fault::Engine(Sabotage::ForgetMarks);
     transfer_any_hold: Fault::Engine(Sabotage::TransferAnyHold);
     leaving_moves: Fault::Engine(Sabotage::LeavingMoves);
+    nobody_asked: Fault::Engine(Sabotage::NobodyAsked);
     keep_both: Fault::Engine(Sabotage::KeepBoth);
     keep_stray_hold: Fault::Engine(Sabotage::KeepStrayHold);
     report_in_transfer: Fault::Engine(Sabotage::ReportInTransfer);

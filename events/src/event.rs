@@ -99,6 +99,18 @@ pub enum RideReport {
     Completed,
 }
 
+/// What a driver says to giving the ride to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SwapAnswer {
+    /// The ride may go, if an exchange that pays comes about soon.
+    Agreed,
+    /// The driver keeps the ride.
+    Declined,
+    /// The driver did not answer, and keeps the ride.
+    NoAnswer,
+}
+
 /// One step of a swap: a ride is to get this driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Move {
@@ -373,6 +385,28 @@ events! {
         /// The ride the new driver was on the way to until now; absent: the driver was free.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instead_of: Option<RideId>,
+    }
+    /// The driver on the way is asked whether this ride may go to another one. Until they agree, nothing changes.
+    ride "ride.swap_asked" SwapAsked {
+        /// The driver.
+        driver: DriverId,
+        /// The attempt of the hold they would give up.
+        attempt: Attempt,
+        /// How many seconds all riders of the exchange would wait less together.
+        gain_s: i64,
+        /// No answer by then: the driver keeps the ride.
+        answer_by: Time,
+    }
+    /// What came of it. Who keeps the ride is not asked again for it.
+    ride "ride.swap_answered" SwapAnswered {
+        /// The driver.
+        driver: DriverId,
+        /// The hold's attempt.
+        attempt: Attempt,
+        /// Agreed, declined, or not answered.
+        answer: SwapAnswer,
+        /// How long an agreement is good for.
+        until: Time,
     }
     /// The driver's entity said no.
     ride "ride.claim_refused" ClaimDenied {

@@ -260,6 +260,10 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
         driver: ride.driver.as_ref().map(|driver| driver.to_string()),
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_out),
+        swap_asked: ride.swap_asked.as_deref().map(|asked| pb::SwapAsked {
+            gain_s: asked.gain_s,
+            answer_by: asked.answer_by.0,
+        }),
         swap: ride.swap.as_ref().map(|swap| pb::Swap {
             before: swap.before.to_string(),
             gained_s: swap.gained_s,
@@ -291,6 +295,12 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_in).transpose()?,
         swap: ride.swap.map(swap_in).transpose()?,
+        swap_asked: ride.swap_asked.map(|asked| {
+            Box::new(wire::SwapAskedView {
+                gain_s: asked.gain_s,
+                answer_by: Time(asked.answer_by),
+            })
+        }),
         pickup_point: ride.pickup_point.map(pickup_point_in).transpose()?,
     })
 }

@@ -166,6 +166,15 @@ impl From<EndOfRide> for RideStage {
     }
 }
 
+/// A question to the driver on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SwapAskedView {
+    /// How many seconds all riders of the exchange would wait less together.
+    pub gain_s: i64,
+    /// No answer by then: the driver keeps the ride.
+    pub answer_by: Time,
+}
+
 /// A ride as the people in it see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RideView {
@@ -198,6 +207,9 @@ pub struct RideView {
     /// The newest exchange of drivers, while the driver it brought has not arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<SwapView>,
+    /// The driver is asked whether the ride may go to another one: `accept` or `decline` it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_asked: Option<Box<SwapAskedView>>,
     /// The pickup point of a zone, when that and not the place asked for is the pickup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickup_point: Option<PickupPoint>,

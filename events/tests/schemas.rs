@@ -112,6 +112,24 @@ fn examples() -> Vec<Event> {
             hold_number,
         }
         .into(),
+        SwapAsked {
+            ride,
+            ride_seq: 9,
+            driver: driver(),
+            attempt,
+            gain_s: 180,
+            answer_by: later,
+        }
+        .into(),
+        SwapAnswered {
+            ride,
+            ride_seq: 10,
+            driver: driver(),
+            attempt,
+            answer: SwapAnswer::Agreed,
+            until: later,
+        }
+        .into(),
         HoldAsked {
             ride,
             ride_seq: 9,

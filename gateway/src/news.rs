@@ -112,6 +112,8 @@ impl Edge {
             Event::DriverAssigned(e) => changed(&e.driver),
             // Who was on the way before hears of it by the release of the hold.
             Event::DriverReassigned(e) => changed(&e.driver),
+            Event::SwapAsked(e) => changed(&e.driver),
+            Event::SwapAnswered(e) => changed(&e.driver),
             Event::DriverArrived(e) => changed(&e.driver),
             Event::RideStarted(e) => changed(&e.driver),
             // The rider hears of these by the ride's view; no driver's phone is concerned.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use cabrank_engine::DispatchRules;
+use cabrank_engine::matching::crowd::{CROWD_RIDES_LEAST, Crowd};
 use cabrank_engine::matching::price::{Facts, Prices, classes_above, leads_to};
 use cabrank_engine::matching::{Candidate, OnTheWay, RideAsk, Round, RoundResult, pace};
 use cabrank_engine::ride::{Ride, Stage};
@@ -194,6 +195,14 @@ impl Cars {
     }
 }
 
+/// Who may be a candidate besides the free cars of the index.
+struct Gathered {
+    /// Cars on their way to rides of this round.
+    movers: HashSet<DriverKey>,
+    /// All free cars around a large round's rides, and all its movers.
+    crowds: Option<[Crowd; 2]>,
+}
+
 /// A car that a ride may get.
 struct CarNear {
     key: DriverKey,
@@ -253,8 +262,12 @@ impl Solver {
         let mut cars = Cars::default();
         let mut moving = self.moving(&job, straight, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
+        let gathered = Gathered {
+            crowds: self.crowds(&job, &movers),
+            movers,
+        };
         let mut look =
-            |asking: &Asking| self.cars_near(asking, job.now, straight, &movers, &mut cars);
+            |asking: &Asking| self.cars_near(asking, job.now, straight, &gathered, &mut cars);
         let mut near: Vec<Vec<CarNear>> = job.rides.iter().map(&mut look).collect();
         for one in &mut moving {
             one.near = look(&one.going.asking);
@@ -425,13 +438,46 @@ impl Solver {
         on_the_way
     }
 
+    /// A large round asks the index once for all cars that its rides may get: free ones and movers.
+    fn crowds(&self, job: &Job, movers: &HashSet<DriverKey>) -> Option<[Crowd; 2]> {
+        let going = || job.going.iter().map(|going| &going.asking);
+        if job.rides.len() + job.going.len() < CROWD_RIDES_LEAST {
+            return None;
+        }
+        let circles = job.rides.iter().chain(going());
+        let circles = circles.map(|asking| (asking.pickup, f64::from(asking.radius_m)));
+        let (at, radius_m) = Crowd::circle(circles)?;
+        let crowd = |status, keep: &dyn Fn(&Near) -> bool| {
+            let mut near = Vec::new();
+            let filter = self.filter(job.now, status, 0);
+            self.people
+                .index()
+                .within_radius(at, radius_m, &filter, keep, &mut near);
+            Crowd::of(near)
+        };
+        let movers = match movers.is_empty() {
+            true => Crowd::default(),
+            false => crowd(Status::Busy, &|car| movers.contains(&car.key)),
+        };
+        Some([crowd(Status::Free, &|_| true), movers])
+    }
+
+    fn filter(&self, now: Time, status: Status, classes: u8) -> Filter {
+        Filter {
+            now_ms: now.0,
+            ping_ttl_ms: self.config.ping_ttl_ms,
+            status: Some(status),
+            classes,
+        }
+    }
+
     /// The free cars near a ride, and those on their way to rides of this round.
     fn cars_near(
         &self,
         asking: &Asking,
         now: Time,
         straight: StraightLine,
-        movers: &HashSet<DriverKey>,
+        gathered: &Gathered,
         cars: &mut Cars,
     ) -> Vec<CarNear> {
         let mut near: Vec<Near> = Vec::with_capacity(self.config.candidates_max);
@@ -450,14 +496,40 @@ impl Solver {
                 }
             }
         };
-        self.find(asking, now, Status::Free, |_| true, &mut near);
-        take(&near);
-        if !movers.is_empty() {
-            let is_mover = |car: &Near| movers.contains(&car.key);
-            self.find(asking, now, Status::Busy, is_mover, &mut near);
-            take(&near);
+        match &gathered.crowds {
+            Some(crowds) => {
+                for crowd in crowds {
+                    let serves = |car: &Near| car.classes & asking.class.bit() != 0;
+                    let may_ask = |car: &Near| serves(car) && self.may_ask(asking, car, now);
+                    let (at, radius_m) = (asking.pickup, f64::from(asking.radius_m));
+                    crowd.nearest(at, radius_m, self.config.candidates_max, may_ask, &mut near);
+                    take(&near);
+                }
+            }
+            None => {
+                self.find(asking, now, Status::Free, |_| true, &mut near);
+                take(&near);
+                if !gathered.movers.is_empty() {
+                    let is_mover = |car: &Near| gathered.movers.contains(&car.key);
+                    self.find(asking, now, Status::Busy, is_mover, &mut near);
+                    take(&near);
+                }
+            }
         }
         row
+    }
+
+    /// May this ride ask this driver, as far as others are concerned?
+    fn may_ask(&self, asking: &Asking, car: &Near, now: Time) -> bool {
+        let hints = &self.people.hints;
+        let is_blocked =
+            || hints.anybody_blocks() && hints.of(car.key).blocked.contains(&asking.rider);
+        let anybody = asking.asked.is_empty() && asking.avoid.is_empty();
+        let by_name = || {
+            let id = self.people.name(car.key);
+            id.is_some_and(|id| asking.may_ask(&id, car.n))
+        };
+        !is_blocked() && !self.people.is_claimed(car.key, car.n, now) && (anybody || by_name())
     }
 
     fn find(
@@ -472,27 +544,9 @@ impl Solver {
             at: asking.pickup,
             radius_m: f64::from(asking.radius_m),
             k: self.config.candidates_max,
-            filter: Filter {
-                now_ms: now.0,
-                ping_ttl_ms: self.config.ping_ttl_ms,
-                status: Some(status),
-                classes: asking.class.bit(),
-            },
+            filter: self.filter(now, status, asking.class.bit()),
         };
-        near.clear();
-        let hints = &self.people.hints;
-        let somebody_blocks = hints.anybody_blocks();
-        let anybody = asking.asked.is_empty() && asking.avoid.is_empty();
-        let may_ask = |car: &Near| {
-            is_meant(car)
-                && !(somebody_blocks && hints.of(car.key).blocked.contains(&asking.rider))
-                && !self.people.is_claimed(car.key, car.n, now)
-                && (anybody
-                    || self
-                        .people
-                        .name(car.key)
-                        .is_some_and(|id| asking.may_ask(&id, car.n)))
-        };
+        let may_ask = |car: &Near| is_meant(car) && self.may_ask(asking, car, now);
         self.people.index().nearest(&query, may_ask, near);
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use cabrank_engine::matching::crowd::{CROWD_RIDES_LEAST, Crowd};
 use cabrank_engine::matching::price::{Facts, Prices, classes_above};
 use cabrank_engine::matching::{
     Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, SwapRules,
@@ -162,14 +163,13 @@ impl Look<'_> {
         };
         let on_the_way = self.on_the_way(going, promises, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
-        let near: Vec<Vec<CarNear>> = rides
-            .iter()
-            .map(|ride| self.cars_near(ride, &movers, &mut cars))
-            .collect();
+        let crowds = self.crowds(rides, going, &movers);
+        let mut look = |ride: &Ride| self.cars_near(ride, &movers, crowds.as_ref(), &mut cars);
+        let near: Vec<Vec<CarNear>> = rides.iter().map(|ride| look(ride)).collect();
         let on_the_way: Vec<OnTheWay> = on_the_way
             .into_iter()
             .map(|(ride, mut on_the_way)| {
-                let near = self.cars_near(ride, &movers, &mut cars);
+                let near = look(ride);
                 let drive = near.iter().map(|car| Candidate {
                     driver: car.driver,
                     cost: car.drive_ms,
@@ -254,11 +254,48 @@ impl Look<'_> {
         priced.collect()
     }
 
+    /// A large round asks the index once for all cars that its rides may get: free ones and movers.
+    fn crowds(
+        &self,
+        rides: &[&Ride],
+        going: &[&Ride],
+        movers: &HashSet<DriverKey>,
+    ) -> Option<[Crowd; 2]> {
+        let all = || rides.iter().chain(going);
+        if all().count() < CROWD_RIDES_LEAST {
+            return None;
+        }
+        let circles = all().map(|ride| (ride.pickup.0, f64::from(ride.radius_m)));
+        let (at, radius_m) = Crowd::circle(circles)?;
+        let crowd = |status, keep: &dyn Fn(&Near) -> bool| {
+            let mut near = Vec::new();
+            let filter = self.filter(status, 0);
+            self.index
+                .within_radius(at, radius_m, &filter, keep, &mut near);
+            Crowd::of(near)
+        };
+        let movers = match movers.is_empty() {
+            true => Crowd::default(),
+            false => crowd(Status::Busy, &|car| movers.contains(&car.key)),
+        };
+        Some([crowd(Status::Free, &|_| true), movers])
+    }
+
+    fn filter(&self, status: Status, classes: u8) -> Filter {
+        Filter {
+            now_ms: self.now.0,
+            ping_ttl_ms: self.rules.ping_ttl_ms,
+            status: Some(status),
+            classes,
+        }
+    }
+
     /// The free cars near a ride, and those on their way to rides of this round.
     fn cars_near(
         &self,
         ride: &Ride,
         movers: &HashSet<DriverKey>,
+        crowds: Option<&[Crowd; 2]>,
         cars: &mut Cars<'_>,
     ) -> Vec<CarNear> {
         let mut near: Vec<Near> = Vec::with_capacity(self.rules.candidates_max);
@@ -271,14 +308,32 @@ impl Look<'_> {
                 classes: car.classes,
             }));
         };
-        self.find(ride, Status::Free, |_| true, &mut near);
-        take(&near);
-        if !movers.is_empty() {
-            let is_mover = |car: &Near| movers.contains(&car.key);
-            self.find(ride, Status::Busy, is_mover, &mut near);
-            take(&near);
+        match crowds {
+            Some(crowds) => {
+                for crowd in crowds {
+                    let serves = |car: &Near| car.classes & ride.class.bit() != 0;
+                    let may_ask = |car: &Near| serves(car) && self.may_ask(ride, car);
+                    let (at, radius_m) = (ride.pickup.0, f64::from(ride.radius_m));
+                    crowd.nearest(at, radius_m, self.rules.candidates_max, may_ask, &mut near);
+                    take(&near);
+                }
+            }
+            None => {
+                self.find(ride, Status::Free, |_| true, &mut near);
+                take(&near);
+                if !movers.is_empty() {
+                    let is_mover = |car: &Near| movers.contains(&car.key);
+                    self.find(ride, Status::Busy, is_mover, &mut near);
+                    take(&near);
+                }
+            }
         }
         row
+    }
+
+    fn may_ask(&self, ride: &Ride, car: &Near) -> bool {
+        let anybody = ride.asked.is_empty() && ride.avoid.is_empty();
+        anybody || ride.may_ask(&self.roll.ids[car.key.0 as usize], car.n)
     }
 
     fn find(
@@ -292,19 +347,9 @@ impl Look<'_> {
             at: ride.pickup.0,
             radius_m: f64::from(ride.radius_m),
             k: self.rules.candidates_max,
-            filter: Filter {
-                now_ms: self.now.0,
-                ping_ttl_ms: self.rules.ping_ttl_ms,
-                status: Some(status),
-                classes: ride.class.bit(),
-            },
+            filter: self.filter(status, ride.class.bit()),
         };
-        near.clear();
-        let anybody = ride.asked.is_empty() && ride.avoid.is_empty();
-        let may_ask = |car: &Near| {
-            let id = || &self.roll.ids[car.key.0 as usize];
-            is_meant(car) && (anybody || ride.may_ask(id(), car.n))
-        };
+        let may_ask = |car: &Near| is_meant(car) && self.may_ask(ride, car);
         self.index.nearest(&query, may_ask, near);
     }
 }

@@ -84,6 +84,7 @@ enum Plan {
     Ping(u32),
     Leave(u32),
     Answer(u32, u32),
+    Consent(u32, u32),
     Arrive(u32, u32),
     Start(u32, u32),
     Complete(u32, u32),
@@ -208,6 +209,7 @@ impl World<'_> {
             }
             Plan::Leave(n) => self.leave(now, n),
             Plan::Answer(n, turn) => self.answer(now, n, turn),
+            Plan::Consent(n, turn) => self.consent(now, n, turn),
             Plan::Arrive(n, turn) => {
                 self.report(now, n, turn, |hold, driver| Command::Arrive {
                     hold,
@@ -314,6 +316,22 @@ impl World<'_> {
         }
     }
 
+    /// Drivers who are asked about an exchange (`swap_consent = "ask"`) agree as often as they accept offers.
+    fn consent(&mut self, now: Time, n: u32, turn: u32) {
+        let car = &self.cars[n as usize];
+        let Job::Fetching(work) = car.job else { return };
+        if car.turn != turn {
+            return;
+        }
+        let (hold, driver) = (work.hold, car.driver.clone());
+        let agrees = self.rng.random_bool(self.habits.accept.clamp(0.0, 1.0));
+        let command = match agrees {
+            true => Command::AcceptOffer { hold, driver },
+            false => Command::DeclineOffer { hold, driver },
+        };
+        self.say(now, command);
+    }
+
     fn report(
         &mut self,
         now: Time,
@@ -361,6 +379,12 @@ impl World<'_> {
                     day.assigned.get_or_insert(now);
                 }
                 self.set_off(now, e.ride, e.attempt, &e.driver);
+            }
+            Event::SwapAsked(e) => {
+                if let Some((n, turn)) = self.on_ride(e.ride, &e.driver) {
+                    let answer = now.plus_ms(self.answer_after_ms());
+                    self.plan(answer, Plan::Consent(n, turn));
+                }
             }
             Event::DriverReassigned(e) => {
                 if let Some(day) = self.ride_day(e.ride) {
@@ -431,9 +455,13 @@ impl World<'_> {
         let turn = car.turn_to(now, Job::Asked(work));
         let (hold, driver) = (work.hold, car.driver.clone());
         self.say(now, Command::ReceiveOffer { hold, driver });
+        let answer = now.plus_ms(self.answer_after_ms());
+        self.plan(answer, Plan::Answer(n, turn));
+    }
+
+    fn answer_after_ms(&mut self) -> u64 {
         let mean = self.habits.answer_ms;
-        let spread = self.rng.random_range(mean / 2..=mean + mean / 2);
-        self.plan(now.plus_ms(spread), Plan::Answer(n, turn));
+        self.rng.random_range(mean / 2..=mean + mean / 2)
     }
 
     fn set_off(&mut self, now: Time, ride: RideId, attempt: u32, driver: &DriverId) {

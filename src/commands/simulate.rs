@@ -110,7 +110,14 @@ pub struct CalibrateArgs {
     /// Recorded rides with drop-offs and durations, separated by commas.
     #[arg(long, value_name = "FILE,...", value_delimiter = ',', required = true)]
     trips: Vec<PathBuf>,
-    /// What the local clock is ahead of UTC, hours: San Francisco in May -7, New York in January -5.
+    #[command(flatten)]
+    clock: LocalClock,
+}
+
+/// The clock that tells the hours of the day.
+#[derive(Args)]
+struct LocalClock {
+    /// What the local clock of speeds by the hour is ahead of UTC, hours: San Francisco in May -7, New York in January -5.
     #[arg(
         long,
         value_name = "HOURS",
@@ -118,6 +125,12 @@ pub struct CalibrateArgs {
         allow_negative_numbers = true
     )]
     clock_ahead_h: i64,
+}
+
+impl LocalClock {
+    fn ahead_ms(&self) -> i64 {
+        self.clock_ahead_h * 3_600_000
+    }
 }
 
 /// What the market is like.
@@ -151,14 +164,8 @@ struct MarketArgs {
     /// counts for --pickup-max-s.
     #[arg(long, value_name = "FILE", conflicts_with = "speed_kmh")]
     speeds: Option<PathBuf>,
-    /// What the local clock of --speeds is ahead of UTC, hours.
-    #[arg(
-        long,
-        value_name = "HOURS",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    clock_ahead_h: i64,
+    #[command(flatten)]
+    clock: LocalClock,
     /// A rider leaves who has no driver after so long, seconds; 0: as configured (`engine.ride_deadline_ms`).
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience_s: u64,
@@ -303,7 +310,7 @@ fn compare(common: &Common, args: &CompareArgs) -> Result<ExitCode, AnyError> {
 }
 
 fn calibrate(args: &CalibrateArgs) -> Result<ExitCode, AnyError> {
-    let profile = Profile::measure(&args.trips, args.clock_ahead_h * 3_600_000)?;
+    let profile = Profile::measure(&args.trips, args.clock.ahead_ms())?;
     for (hour, seen) in profile.hours.iter().enumerate() {
         eprintln!("{hour:2} h: {} rides", seen.rides);
     }
@@ -397,7 +404,7 @@ impl MarketArgs {
         within(self.ping_every_s, 1.0..=3_600.0, "--ping-every-s")?;
         let ms = |seconds: f64| (seconds * 1_000.0) as u64;
         let speeds = match &self.speeds {
-            Some(file) => calibrate::read_csv(file, self.clock_ahead_h * 3_600_000)?,
+            Some(file) => calibrate::read_csv(file, self.clock.ahead_ms())?,
             None => Speeds::constant(self.speed_kmh / 3.6),
         };
         let common = Common {

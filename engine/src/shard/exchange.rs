@@ -16,13 +16,15 @@ use std::collections::BTreeSet;
 use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause, TransferAnswer};
 use cabrank_events::event::{
     ClaimAbandoned, ClaimDenied, DriverClaimed, DriverReassigned, HoldAsked, HoldKept, HoldMoved,
-    LostBecause, Move, OfferMade, ReportWaits, RideReport, SecondHoldGranted, UnfulfilledBecause,
+    LostBecause, Move, OfferMade, ReportWaits, RideReport, SecondHoldGranted, SwapAnswer,
+    SwapAnswered, SwapAsked, UnfulfilledBecause,
 };
 use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId};
 
 use super::Shard;
+use crate::config::SwapConsent;
 use crate::matching::{GivesUp, SWAP_MOVES_MAX, Swap};
-use crate::ride::{Ending, Outgoing, PARKED_MAX, Parked, Parting, Ride, Stage};
+use crate::ride::{Consent, Ending, Outgoing, PARKED_MAX, Parked, Parting, Ride, Stage};
 use crate::sabotage::Sabotage;
 
 impl Shard {
@@ -47,7 +49,9 @@ impl Shard {
         let from = lender
             .filter(|ride| ride.driver() == Some(&first.driver))
             .map(Ride::hold);
-        self.claim_for(first, from, rest);
+        if self.all_agree(swap) {
+            self.claim_for(first, from, rest);
+        }
     }
 
     /// Is this ride as the round saw it, may it lose its car to the first ride of the swap, and does one that waits get a
@@ -67,6 +71,62 @@ impl Shard {
                     && ride.redispatches < self.config.redispatch_max
                     && swap.moves.iter().all(|next| next.ride != ride.id)
             })
+    }
+
+    /// Have all drivers agreed whose rides would go to others? Who was not asked yet is asked now; the exchange is left
+    /// to a later round, which knows better by then whether it still pays.
+    fn all_agree(&mut self, swap: &Swap) -> bool {
+        if self.config.swap_consent == SwapConsent::Tell || self.broken(Sabotage::NobodyAsked) {
+            return true;
+        }
+        let now = self.time;
+        let gives_up = swap.gives_up.iter().map(|gives_up| gives_up.ride);
+        let lose = swap.moves.iter().map(|next| next.ride).chain(gives_up);
+        let lacking = lose.filter_map(|ride| {
+            let ride = self.rides.get(&ride)?;
+            let agreed = matches!(ride.consent, Some(Consent::Agreed { until }) if until >= now);
+            let driver = ride.driver().filter(|_| !agreed)?;
+            Some((ride.hold(), driver.clone(), ride.consent))
+        });
+        let lacking: Vec<_> = lacking.collect();
+        let gain_s = swap.moves.iter().map(|next| next.gain_s).sum();
+        for (hold, driver, consent) in &lacking {
+            if matches!(consent, Some(Consent::Asked { .. } | Consent::Kept)) {
+                continue;
+            }
+            self.emit(SwapAsked {
+                ride: hold.ride,
+                ride_seq: self.ride_seq(hold.ride),
+                driver: driver.clone(),
+                attempt: hold.attempt,
+                gain_s,
+                answer_by: now.plus_ms(self.config.swap_answer_ms),
+            });
+            self.reindex(&EntityId::Ride(hold.ride));
+        }
+        lacking.is_empty()
+    }
+
+    /// The driver on the way says whether the ride may go to another one; `None`: nobody has asked.
+    pub(super) fn answer_swap(
+        &mut self,
+        hold: HoldId,
+        driver: &DriverId,
+        answer: SwapAnswer,
+    ) -> Option<()> {
+        let ride = self.rides.get(&hold.ride)?;
+        if !matches!(ride.consent, Some(Consent::Asked { .. })) {
+            return None;
+        }
+        self.emit(SwapAnswered {
+            ride: hold.ride,
+            ride_seq: self.ride_seq(hold.ride),
+            driver: driver.clone(),
+            attempt: hold.attempt,
+            answer,
+            until: self.time.plus_ms(self.config.swap_agreed_ms),
+        });
+        Some(())
     }
 
     fn fits(&self, moves: &[Move]) -> bool {

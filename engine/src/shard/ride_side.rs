@@ -5,13 +5,13 @@ use cabrank_events::event::{
     ClaimAbandoned, CompletedBecause, DeclinedBecause, DriverArrived, DriverAssigned, DriverLost,
     EndOfRide, ExpiredBecause, LostBecause, Move, OfferDeclined, OfferExpired, OfferMade,
     OfferReceived, RideCancelled, RideCompleted, RideReport, RideRequested, RideStarted,
-    RideUnfulfilled, SearchWidened, SearchedInVain, UnfulfilledBecause,
+    RideUnfulfilled, SearchWidened, SearchedInVain, SwapAnswer, UnfulfilledBecause,
 };
 use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId, Time};
 
 use super::Shard;
 use crate::matching::{Pair, RoundResult};
-use crate::ride::{Ending, Parting, Ride, Stage};
+use crate::ride::{Consent, Ending, Parting, Ride, Stage};
 use crate::sabotage::Sabotage;
 
 /// What an external command came to.
@@ -456,7 +456,23 @@ impl Shard {
         arrived: bool,
     ) -> Answer {
         let known = &self.rides[&ride];
-        let attempt = known.hold().attempt;
+        let (hold, attempt) = (known.hold(), known.hold().attempt);
+        // While the driver is asked whether the ride may go to another one, this is the answer.
+        let answer = match report {
+            Report::Accepted => Some(SwapAnswer::Agreed),
+            Report::Declined => Some(SwapAnswer::Declined),
+            Report::Received
+            | Report::GivenBack
+            | Report::Arrived
+            | Report::Started
+            | Report::Completed => None,
+        };
+        if let Some(answer) = answer
+            && self.answer_swap(hold, driver, answer).is_some()
+        {
+            return Ok(Outcome::Done);
+        }
+        let known = &self.rides[&ride];
         match report {
             Report::Received | Report::Accepted => return Ok(Outcome::AlreadyDone),
             Report::GivenBack if known.is_start_parked() => {
@@ -669,6 +685,14 @@ impl Shard {
                 self.part(id, Parting::Lost(LostBecause::NeverArrived));
             }
             Stage::EnRoute { .. } => {
+                let asked = match ride.consent {
+                    Some(Consent::Asked { until, .. }) => until <= now,
+                    Some(Consent::Agreed { .. } | Consent::Kept) | None => false,
+                };
+                if let (true, Some(driver)) = (asked, ride.driver().cloned()) {
+                    let _ = self.answer_swap(ride.hold(), &driver, SwapAnswer::NoAnswer);
+                    return;
+                }
                 self.abandon_incoming(id);
                 self.settle(id);
             }

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cabrank_events::command::{ClaimRefusal, MARKET_SHARD, Outcome, RefusedBecause};
-use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause};
+use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause, SwapAnswer};
 use cabrank_events::{
     ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, RideId,
     RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 
 use crate::EngineConfig;
+use crate::config::SwapConsent;
 
 /// Where the events say a ride stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct RideFacts {
     pub reported: bool,
     /// Was its car asked back?
     pub asked_back: bool,
+    /// The hold its driver was asked to give up, and whether they agreed.
+    pub asks: Option<(u32, bool)>,
     /// How often another driver came by a swap.
     pub swaps: u32,
     pub asked: BTreeSet<DriverId>,
@@ -234,6 +237,7 @@ impl Model {
                     moved: false,
                     reported: false,
                     asked_back: false,
+                    asks: None,
                     swaps: 0,
                     asked: BTreeSet::new(),
                     until: now,
@@ -329,8 +333,19 @@ impl Model {
                 }
             }
             Event::HoldAsked(e) => {
+                let asks_nobody = self.config.swap_consent == SwapConsent::Tell;
+                // Their rider is in that car, so it is not for this ride's driver to say.
+                let by = self.rides.get(&e.by.ride);
+                let brings_back = by.is_some_and(|by| by.moved && by.reported);
                 let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
                 ride.names(&e.driver, e.attempt)?;
+                let agreed = ride.asks == Some((e.attempt, true));
+                demand!(
+                    asks_nobody || agreed || brings_back,
+                    "nobody asked {} for {}",
+                    e.driver,
+                    e.ride
+                );
                 demand!(
                     ride.out.is_none() && !ride.moved,
                     "{} gives its car away twice",
@@ -373,6 +388,7 @@ impl Model {
             }
             Event::DriverReassigned(e) => {
                 let swaps_max = self.config.swaps.swaps_max;
+                let asks_nobody = self.config.swap_consent == SwapConsent::Tell;
                 let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
                 demand!(ride.out.is_none(), "{} may still lose its car", e.ride);
                 demand!(
@@ -389,6 +405,9 @@ impl Model {
                 demand!(told == ride.promised, "{} is told {told:?}", e.ride);
                 let stays = !ride.reported || e.driver == e.before;
                 demand!(stays, "the rider of {} is taken out of the car", e.ride);
+                let may = asks_nobody || ride.asks == Some((ride.held_by, true));
+                demand!(may || e.driver == e.before, "nobody asked {}", e.before);
+                ride.asks = None;
                 ride.swaps += u32::from(e.driver != e.before);
                 demand!(ride.swaps <= swaps_max, "{} swapped too often", e.ride);
                 (ride.driver, ride.held_by) = (Some(e.driver.clone()), e.attempt);
@@ -451,10 +470,25 @@ impl Model {
                 ride.names(&e.driver, e.attempt)?;
                 ride.until = e.arrive_by;
             }
+            Event::SwapAsked(e) => {
+                let asks = self.config.swap_consent == SwapConsent::Ask;
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                ride.names(&e.driver, e.attempt)?;
+                let again = ride.asks == Some((e.attempt, false));
+                demand!(asks && !again, "{} is asked for {}", e.driver, e.ride);
+                ride.asks = Some((e.attempt, false));
+            }
+            Event::SwapAnswered(e) => {
+                let ride = self.step(e.ride, e.ride_seq, &[At::EnRoute], At::EnRoute)?;
+                let asked = ride.asks == Some((e.attempt, false));
+                demand!(asked, "nobody had asked {}", e.driver);
+                ride.asks = Some((e.attempt, e.answer == SwapAnswer::Agreed));
+            }
             Event::DriverLost(e) => {
                 let max = self.config.redispatch_max;
                 let ride =
                     self.step(e.ride, e.ride_seq, &[At::EnRoute, At::Arrived], At::Waiting)?;
+                ride.asks = None;
                 ride.names(&e.driver, e.attempt)?;
                 demand!(
                     e.deadline >= ride.deadline,

@@ -240,6 +240,15 @@ impl World {
     /// What phones do when they hear of an event: early, late, twice or never.
     pub(super) fn phones(&mut self, event: &Event) {
         match event {
+            Event::SwapAsked(e) => {
+                let (ride, attempt, driver) = (e.ride, e.attempt, e.driver.clone());
+                let hold = HoldId { ride, attempt };
+                match self.rng.random_range(0..8) {
+                    0 => self.say(6_000, Command::DeclineOffer { hold, driver }),
+                    1 => {}
+                    _ => self.say(2_000, Command::AcceptOffer { hold, driver }),
+                }
+            }
             Event::OfferMade(e) => {
                 let hold = HoldId {
                     ride: e.ride,

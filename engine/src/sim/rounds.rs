@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::world::World;
 use crate::matching::{Candidate, OnTheWay, Policy, Rematch, RideAsk, Round, RoundResult, Swap};
-use crate::ride::{Ride, Stage};
+use crate::ride::{Consent, Ride, Stage};
 use crate::shard::Shard;
 
 /// What the policy is to come up with again and again.
@@ -160,7 +160,7 @@ fn gains_are_true(round: &Round, swap: &Swap) {
     assert!(all_s + moves >= least_s * moves, "{swap:?} saves {all_s}");
 }
 
-/// What the policy decides is what the engine takes: handed in at once, every swap begins.
+/// What the policy decides is what the engine takes: handed in at once, every swap begins, or its drivers are asked.
 fn all_begin(owner: &Shard, round: &Round, result: &RoundResult) {
     let mut copy = owner.clone();
     copy.handle_round(result);
@@ -177,6 +177,12 @@ fn all_begin(owner: &Shard, round: &Round, result: &RoundResult) {
             matches!(ride.stage, Stage::EnRoute { .. })
                 && incoming.is_some_and(|incoming| incoming.driver == first.driver)
         });
-        assert!(begun, "the engine does not begin {swap:?}");
+        let gives_up = swap.gives_up.iter().map(|gives_up| gives_up.ride);
+        let mut rides = swap.moves.iter().map(|next| next.ride).chain(gives_up);
+        let asks = rides.any(|ride| {
+            let consent = copy.ride(ride).and_then(|ride| ride.consent);
+            matches!(consent, Some(Consent::Asked { .. }))
+        });
+        assert!(begun || asks, "the engine does not begin {swap:?}");
     }
 }

@@ -18,6 +18,7 @@ use super::Fault;
 use super::checks::fold;
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use crate::EngineConfig;
+use crate::config::SwapConsent;
 use crate::host::{Batch, Host};
 use crate::matching::{GivesUp, Pair, RoundResult, Swap, SwapRules};
 use crate::ride::{Bounds, Ride, Stage};
@@ -154,6 +155,11 @@ impl World {
                 worsen_max_ms: [0, 60_000, 600_000][rng.random_range(0..3)],
                 ..SwapRules::default()
             },
+            swap_consent: match seed % 5 {
+                0 => SwapConsent::Ask,
+                _ => SwapConsent::Tell,
+            },
+            swap_answer_ms: 5_000,
             ..EngineConfig::default()
         });
         config.check().expect("the simulation's settings are sound");

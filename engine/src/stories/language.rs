@@ -684,6 +684,12 @@ impl World {
             Event::KeyCancelled(e) => format!("{} cancelled key {}", p(&e.rider), e.key),
             Event::RiderFree(e) => format!("{} free", p(&e.rider)),
             Event::RiderForgotten(e) => format!("{} forgotten", p(&e.rider)),
+            Event::SwapAsked(e) => {
+                format!("ask {} for {} {}s", d(&e.driver), r(&e.ride), e.gain_s)
+            }
+            Event::SwapAnswered(e) => {
+                format!("{} on {}: {}", d(&e.driver), r(&e.ride), word(&e.answer))
+            }
             Event::HeadingSet(e) => {
                 let where_to = if e.to.is_some() { "home" } else { "anywhere" };
                 format!("{} heads {where_to}", d(&e.driver))

@@ -3,8 +3,9 @@
 //! `swap R1>d8 R2>d7`: R1 gets d8, and R2 then what R1 had. Apart, each answer waits in the log, so that what comes in
 //! between can be told.
 
-use super::language::{check, check_rule, check_with};
+use super::language::{check, check_rule, check_rule_with, check_with};
 use crate::EngineConfig;
+use crate::config::SwapConsent;
 use crate::sabotage::Sabotage;
 
 #[test]
@@ -399,4 +400,79 @@ fn a_swap_survives_restarts() {
         read rides               => R2#2 has d8 too; R2#2 goes from d8 to d8; R2 started; done
     ",
     ));
+}
+
+fn asking() -> EngineConfig {
+    EngineConfig {
+        swap_consent: SwapConsent::Ask,
+        ..EngineConfig::default()
+    }
+}
+
+/// The question is about the round's exchange; what begins is a later round's, which knows whether it still pays.
+#[test]
+fn a_driver_who_is_to_be_asked_keeps_the_ride_until_they_agree() {
+    check_rule_with(asking(), Sabotage::NobodyAsked, &two_rides("
+        online d9                => d9 online; done
+        swap R1>d9:140           => ask d7 for R1 140s
+        swap R1>d9:140           =>
+        accept R1 by d7          => d7 on R1: agreed; done
+        swap R1>d9:140           => R1#2 claims d9; d9 held for R1#2; R1#2 has d9 too; R1#2 goes from d7 to d9, who comes 140s sooner; d7 released from R1#1
+    "));
+}
+
+#[test]
+fn who_declines_or_does_not_answer_keeps_the_ride_and_is_not_asked_again() {
+    check_with(
+        asking(),
+        &two_rides(
+            "
+        online d9                => d9 online; done
+        swap R1>d9:140           => ask d7 for R1 140s
+        decline R1 by d7         => d7 on R1: declined; done
+        swap R1>d9:140           =>
+        swap R2>d9:90            => ask d8 for R2 90s
+        wait 15s                 => d8 on R2: no answer
+        swap R2>d9:90            =>
+        accept R2 by d8          => already done
+        arrive R1 by d7          => d7 arrived for 300s; done
+        arrive R2 by d8          => d8 arrived for 300s; done
+    ",
+        ),
+    );
+}
+
+/// Both give up a ride, so both are asked, and one of them does not want to.
+#[test]
+fn a_circle_waits_for_everybody_in_it() {
+    check_with(
+        asking(),
+        &two_rides(
+            "
+        swap R1>d8:30 R2>d7:40   => ask d7 for R1 70s; ask d8 for R2 70s
+        accept R1 by d7          => d7 on R1: agreed; done
+        swap R1>d8:30 R2>d7:40   =>
+        decline R2 by d8         => d8 on R2: declined; done
+        swap R1>d8:30 R2>d7:40   =>
+    ",
+        ),
+    );
+}
+
+#[test]
+fn an_agreement_grows_old_and_ends_with_the_hold() {
+    check_with(
+        asking(),
+        &two_rides(
+            "
+        online d9                => d9 online; done
+        swap R1>d9:140           => ask d7 for R1 140s
+        accept R1 by d7          => d7 on R1: agreed; done
+        wait 31s                 =>
+        swap R1>d9:150           => ask d7 for R1 150s
+        give-back R1 by d7       => R1 loses d7: gave back, 269s more; done; d7 released from R1#1
+        accept R1#1 by d7        => R1 within 3000m; refused: lapsed
+    ",
+        ),
+    );
 }

@@ -505,6 +505,7 @@ impl Ride {
                     Err("there is no such claim".to_owned())
                 }
             }
+            What::Consulted => from(&[EnRoute]).and_then(|()| this_hold()),
             What::HoldAsked => {
                 let doubled = self.asked_by.is_some();
                 self.asked_by = step.by;

@@ -277,6 +277,8 @@ enum What {
     OfferReceived,
     OfferOver,
     Assigned,
+    /// The driver on the way is asked about an exchange, or has answered.
+    Consulted,
     SecondHeld,
     HoldAsked,
     HoldMoved,
@@ -323,6 +325,7 @@ impl What {
             "ride.offer_received" => What::OfferReceived,
             "ride.offer_declined" | "ride.offer_expired" => What::OfferOver,
             "ride.driver_assigned" => What::Assigned,
+            "ride.swap_asked" | "ride.swap_answered" => What::Consulted,
             "ride.second_hold_granted" => What::SecondHeld,
             "ride.hold_asked" => What::HoldAsked,
             "ride.hold_moved" => What::HoldMoved,

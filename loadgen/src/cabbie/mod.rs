@@ -620,6 +620,10 @@ impl Brain for Cabbie {
                     pickup: view.pickup.0,
                     dropoff: view.dropoff,
                 };
+                // Cabbies change rides whenever they are asked to; a repeat is as good as the first answer.
+                if view.swap_asked.is_some() && self.work().is_some_and(|work| work.hold == hold) {
+                    out.push(Do::Say(Say::Accept, hold));
+                }
                 if view.stage.is_end() {
                     self.over(now, hold, out);
                 } else if is_under_way(view) {

@@ -285,3 +285,33 @@ fn manners_are_kept_in_the_long_run() {
     near("ignored", 400.0);
     near("given back", 186.0);
 }
+
+#[test]
+fn who_is_asked_on_the_way_lets_another_driver_have_the_ride() {
+    let mut cab = driven(Manners::obliging(7.0), Some(10_000_000));
+    let mut out = Vec::new();
+    cab.begin(Time(0), &mut out);
+    cab.handle_heard(Time(1_000), offer(1, point(37.8, -122.4)), &mut out);
+    cab.handle_heard(Time(2_000), Heard::Done(Say::Accept, hold(1)), &mut out);
+    out.clear();
+    let view = |attempt: u32, asked: serde_json::Value| {
+        let mut view = serde_json::json!({
+            "ride": "1-2-3", "ride_seq": 6, "stage": "en_route", "rider": "r1", "class": "economy",
+            "pickup": { "lat": 37.8, "lon": -122.4 }, "requested_at": 0, "driver": "d7", "attempt": attempt,
+        });
+        if asked.is_object() {
+            view["swap_asked"] = asked;
+        }
+        serde_json::from_value(view).unwrap()
+    };
+    let question = serde_json::json!({ "gain_s": 140, "answer_by": 20_000 });
+    let asked = view(1, question.clone());
+    cab.handle_heard(Time(3_000), Heard::Ride(&asked), &mut out);
+    assert_eq!(commands(&mut out), ["Accept 1"]);
+    let answered = view(1, serde_json::Value::Null);
+    cab.handle_heard(Time(4_000), Heard::Done(Say::Accept, hold(1)), &mut out);
+    cab.handle_heard(Time(4_000), Heard::Ride(&answered), &mut out);
+    let another = view(2, question);
+    cab.handle_heard(Time(5_000), Heard::Ride(&another), &mut out);
+    assert_eq!(commands(&mut out), Vec::<String>::new(), "nothing is asked");
+}
