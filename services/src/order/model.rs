@@ -113,6 +113,8 @@ pub fn told(event: &Event) -> Option<Told> {
         HoldMoved(e) => of!(e, None, driver),
         HoldKept(e) => of!(e, None, driver),
         ReportWaits(e) => of!(e, None, driver),
+        SwapAsked(e) => of!(e, None, driver),
+        SwapAnswered(e) => of!(e, None, driver),
         DriverReassigned(e) => of!(e, Some("assigned"), driver),
         ClaimDenied(e) => of!(e, None, driver),
         ClaimAbandoned(e) => of!(e, None, driver),
