@@ -6,7 +6,7 @@
 //!
 //! - A database that fails is tried again, with exponential backoff and jitter, for as long as it takes.
 //! - An event that cannot be applied is tried [`ATTEMPTS_MAX`] times, one that cannot even be read not at all; then it goes to
-//!   the dead letters with the reason, and the rest of the batch goes on. [`replay_dead`] applies them again.
+//!   the dead letters with the reason, and the rest of the batch goes on. `replay_dead` applies them again.
 //! - Two processes on one database: the newer one fences the older by the generation, which every transaction checks.
 //!
 //! Not here: where messages come from (`source`), what is done with them (each [`Service`]).

@@ -48,7 +48,7 @@ pub struct Kept {
     /// Address to answer on; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Settings of the services (TOML): [policy], [policy.tariff], [payment].
+    /// Settings of the services (TOML): sections `policy`, `policy.tariff`, `payment`.
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
 }
