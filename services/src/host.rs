@@ -85,10 +85,7 @@ impl Hosted {
 }
 
 /// Runs the parts of a service until the first ends; then all end.
-fn together(
-    mut parts: JoinSet<Result<(), HostError>>,
-    stop: CancellationToken,
-) -> JoinHandle<Result<(), HostError>> {
+fn together(mut parts: Parts, stop: CancellationToken) -> JoinHandle<Result<(), HostError>> {
     tokio::spawn(async move {
         let mut outcome = Ok(());
         while let Some(ended) = parts.join_next().await {
@@ -99,6 +96,30 @@ fn together(
             }
         }
         outcome
+    })
+}
+
+type Parts = JoinSet<Result<(), HostError>>;
+
+/// Answers a service's calls and applies its sources, beside the `parts` it has of its own.
+fn host<S: Service + 'static>(
+    place: Place,
+    consumer: Consumer,
+    routes: axum::Router<Web>,
+    mut service: S,
+    sources: Vec<Arc<dyn Source>>,
+    mut parts: Parts,
+) -> Result<Hosted, HostError> {
+    let address = place.listener.local_addr()?;
+    let (web, requests) = Web::new(consumer.clone(), service.name(), place.guard);
+    let (listener, stop) = (place.listener, place.stop.clone());
+    parts.spawn(async move { Ok(web.serve(listener, routes, stop).await?) });
+    let (running, stop) = (consumer.clone(), place.stop.clone());
+    parts.spawn(async move { Ok(running.run(&mut service, &sources, requests, stop).await?) });
+    Ok(Hosted {
+        address,
+        consumer,
+        task: together(parts, place.stop),
     })
 }
 
@@ -113,7 +134,7 @@ pub struct Gateway {
 
 /// Starts the order service. Without a `gateway` nobody's ride is called off (a log that is only read).
 pub async fn start_order(
-    place: Place,
+    mut place: Place,
     policy: Policy,
     sources: Vec<Arc<dyn Source>>,
     gateway: Option<Gateway>,
@@ -124,35 +145,21 @@ pub async fn start_order(
     if rebuild {
         order::rebuild(&consumer).await?;
     }
-    let mut service = OrderService::new(policy);
-    let address = place.listener.local_addr()?;
-    let (web, requests) = Web::new(consumer.clone(), "order", Arc::clone(&place.guard));
-    let stop = place.stop.child_token();
-    let mut parts = JoinSet::new();
+    place.stop = place.stop.child_token();
+    let service = OrderService::new(policy);
+    let mut parts = Parts::new();
     if let Some(gateway) = gateway {
-        let (consumer, news, stop) = (consumer.clone(), service.cancels(), stop.clone());
+        let (consumer, news, stop) = (consumer.clone(), service.cancels(), place.stop.clone());
         parts.spawn(async move { call_off(&consumer, &gateway, &news, &stop).await });
     }
-    {
-        let stop = stop.clone();
-        parts.spawn(async move {
-            Ok(web
-                .serve(place.listener, order::http::routes(), stop)
-                .await?)
-        });
-    }
-    let (running, stopping) = (consumer.clone(), stop.clone());
-    parts.spawn(async move {
-        Ok(running
-            .run(&mut service, &sources, requests, stopping)
-            .await?)
-    });
-    let task = together(parts, stop);
-    Ok(Hosted {
-        address,
+    host(
+        place,
         consumer,
-        task,
-    })
+        order::http::routes(),
+        service,
+        sources,
+        parts,
+    )
 }
 
 /// Sends what `cancels` holds to the gateway until each is taken. Repeating one is harmless: its id comes from the ride.
@@ -213,39 +220,23 @@ async fn call_off(
 
 /// Starts the payment service.
 pub async fn start_payment(
-    place: Place,
+    mut place: Place,
     config: payment::Config,
     provider: Arc<dyn Provider>,
     sources: Vec<Arc<dyn Source>>,
 ) -> Result<(Hosted, Arc<ProviderGauges>), HostError> {
     let database = Database::open(&place.database, payment::STEPS).await?;
     let consumer = Consumer::take(database, "payment").await?;
-    let mut service = PaymentService::default();
+    place.stop = place.stop.child_token();
+    let service = PaymentService::default();
     let worker = Worker::new(consumer.clone(), provider, config, service.due());
     let gauges = worker.gauges();
-    let address = place.listener.local_addr()?;
-    let (web, requests) = Web::new(consumer.clone(), "payment", Arc::clone(&place.guard));
-    let stop = place.stop.child_token();
-    let mut parts = JoinSet::new();
-    {
-        let (stop, routes) = (stop.clone(), payment::http::routes(Arc::clone(&gauges)));
-        parts.spawn(async move { Ok(web.serve(place.listener, routes, stop).await?) });
-    }
-    let stopping = stop.clone();
-    parts.spawn(async move { Ok(worker.run(stopping).await?) });
-    let (running, stopping) = (consumer.clone(), stop.clone());
-    parts.spawn(async move {
-        Ok(running
-            .run(&mut service, &sources, requests, stopping)
-            .await?)
-    });
-    let task = together(parts, stop);
+    let routes = payment::http::routes(Arc::clone(&gauges));
+    let mut parts = Parts::new();
+    let stop = place.stop.clone();
+    parts.spawn(async move { Ok(worker.run(stop).await?) });
     Ok((
-        Hosted {
-            address,
-            consumer,
-            task,
-        },
+        host(place, consumer, routes, service, sources, parts)?,
         gauges,
     ))
 }
@@ -275,34 +266,19 @@ pub async fn replay_dead(
 
 /// Starts the forecast service.
 pub async fn start_forecast(
-    place: Place,
-    mut service: crate::forecast::ForecastService,
+    mut place: Place,
+    service: crate::forecast::ForecastService,
     sources: Vec<Arc<dyn Source>>,
 ) -> Result<Hosted, HostError> {
     let database = Database::open(&place.database, crate::forecast::STEPS).await?;
     let consumer = Consumer::take(database, "forecast").await?;
-    let address = place.listener.local_addr()?;
-    let (web, requests) = Web::new(consumer.clone(), "forecast", Arc::clone(&place.guard));
-    let stop = place.stop.child_token();
-    let mut parts = JoinSet::new();
-    {
-        let stop = stop.clone();
-        parts.spawn(async move {
-            Ok(web
-                .serve(place.listener, crate::forecast::routes(), stop)
-                .await?)
-        });
-    }
-    let (running, stopping) = (consumer.clone(), stop.clone());
-    parts.spawn(async move {
-        Ok(running
-            .run(&mut service, &sources, requests, stopping)
-            .await?)
-    });
-    let task = together(parts, stop);
-    Ok(Hosted {
-        address,
+    place.stop = place.stop.child_token();
+    host(
+        place,
         consumer,
-        task,
-    })
+        crate::forecast::routes(),
+        service,
+        sources,
+        Parts::new(),
+    )
 }

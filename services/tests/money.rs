@@ -472,6 +472,7 @@ fn services_that_crash_at_any_moment_lose_and_double_nothing() {
         runtime.block_on(async {
             let stop = CancellationToken::new();
             let (order, payment) = town.start(&rides, &gateway, &url, &stop).await;
+            // The moment of the crash is what is drawn at random: there is no condition to wait for.
             tokio::time::sleep(crash_after).await;
             // Nothing is told to stop: both are dropped as they are.
             drop((order, payment));

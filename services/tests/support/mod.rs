@@ -300,6 +300,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut()
             tokio::time::Instant::now() < deadline,
             "waited in vain: {what}"
         );
+        // Between two looks at the condition; the deadline is above.
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
