@@ -3,9 +3,9 @@
 # plays what the chart deploys with processes over a real broker: see deploy/scale.py. Needs Python with PyYAML, a JDK 17
 # and Maven (or KAFKA_LIB, a directory with Kafka's jars); with Prometheus also every panel and rule is asked.
 set -euo pipefail
-cd "$(dirname "$0")"
 CABRANK="$(realpath "${CABRANK:?the program}")"
 export CABRANK
+cd "$(dirname "$0")"
 tools="${CABRANK_TOOLS:-${TMPDIR:-/tmp}/cabrank-tools}"
 export PATH="$tools/venv/bin:$PATH"
 if ! python3 -c 'import yaml' 2>/dev/null; then
