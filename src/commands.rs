@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod health;
 pub mod load;
 pub mod matcher;
+pub mod own_broker;
 pub mod probe;
 pub mod provider_sim;
 pub mod replay;

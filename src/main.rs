@@ -146,6 +146,9 @@ enum Command {
     Probe(commands::probe::ProbeArgs),
     /// Measure a city over Kafka on this machine beside the probe, and print one table.
     Figures(commands::figures::FiguresArgs),
+    /// Start an Apache Kafka to try things with: one broker on this machine, gone with its data at the end. Needs a JDK 17,
+    /// and Maven the first time.
+    OwnBroker,
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
     /// Read or change how a running city's rounds choose: policy, swaps, prices, pace.
@@ -211,6 +214,7 @@ fn main() -> ExitCode {
             Command::Topics(args) => commands::topics::run(&cli.common, args),
             Command::Probe(args) => commands::probe::run(&cli.common, args),
             Command::Figures(args) => commands::figures::run(&cli.common, args),
+            Command::OwnBroker => commands::own_broker::run(),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Dispatch(args) => commands::dispatch::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),

@@ -118,6 +118,26 @@ pub enum RunError {
     /// The database failed where nothing can be tried again.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// The outbox has dropped messages that no topic has.
+    #[error(
+        "messages {from} to {first} were dropped from the outbox before they were told to the topics: to go on without them delete the consumer group of this service's relay"
+    )]
+    Untold {
+        /// The first that is missing.
+        from: i64,
+        /// The first that is there.
+        first: i64,
+    },
+    /// The topics hold what another database said.
+    #[error(
+        "the topics hold {told} messages of this service and its database has said {last}: it is not the database that spoke there; use that one, or another kafka.prefix"
+    )]
+    AnotherPast {
+        /// Told by whoever spoke before.
+        told: i64,
+        /// Said by this database.
+        last: i64,
+    },
 }
 
 /// A transaction under way, and what is to be said once it is committed.
@@ -279,6 +299,8 @@ pub struct Gauges {
     pub applied_at_ms: AtomicI64,
     /// Microseconds spent applying.
     pub busy_us: AtomicU64,
+    /// Own messages copied to topics.
+    pub told: AtomicU64,
 }
 
 // Orderings of the gauges: Relaxed. Each is a number of its own for people to look at; nothing is decided by two of them.
@@ -305,6 +327,7 @@ impl Gauges {
             + &counter("service_dead_letters_total", &self.dead)
             + &counter("service_retries_total", &self.retries)
             + &counter("service_busy_microseconds_total", &self.busy_us)
+            + &counter("service_messages_told_total", &self.told)
             + &gauge("service_behind", self.behind.load(Ordering::Relaxed) as i64)
             + &gauge("service_lag_ms", self.lag_ms.load(Ordering::Relaxed))
             + &gauge(
@@ -321,7 +344,9 @@ pub enum Request {
 }
 
 /// What became of dead letters.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Replayed {
     /// Applied now.
     pub applied: u64,
@@ -361,6 +386,11 @@ impl Consumer {
             generation,
             service,
         })
+    }
+
+    /// Whose it is.
+    pub fn service(&self) -> &'static str {
+        self.service
     }
 
     /// A transaction that commits only while nobody has taken over.

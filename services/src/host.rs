@@ -7,13 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cabrank_eventlog::kafka::KafkaConfig;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::{Consumer, Replayed, RunError, Service};
 use crate::database::{Database, OpenError};
+use crate::kafka;
 use crate::order::saga::Policy;
+use crate::order::surge::{Factors, keep_asking};
 use crate::order::{self, OrderService};
 use crate::payment::provider::Provider;
 use crate::payment::{self, PaymentService, ProviderGauges, Worker};
@@ -56,6 +59,8 @@ pub struct Place {
     pub listener: TcpListener,
     /// Who calls.
     pub guard: Guard,
+    /// The brokers to whose topics it copies what it says, if any.
+    pub brokers: Option<KafkaConfig>,
     /// Ends it.
     pub stop: CancellationToken,
 }
@@ -114,6 +119,10 @@ fn host<S: Service + 'static>(
     let (web, requests) = Web::new(consumer.clone(), service.name(), place.guard);
     let (listener, stop) = (place.listener, place.stop.clone());
     parts.spawn(async move { Ok(web.serve(listener, routes, stop).await?) });
+    if let Some(brokers) = place.brokers {
+        let (said, stop) = (consumer.clone(), place.stop.clone());
+        parts.spawn(async move { Ok(kafka::relay(&said, &brokers, &stop).await?) });
+    }
     let (running, stop) = (consumer.clone(), place.stop.clone());
     parts.spawn(async move { Ok(running.run(&mut service, &sources, requests, stop).await?) });
     Ok(Hosted {
@@ -123,21 +132,30 @@ fn host<S: Service + 'static>(
     })
 }
 
-/// Who calls rides off.
+/// Somebody who is asked over HTTP.
 #[derive(Clone)]
-pub struct Gateway {
+pub struct Peer {
     /// `http://…` of it.
     pub base: String,
     /// A token of role `service`.
     pub token: Token,
 }
 
-/// Starts the order service. Without a `gateway` nobody's ride is called off (a log that is only read).
+/// Whom the order service asks.
+#[derive(Clone, Default)]
+pub struct Peers {
+    /// Calls rides off. Without it nobody's ride is called off (a log that is only read).
+    pub gateway: Option<Peer>,
+    /// Says where rides are dear, as far as the tariff allows. Without it nowhere.
+    pub forecast: Option<Peer>,
+}
+
+/// Starts the order service.
 pub async fn start_order(
     mut place: Place,
     policy: Policy,
     sources: Vec<Arc<dyn Source>>,
-    gateway: Option<Gateway>,
+    peers: Peers,
     rebuild: bool,
 ) -> Result<Hosted, HostError> {
     let database = Database::open(&place.database, order::STEPS).await?;
@@ -146,9 +164,17 @@ pub async fn start_order(
         order::rebuild(&consumer).await?;
     }
     place.stop = place.stop.child_token();
-    let service = OrderService::new(policy);
+    let factors = Factors::default();
+    let service = OrderService::new(policy).with_surge(factors.as_surge());
     let mut parts = Parts::new();
-    if let Some(gateway) = gateway {
+    if let Some(forecast) = peers.forecast {
+        let asking = keep_asking(factors, forecast, place.stop.clone());
+        parts.spawn(async move {
+            asking.await;
+            Ok(())
+        });
+    }
+    if let Some(gateway) = peers.gateway {
         let (consumer, news, stop) = (consumer.clone(), service.cancels(), place.stop.clone());
         parts.spawn(async move { call_off(&consumer, &gateway, &news, &stop).await });
     }
@@ -165,7 +191,7 @@ pub async fn start_order(
 /// Sends what `cancels` holds to the gateway until each is taken. Repeating one is harmless: its id comes from the ride.
 async fn call_off(
     consumer: &Consumer,
-    gateway: &Gateway,
+    gateway: &Peer,
     news: &tokio::sync::Notify,
     stop: &CancellationToken,
 ) -> Result<(), HostError> {

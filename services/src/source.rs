@@ -322,9 +322,10 @@ impl FeedSource {
 }
 
 /// What a feed answers.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct FeedPage {
     /// CloudEvents, in order.
+    #[schemars(with = "Vec<serde_json::Value>")]
     pub messages: Vec<Box<serde_json::value::RawValue>>,
     /// Ask from here on.
     pub next: i64,

@@ -14,7 +14,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 use sqlx::Row;
@@ -166,6 +167,7 @@ impl Web {
             .route("/v1/dead-letters/replay", post(replay_dead))
             .route("/metrics", get(metrics))
             .route("/healthz", get(|| async { "ok\n" }))
+            .route("/openapi.json", get(description))
             .layer(middleware::from_fn_with_state(self.clone(), around))
             .with_state(self);
         axum::serve(listener, all)
@@ -193,14 +195,37 @@ async fn around(State(web): State<Web>, request: HttpRequest, next: Next) -> Res
     response
 }
 
-#[derive(Deserialize)]
-struct FeedAsked {
+/// Which messages.
+#[derive(Deserialize, JsonSchema)]
+pub struct FeedAsked {
+    /// From this number on; 1 is the first.
     #[serde(default = "one")]
     from: i64,
+    /// At most so many, up to 512; 0: 512.
     #[serde(default)]
     max: usize,
+    /// Wait so long for news if there is nothing yet, ms, up to 10,000.
     #[serde(default)]
     wait_ms: u64,
+}
+
+/// An event that was set aside.
+#[derive(Serialize, JsonSchema)]
+pub struct Dead {
+    /// Where it came from.
+    source: String,
+    /// Its id.
+    id: String,
+    /// Why, for a person.
+    reason: String,
+    /// When, ms since the Unix epoch.
+    set_aside_ms: i64,
+}
+
+/// The oldest of them, at most 1,000.
+#[derive(Serialize, JsonSchema)]
+pub struct DeadLetters {
+    dead_letters: Vec<Dead>,
 }
 
 fn one() -> i64 {
@@ -272,14 +297,17 @@ async fn dead_letters(State(web): State<Web>, headers: HeaderMap) -> Result<Resp
     .await?;
     let mut shown = Vec::with_capacity(rows.len());
     for row in rows {
-        shown.push(json!({
-            "source": row.try_get::<String, _>("source")?,
-            "id": row.try_get::<String, _>("id")?,
-            "reason": row.try_get::<String, _>("reason")?,
-            "set_aside_ms": row.try_get::<i64, _>("set_aside_ms")?,
-        }));
+        shown.push(Dead {
+            source: row.try_get("source")?,
+            id: row.try_get("id")?,
+            reason: row.try_get("reason")?,
+            set_aside_ms: row.try_get("set_aside_ms")?,
+        });
     }
-    Ok(Json(json!({ "dead_letters": shown })).into_response())
+    let shown = DeadLetters {
+        dead_letters: shown,
+    };
+    Ok(Json(shown).into_response())
 }
 
 /// `POST /v1/dead-letters/replay`
@@ -293,6 +321,12 @@ async fn replay_dead(State(web): State<Web>, headers: HeaderMap) -> Result<Respo
         .map_err(|_| Refusal::Busy)?;
     let replayed = replayed.await.map_err(|_| Refusal::Busy)?;
     Ok(Json(replayed).into_response())
+}
+
+/// `GET /openapi.json`: what calls there are; made from the code (see `openapi`).
+async fn description() -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, include_str!("../../docs/openapi-services.json")).into_response()
 }
 
 /// `GET /metrics`

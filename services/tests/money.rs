@@ -14,7 +14,7 @@ use cabrank_events::event::RideCancelled;
 use cabrank_events::{Event, EventRecord, ShardId, Time};
 use cabrank_services::audit::{ServicesAudit, ServicesReport};
 use cabrank_services::database::Database;
-use cabrank_services::host::{self, Gateway, Hosted, Place};
+use cabrank_services::host::{self, Hosted, Peer, Peers, Place};
 use cabrank_services::order::fare::Tariff;
 use cabrank_services::order::saga::Policy;
 use cabrank_services::order::{saga_counts, saga_of};
@@ -59,7 +59,7 @@ async fn provider(sim: &ProviderSim) -> String {
 type Cancels = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A gateway that only takes cancels.
-async fn gateway() -> (Gateway, Cancels) {
+async fn gateway() -> (Peer, Cancels) {
     let taken: Cancels = Arc::default();
     async fn take(
         State(taken): State<Cancels>,
@@ -77,7 +77,7 @@ async fn gateway() -> (Gateway, Cancels) {
     let base = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router).await });
     (
-        Gateway {
+        Peer {
             base,
             token: token(),
         },
@@ -117,7 +117,7 @@ impl Town {
     async fn start(
         &self,
         rides: &Script,
-        gateway: &Gateway,
+        gateway: &Peer,
         provider: &str,
         stop: &CancellationToken,
     ) -> (Hosted, Hosted) {
@@ -125,6 +125,7 @@ impl Town {
             database: database.to_owned(),
             listener: TcpListener::bind(at).await.unwrap(),
             guard: guard(),
+            brokers: None,
             stop: stop.clone(),
         };
         let feed = |name: &str, at: SocketAddr| -> Arc<dyn Source> {
@@ -139,7 +140,10 @@ impl Town {
             order,
             self.policy.clone(),
             sources,
-            Some(gateway.clone()),
+            Peers {
+                gateway: Some(gateway.clone()),
+                forecast: None,
+            },
             false,
         )
         .await
@@ -410,10 +414,11 @@ async fn the_rebuilt_read_model_equals_the_live_one_and_asks_for_no_money_again(
         database: town.databases.0.clone(),
         listener,
         guard: guard(),
+        brokers: None,
         stop: stop.clone(),
     };
     let sources: Vec<Arc<dyn Source>> = vec![Arc::new(rides.clone())];
-    let again = host::start_order(place, town.policy.clone(), sources, None, true)
+    let again = host::start_order(place, town.policy.clone(), sources, Peers::default(), true)
         .await
         .unwrap();
     until("the model is rebuilt", || async {

@@ -1,8 +1,9 @@
 //! `cabrank demo`: a server, and a synthetic city of real clients.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use cabrank_eventlog::EventLog;
 use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_loadgen::client::Role;
 use cabrank_loadgen::demo::{DemoOptions, demo};
@@ -36,9 +37,9 @@ pub struct DemoArgs {
     /// Write the run's report (cabrank.report/1 JSON) here.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Also run the services beside the engine: orders, payments, forecasts, and a payment provider (not with --brokers).
-    #[arg(long, conflicts_with = "brokers")]
-    services: bool,
+    /// Run the engine alone, without the services beside it: orders, payments (with a provider of their own), forecasts.
+    #[arg(long)]
+    without_services: bool,
     #[command(flatten)]
     place: Place,
     // With --brokers the city runs over Kafka, with nodes and gateways as processes of their own. Its topics are made
@@ -79,10 +80,10 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         let url = format!("http://{}", server.address());
         println!("{url}");
         println!("{}", map_address(&url, &settings));
-        let services = if args.services {
-            Some(Beside::start(&settings, &url, &settings.store.data_dir).await?)
-        } else {
+        let services = if args.without_services {
             None
+        } else {
+            Some(Beside::start(&settings, &url, &settings.store.data_dir, None).await?)
         };
         let (tell, stop) = watch::channel(false);
         let failed = server.failed();
@@ -110,17 +111,20 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         Ok(outcome?)
     })?;
     let concluded = report::conclude(outcome, &data_dir, args.report.as_deref())?;
-    if !args.services {
+    if args.without_services {
         return Ok(concluded);
     }
-    let log = store::open(&data_dir)?;
-    let tariff = Tariff::default();
-    let audited = block_on(service_beside::audit(
-        &log,
-        &Files::of(&data_dir),
-        &tariff,
-        true,
-    ))?;
+    with_money(&store::open(&data_dir)?, &data_dir, concluded)
+}
+
+/// Audits the services that ran beside the city and prints what they did; the run's exit code then.
+fn with_money(
+    log: &dyn EventLog,
+    data_dir: &Path,
+    concluded: ExitCode,
+) -> Result<ExitCode, AnyError> {
+    let (files, tariff) = (Files::of(data_dir), Tariff::default());
+    let audited = block_on(service_beside::audit(log, &files, &tariff, true))?;
     print!("services: {audited}");
     Ok(if audited.is_clean() {
         concluded
@@ -137,8 +141,12 @@ fn map_address(url: &str, settings: &Settings) -> String {
 
 /// The city over Kafka: nodes, gateways, one address in front of them. Kill one of the printed process ids and watch.
 fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
+    let scratch = report::Scratch::unless(args.place.data_dir.is_some())?;
     let settings = common.settings(|settings| {
         args.place.apply(settings);
+        if let Some(dir) = scratch.dir() {
+            settings.store.data_dir = dir.to_path_buf();
+        }
         // One broker on a laptop is the usual case here; a configuration or a flag says otherwise.
         settings.kafka.replication = 1;
         settings.kafka.prefix = format!("demo-{}-", std::process::id());
@@ -173,6 +181,12 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
             settings.kafka.shards,
             settings.kafka.replication
         );
+        let services = if args.without_services {
+            None
+        } else {
+            let dir = &settings.store.data_dir;
+            Some(Beside::start(&settings, &front.url(), dir, Some(&settings.kafka)).await?)
+        };
         let (tell, stop) = watch::channel(false);
         tokio::spawn(async move {
             shutdown.cancelled().await;
@@ -189,6 +203,9 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
             ..DemoOptions::new(&front.url(), minter(&settings))
         };
         let outcome = demo(options, stop).await?;
+        if let Some(services) = services {
+            services.finish().await?;
+        }
         // Gateways first: what they were told is committed before the nodes leave.
         while let Some(mut process) = processes.pop() {
             if process.has_ended() {
@@ -201,5 +218,9 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
     })?;
     let log = KafkaLog::open(settings.kafka)?;
     let audited = audit::of_log(&log, false, true, &outcome.acknowledged)?;
-    report::finish(outcome.report, &audited, args.report.as_deref())
+    let concluded = report::finish(outcome.report, &audited, args.report.as_deref())?;
+    if args.without_services {
+        return Ok(concluded);
+    }
+    with_money(&log, &settings.store.data_dir, concluded)
 }

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_eventlog::{EventLog, Topic};
 use cabrank_gateway::token::{Caller as Proven, Role, TokenVerifier, mint};
-use cabrank_services::forecast::evaluate::{Table, evaluate};
+use cabrank_services::forecast::evaluate::{Table, choose, evaluate};
 use cabrank_services::forecast::{Config as ForecastConfig, ForecastService};
-use cabrank_services::host::{self, Gateway, Place};
+use cabrank_services::host::{self, Peer, Peers, Place};
+use cabrank_services::kafka::TopicSource;
 use cabrank_services::order::saga::Policy;
 use cabrank_services::payment::{Config as PaymentConfig, provider::HttpProvider};
 use cabrank_services::source::{FeedSource, LogSource, Source, StreamSource, Token};
@@ -63,7 +65,7 @@ pub struct Rides {
     /// Directory of a stopped server's log: read to its end, then wait.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Brokers of a city over Kafka; prefix and shards are the configuration's.
+    /// Brokers of a city over Kafka; prefix and shards are the configuration's. What the service says goes to topics there.
     #[arg(long, value_name = "HOST:PORT,...")]
     brokers: Option<String>,
 }
@@ -75,12 +77,17 @@ pub struct OrderArgs {
     rides: Rides,
     #[command(flatten)]
     common: Kept,
-    /// Where the payment service answers; without it nothing is said about money but what is asked.
+    /// Where the payment service answers. Without it its topic is read with --brokers; else nothing is known of money but
+    /// what is asked.
     #[arg(long, value_name = "URL")]
     payment: Option<String>,
     /// Where a gateway takes cancels, if rides do not come from --url.
     #[arg(long, value_name = "URL")]
     gateway: Option<String>,
+    /// Where the forecast service answers: rides are dear where more are expected than cars are free, up to
+    /// `policy.tariff.surge_max_permille` of the settings (1000, the default, is off).
+    #[arg(long, value_name = "URL")]
+    forecast: Option<String>,
     /// Empty the read model first and rebuild it from the log.
     #[arg(long)]
     rebuild: bool,
@@ -92,8 +99,12 @@ pub struct PaymentArgs {
     #[command(flatten)]
     common: Kept,
     /// Where the order service answers.
-    #[arg(long, value_name = "URL")]
-    order: String,
+    #[arg(long, value_name = "URL", required_unless_present = "brokers")]
+    order: Option<String>,
+    /// Brokers of a city over Kafka: what is said goes to `payment-events` there, and without --order what the order
+    /// service asks is read from `order-events`. Prefix and shards are the configuration's.
+    #[arg(long, value_name = "HOST:PORT,...")]
+    brokers: Option<String>,
     /// Where the provider answers.
     #[arg(long, value_name = "URL")]
     provider: String,
@@ -105,6 +116,9 @@ pub struct ForecastArgs {
     /// Judge the forecast on these recorded demand files (CSV, perhaps gzipped) instead, and print the table.
     #[arg(long, value_name = "FILES", num_args = 1.., required_unless_present = "database")]
     evaluate: Vec<PathBuf>,
+    /// Before that choose the weights on these files, and print how all of them did; never on files they are judged on.
+    #[arg(long, value_name = "FILES", num_args = 1.., requires = "evaluate")]
+    choose: Vec<PathBuf>,
     /// H3 resolution of the cells.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=15))]
     resolution: u8,
@@ -120,7 +134,7 @@ pub struct ForecastArgs {
     /// Directory of a stopped server's log.
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
-    /// Brokers of a city over Kafka; prefix and shards are the configuration's.
+    /// Brokers of a city over Kafka; prefix and shards are the configuration's. Forecasts go to `demand-forecasts` there.
     #[arg(long, value_name = "HOST:PORT,...", conflicts_with_all = ["url", "data_dir"])]
     brokers: Option<String>,
 }
@@ -182,6 +196,33 @@ pub fn tokens(settings: &Settings, subject: &'static str) -> Token {
     })
 }
 
+/// The brokers a service was told of, with all that the configuration says about them.
+fn kafka(common: &Common, brokers: Option<&String>) -> Result<Option<KafkaConfig>, AnyError> {
+    let Some(brokers) = brokers else {
+        return Ok(None);
+    };
+    let settings = common.settings(|settings| settings.kafka.brokers.clone_from(brokers))?;
+    Ok(Some(settings.kafka))
+}
+
+/// What the service `of` says: asked of it, or read from its topic.
+pub fn said_by(
+    of: &'static str,
+    url: Option<&String>,
+    brokers: Option<&KafkaConfig>,
+    token: Token,
+) -> Option<Arc<dyn Source>> {
+    let topic = match of {
+        "order" => "order-events",
+        _ => "payment-events",
+    };
+    match (url, brokers) {
+        (Some(url), _) => Some(Arc::new(FeedSource::new(of, url, token))),
+        (None, Some(brokers)) => Some(Arc::new(TopicSource::new(of, topic, brokers))),
+        (None, None) => None,
+    }
+}
+
 fn rides(
     common: &Common,
     settings: &Settings,
@@ -205,7 +246,7 @@ pub fn run(common: &Common, command: ServiceCommand) -> Result<ExitCode, AnyErro
     let settings = common.settings(|_| {})?;
     match command {
         ServiceCommand::Order(args) => order(common, &settings, &args),
-        ServiceCommand::Payment(args) => payment(&settings, &args),
+        ServiceCommand::Payment(args) => payment(common, &settings, &args),
         ServiceCommand::Forecast(args) => forecast(common, &settings, args),
         ServiceCommand::ReplayDead(args) => replay_dead(&settings, &args),
     }
@@ -215,51 +256,57 @@ fn order(common: &Common, settings: &Settings, args: &OrderArgs) -> Result<ExitC
     let business = business(args.common.settings.as_deref())?;
     let rides = rides(common, settings, &args.rides, &[Topic::RideEvents], "order")?;
     let guard = guard(settings)?;
+    let brokers = kafka(common, args.rides.brokers.as_ref())?;
     let base = args.gateway.clone().or_else(|| args.rides.url.clone());
-    let gateway = base.map(|base| Gateway {
+    let peer = |base: String| Peer {
         base,
         token: tokens(settings, "order"),
-    });
+    };
+    let peers = Peers {
+        gateway: base.map(peer),
+        forecast: args.forecast.clone().map(peer),
+    };
     block_on(async {
         let stop = shutdown_signal()?;
         let mut sources = vec![rides];
-        if let Some(url) = &args.payment {
-            sources.push(Arc::new(FeedSource::new(
-                "payment",
-                url,
-                tokens(settings, "order"),
-            )));
-        }
+        let token = tokens(settings, "order");
+        sources.extend(said_by(
+            "payment",
+            args.payment.as_ref(),
+            brokers.as_ref(),
+            token,
+        ));
         let place = Place {
             database: args.common.database.clone(),
             listener: TcpListener::bind(args.common.listen).await?,
             guard,
+            brokers,
             stop,
         };
         let hosted =
-            host::start_order(place, business.policy, sources, gateway, args.rebuild).await?;
+            host::start_order(place, business.policy, sources, peers, args.rebuild).await?;
         println!("{}", hosted.url());
         Ok(hosted.ended().await?)
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn payment(settings: &Settings, args: &PaymentArgs) -> Result<ExitCode, AnyError> {
+fn payment(common: &Common, settings: &Settings, args: &PaymentArgs) -> Result<ExitCode, AnyError> {
     let business = business(args.common.settings.as_deref())?;
     let guard = guard(settings)?;
+    let brokers = kafka(common, args.brokers.as_ref())?;
+    let token = tokens(settings, "payment");
+    let order = said_by("order", args.order.as_ref(), brokers.as_ref(), token);
+    let order = order.ok_or("give --order or --brokers")?;
     block_on(async {
         let stop = shutdown_signal()?;
-        let order: Arc<dyn Source> = Arc::new(FeedSource::new(
-            "order",
-            &args.order,
-            tokens(settings, "payment"),
-        ));
         let patience = Duration::from_millis(business.payment.timeout_ms);
         let provider = Arc::new(HttpProvider::new(&args.provider, patience)?);
         let place = Place {
             database: args.common.database.clone(),
             listener: TcpListener::bind(args.common.listen).await?,
             guard,
+            brokers,
             stop,
         };
         let (hosted, _) =
@@ -278,6 +325,14 @@ fn forecast(
     if !args.evaluate.is_empty() {
         let files: Vec<&std::path::Path> = args.evaluate.iter().map(PathBuf::as_path).collect();
         let resolution = h3o::Resolution::try_from(args.resolution)?;
+        if !args.choose.is_empty() {
+            let on: Vec<&std::path::Path> = args.choose.iter().map(PathBuf::as_path).collect();
+            let (tried, learned) = choose(&on, resolution)?;
+            for candidate in &tried {
+                println!("{:.4} {:?}", candidate.error, candidate.weights);
+            }
+            println!("variance over mean learned there, for 15, 30 and 60 minutes: {learned:.2?}");
+        }
         let judged = evaluate(&files, resolution, 1)?;
         print!("{}", Table(&judged));
         return Ok(ExitCode::SUCCESS);
@@ -285,6 +340,7 @@ fn forecast(
     let database = args
         .database
         .ok_or("give --database, or --evaluate FILES")?;
+    let brokers = kafka(common, args.brokers.as_ref())?;
     let from = Rides {
         url: args.url,
         data_dir: args.data_dir,
@@ -309,6 +365,7 @@ fn forecast(
             database,
             listener: TcpListener::bind(args.listen).await?,
             guard,
+            brokers,
             stop,
         };
         let hosted = host::start_forecast(place, service, vec![rides]).await?;

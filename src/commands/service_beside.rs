@@ -1,29 +1,31 @@
-//! The services beside a run (`demo`): order, payment and a provider of their own, in this process.
+//! The services beside a run (`demo`): order, payment, forecast and a provider of their own, in this process.
 //!
-//! They talk to the city and to each other as everywhere: by its event stream, its calls and their feeds.
+//! They talk to the city and to each other as everywhere: by its event stream, its calls and their feeds; over Kafka by
+//! topics.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog};
 use cabrank_eventlog::{EventLog, Topic};
 use cabrank_events::business::DemandForecast;
 use cabrank_services::audit::{ServicesAudit, ServicesReport};
 use cabrank_services::consumer::Consumer;
 use cabrank_services::database::Database;
 use cabrank_services::forecast::{self, Config as ForecastConfig, ForecastService};
-use cabrank_services::host::{self, Gateway, Hosted, Place};
+use cabrank_services::host::{self, Hosted, Peer, Peers, Place};
 use cabrank_services::order::fare::Tariff;
 use cabrank_services::order::saga_counts;
 use cabrank_services::payment::open_calls;
 use cabrank_services::payment::provider::HttpProvider;
 use cabrank_services::provider_sim::{Faults, Movement, ProviderSim, read_ledger};
-use cabrank_services::source::{FeedSource, Source, StreamSource};
+use cabrank_services::source::{LogSource, Source, StreamSource};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::service::{Business, guard, tokens};
+use super::service::{Business, guard, said_by, tokens};
 use crate::settings::Settings;
 use crate::{AnyError, store};
 
@@ -74,8 +76,13 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Starts them for the city at `url`, with their files in `dir`.
-    pub async fn start(settings: &Settings, url: &str, dir: &Path) -> Result<Beside, AnyError> {
+    /// Starts them for the city at `url`, with their files in `dir`; over `brokers`, if that is where the city's log is.
+    pub async fn start(
+        settings: &Settings,
+        url: &str,
+        dir: &Path,
+        brokers: Option<&KafkaConfig>,
+    ) -> Result<Beside, AnyError> {
         let files = Files::of(dir);
         if let Some(dir) = files.order.parent() {
             std::fs::create_dir_all(dir)?;
@@ -91,31 +98,51 @@ impl Beside {
         tokio::spawn(sim.serve(provider, stop_provider.clone()));
         let order = TcpListener::bind("127.0.0.1:0").await?;
         let payment = TcpListener::bind("127.0.0.1:0").await?;
-        let feed = |name: &str, listener: &TcpListener, who| -> Result<Arc<dyn Source>, AnyError> {
-            let url = format!("http://{}", listener.local_addr()?);
-            Ok(Arc::new(FeedSource::new(name, &url, tokens(settings, who))))
+        let said_by = |of, listener: &TcpListener, who| -> Result<Arc<dyn Source>, AnyError> {
+            let url = match brokers {
+                Some(_) => None,
+                None => Some(format!("http://{}", listener.local_addr()?)),
+            };
+            let source = said_by(of, url.as_ref(), brokers, tokens(settings, who));
+            Ok(source.ok_or("a service is asked or read")?)
         };
-        let rides: Arc<dyn Source> = Arc::new(StreamSource::new(url, tokens(settings, "order")));
-        let for_order = vec![rides, feed("payment", &payment, "order")?];
-        let for_payment = vec![feed("order", &order, "payment")?];
+        if let Some(brokers) = brokers {
+            cabrank_services::kafka::create_topics(brokers).await?;
+        }
+        let rides = |who, topics: &[Topic]| -> Result<Arc<dyn Source>, AnyError> {
+            let Some(brokers) = brokers else {
+                return Ok(Arc::new(StreamSource::new(url, tokens(settings, who))));
+            };
+            let log = Arc::new(KafkaLog::open(brokers.clone())?);
+            Ok(Arc::new(LogSource::new(log, topics, false)))
+        };
+        let for_order = vec![
+            rides("order", &[Topic::RideEvents])?,
+            said_by("payment", &payment, "order")?,
+        ];
+        let for_payment = vec![said_by("order", &order, "payment")?];
         let business = Business::default();
         let at = |database: &Path, listener| -> Result<Place, AnyError> {
             Ok(Place {
                 database: database.display().to_string(),
                 listener,
                 guard: guard(settings)?,
+                brokers: brokers.cloned(),
                 stop: stop.clone(),
             })
         };
-        let gateway = Gateway {
-            base: url.to_owned(),
-            token: tokens(settings, "order"),
+        let peers = Peers {
+            gateway: Some(Peer {
+                base: url.to_owned(),
+                token: tokens(settings, "order"),
+            }),
+            forecast: None,
         };
         let order = host::start_order(
             at(&files.order, order)?,
             business.policy,
             for_order,
-            Some(gateway),
+            peers,
             false,
         )
         .await?;
@@ -127,7 +154,7 @@ impl Beside {
         let (payment, _) =
             host::start_payment(payment, business.payment, Arc::new(provider), for_payment).await?;
         let forecast = TcpListener::bind("127.0.0.1:0").await?;
-        let rides: Arc<dyn Source> = Arc::new(StreamSource::new(url, tokens(settings, "forecast")));
+        let rides = rides("forecast", &[Topic::RideEvents, Topic::PersonEvents])?;
         let service =
             ForecastService::new(ForecastConfig::default()).ok_or("a resolution that exists")?;
         let forecast =

@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use cabrank_eventlog::kafka::topics::{check, create, plan};
+use cabrank_services::kafka::create_topics as create_service_topics;
 use clap::{Args, Subcommand};
 
+use super::block_on;
 use crate::{AnyError, Brokers, Common};
 
 /// Flags of `topics`.
@@ -31,6 +33,10 @@ pub fn run(common: &Common, args: TopicsArgs) -> Result<ExitCode, AnyError> {
     let config = common.settings(|settings| brokers.apply(settings))?.kafka;
     if make {
         for name in create(&config)? {
+            println!("made {name}");
+        }
+        // What the services say, where they run beside the city.
+        for name in block_on(async { Ok(create_service_topics(&config).await?) })? {
             println!("made {name}");
         }
     }

@@ -65,6 +65,15 @@ fn secure(client: &mut ClientConfig, config: &KafkaConfig) {
     }
 }
 
+impl KafkaConfig {
+    /// What all clients of these brokers have in common, for programs that use them beside the log: where they are, how
+    /// the connection is secured, how soon they are found again.
+    #[must_use]
+    pub fn client(&self) -> ClientConfig {
+        base(self)
+    }
+}
+
 /// For asking about topics and making them.
 pub(super) fn admin(config: &KafkaConfig) -> ClientConfig {
     base(config)

@@ -2,6 +2,9 @@
 //!
 //! Built from the schemas and examples beside this file and kept in the same way (`CABRANK_BLESS=1`).
 
+#[path = "asyncapi_business.rs"]
+mod business;
+
 use std::collections::BTreeSet;
 
 use cabrank_events::command::{EntityId, Outcome};
@@ -181,6 +184,19 @@ fn document() -> Value {
             "summary": summary,
         })
     };
+    let mut channels = json!({
+        "rideEvents": channel("ride-events", "The life of rides: from ride.requested to exactly one of ride.completed, ride.cancelled, ride.unfulfilled, numbered without a gap.", &of_rides),
+        "personEvents": channel("person-events", "The life of drivers and riders.", &of_people),
+        "driverLocations": channel("driver-locations", "Accepted positions, of sockets and of partners, in the background: some may be missing. Kept for a short time.", &pings),
+        "driverPings": channel("driver-pings", "Positions from partners. They enter the same checks as a phone's; of one driver the newest by (time, seq) counts, whichever way it came.", &pings),
+    });
+    let mut operations = json!({
+        "tellRideEvents": operation("send", "rideEvents", "Cabrank writes, anybody reads."),
+        "tellPersonEvents": operation("send", "personEvents", "Cabrank writes, anybody reads."),
+        "tellDriverLocations": operation("send", "driverLocations", "Gateways write, anybody reads."),
+        "hearDriverPings": operation("receive", "driverPings", "Partners write, gateways read."),
+    });
+    business::add(&mut schemas, &mut messages, &mut channels, &mut operations);
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -196,18 +212,8 @@ fn document() -> Value {
             "description": "Any of the city's brokers.",
             "variables": { "broker": { "default": "127.0.0.1:9092", "description": "host:port" } },
         } },
-        "channels": {
-            "rideEvents": channel("ride-events", "The life of rides: from ride.requested to exactly one of ride.completed, ride.cancelled, ride.unfulfilled, numbered without a gap.", &of_rides),
-            "personEvents": channel("person-events", "The life of drivers and riders.", &of_people),
-            "driverLocations": channel("driver-locations", "Accepted positions, of sockets and of partners, in the background: some may be missing. Kept for a short time.", &pings),
-            "driverPings": channel("driver-pings", "Positions from partners. They enter the same checks as a phone's; of one driver the newest by (time, seq) counts, whichever way it came.", &pings),
-        },
-        "operations": {
-            "tellRideEvents": operation("send", "rideEvents", "Cabrank writes, anybody reads."),
-            "tellPersonEvents": operation("send", "personEvents", "Cabrank writes, anybody reads."),
-            "tellDriverLocations": operation("send", "driverLocations", "Gateways write, anybody reads."),
-            "hearDriverPings": operation("receive", "driverPings", "Partners write, gateways read."),
-        },
+        "channels": channels,
+        "operations": operations,
         "components": {
             "schemas": schemas,
             "messages": messages,

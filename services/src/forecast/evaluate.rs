@@ -5,6 +5,8 @@
 //! quarter hours, because the errors of one quarter hour are not independent. Intervals are judged by their coverage, and,
 //! since counts are small and coverage is lumpy, by the randomised probability integral transform, which is uniform if the
 //! claimed distribution is the true one.
+//!
+//! The model's weights were chosen by [`choose`] on evenings that it is not judged on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +16,7 @@ use h3o::{LatLng, Resolution};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::model::{CONFIDENCE, HORIZONS, Model, QUARTER_MS};
+use super::model::{CONFIDENCE, HORIZONS, Model, QUARTER_MS, Weights};
 
 /// Quarter hours at the start of a file in which nothing is judged: the longest baseline needs them.
 const WARM_UP: usize = 4;
@@ -121,6 +123,66 @@ fn read(
         counts.entry(cell).or_insert_with(|| vec![0; quarters])[(quarter - first) as usize] += 1;
     }
     Ok((first, counts))
+}
+
+/// Weights that were compared, one of each list.
+const RATES: ([f64; 4], [f64; 4], [f64; 5]) = (
+    [0.1, 0.2, 0.3, 0.5],
+    [0.5, 0.7, 0.85, 1.0],
+    [0.0, 0.15, 0.3, 0.45, 0.6],
+);
+
+/// Weights and how they did.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Which.
+    pub weights: Weights,
+    /// Mean absolute error of the next quarter hour on the files they were tried on.
+    pub error: f64,
+}
+
+/// Tries all weights on `files` and returns them, best first, and how wrong the best one was there (variance over mean, for
+/// each horizon and size of cell; the mean over the files). The files must be others than it is judged on.
+pub fn choose(
+    files: &[&Path],
+    resolution: Resolution,
+) -> Result<(Vec<Candidate>, [[f64; 4]; 3]), EvaluateError> {
+    let mut random = SmallRng::seed_from_u64(1);
+    let read: Result<Vec<_>, _> = files.iter().map(|path| read(path, resolution)).collect();
+    let read = read?;
+    let mut tried = Vec::new();
+    let (shares, levels, owns) = RATES;
+    for share_rate in shares {
+        for level_rate in levels {
+            for own_weight in owns {
+                let weights = Weights {
+                    share_rate,
+                    level_rate,
+                    own_weight,
+                };
+                let (mut errors, mut predictions) = (0.0, 0.0);
+                for (_, counts) in &read {
+                    let judged = judge("", counts, &mut Model::with(weights), &mut random);
+                    errors += judged.error * judged.predictions as f64;
+                    predictions += judged.predictions as f64;
+                }
+                let error = errors / f64::max(predictions, 1.0);
+                tried.push(Candidate { weights, error });
+            }
+        }
+    }
+    tried.sort_by(|a, b| a.error.total_cmp(&b.error));
+    let mut learned = [[0.0; 4]; 3];
+    for (_, counts) in &read {
+        let mut model = Model::with(tried[0].weights);
+        judge("", counts, &mut model, &mut random);
+        for (sums, more) in learned.iter_mut().zip(model.dispersion()) {
+            for (sum, more) in sums.iter_mut().zip(more) {
+                *sum += more / read.len() as f64;
+            }
+        }
+    }
+    Ok((tried, learned))
 }
 
 /// Judges the forecast on `files`, each from nothing: files may overlap, and none may know another's future.

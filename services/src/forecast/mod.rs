@@ -36,6 +36,8 @@ pub const STEPS: &[Step] = &[(2, "forecast", include_str!("../../migrations/fore
 pub const CELLS_PUBLISHED_MAX: usize = 1_000;
 /// Rides and drivers remembered at most; beyond it the oldest ids go, and supply is a little low.
 pub const PEOPLE_MAX: usize = 200_000;
+/// Less than half a minute of counting is taken for half a minute.
+const SHARE_MIN: f64 = 1.0 / 30.0;
 /// A gap this long in the events is another day.
 const GAP_QUARTERS: i64 = 8;
 
@@ -67,6 +69,9 @@ struct Memory {
     model: Model,
     /// The quarter hour being counted, since the Unix epoch.
     quarter: Option<i64>,
+    /// When counting began, or began again after a gap.
+    #[serde(default)]
+    began_ms: Option<i64>,
     counts: BTreeMap<u64, u32>,
     /// Where open rides will end.
     ends: BTreeMap<String, u64>,
@@ -110,8 +115,7 @@ impl ForecastService {
         memory.events += 1;
         match event {
             Event::RideRequested(asked) => {
-                let quarter = time.0.div_euclid(QUARTER_MS);
-                memory.move_on(quarter);
+                memory.move_on(time);
                 if let Some(cell) = self.cell(asked.pickup.0) {
                     // One that comes late is counted now: its own quarter hour is over and learned.
                     *memory.counts.entry(cell).or_insert(0) += 1;
@@ -165,11 +169,16 @@ impl ForecastService {
         {
             *supply.entry(*cell).or_insert(0) += 1;
         }
-        let mut cells: Vec<(u64, _)> = memory
-            .model
-            .cells()
-            .map(|id| (id, memory.model.expect(id)))
-            .collect();
+        let mut cells: Vec<(u64, _)> = if memory.model.is_new() {
+            let share = memory.share_counted(now);
+            let counted = memory.counts.iter();
+            counted
+                .map(|(id, count)| (*id, Model::guess(*count, share)))
+                .collect()
+        } else {
+            let known = memory.model.cells();
+            known.map(|id| (id, memory.model.expect(id))).collect()
+        };
         cells.sort_by(|a, b| b.1[0].mean.total_cmp(&a.1[0].mean));
         cells.truncate(CELLS_PUBLISHED_MAX);
         let round = |value: f64| (value * 100.0).round() / 100.0;
@@ -198,19 +207,34 @@ impl ForecastService {
 }
 
 impl Memory {
-    /// The quarter hours before `quarter` are over.
-    fn move_on(&mut self, quarter: i64) {
+    /// How much of a quarter hour has been counted by `now`, at least [`SHARE_MIN`], at most 1.
+    fn share_counted(&self, now: Time) -> f64 {
+        let ms = self.began_ms.map_or(0, |began| now.0 - began);
+        (ms as f64 / QUARTER_MS as f64).clamp(SHARE_MIN, 1.0)
+    }
+
+    /// The quarter hours before that of `now` are over.
+    fn move_on(&mut self, now: Time) {
+        let quarter = now.0.div_euclid(QUARTER_MS);
         let Some(current) = self.quarter else {
-            self.quarter = Some(quarter);
+            (self.quarter, self.began_ms) = (Some(quarter), Some(now.0));
             return;
         };
         if quarter <= current {
             return;
         }
-        let counts = std::mem::take(&mut self.counts);
+        let mut counts = std::mem::take(&mut self.counts);
+        if self.model.is_new() {
+            // Counting began in the middle of it: the whole of it had so many more.
+            let share = self.share_counted(Time((current + 1) * QUARTER_MS));
+            for count in counts.values_mut() {
+                *count = (f64::from(*count) / share).round() as u32;
+            }
+        }
         self.model.learn(&counts);
         if quarter - current > GAP_QUARTERS {
             self.model.forget_level();
+            self.began_ms = Some(now.0);
         } else {
             // Quarter hours without any request are counts as well.
             (current + 1..quarter).for_each(|_| self.model.learn(&BTreeMap::new()));
@@ -227,7 +251,11 @@ async fn load(sql: &mut AnyConnection) -> Result<Memory, sqlx::Error> {
         None => Ok(Memory::default()),
         Some(row) => {
             let text: String = row.try_get("state")?;
-            serde_json::from_str(&text).map_err(|why| sqlx::Error::Decode(why.into()))
+            // What an older program learned is learned again within the hour.
+            Ok(serde_json::from_str(&text).unwrap_or_else(|why| {
+                tracing::warn!(%why, "what was learned cannot be read: the forecast begins anew");
+                Memory::default()
+            }))
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A cell's own counts are few and noisy, the whole city's are not. So the level is the city's (a fast average), its
 //! distribution over the cells a slower one, and a cell's own last three quarter hours have a vote, because cells do change by
 //! themselves (a concert ends). Uncertainty is a negative binomial whose variance is a multiple of its mean; the multiple
-//! is learned from the errors made so far, for each horizon, over all cells, so the intervals have earned what they claim.
+//! is learned from the errors made so far, for each horizon and each size of cell (a busy cell errs with the whole city, a
+//! quiet one by chance), so the intervals have earned what they claim.
 //!
 //! Pure: told the counts of a quarter hour when it is over, nothing else. `evaluate` judges it on recorded demand.
 
@@ -19,24 +20,51 @@ pub const HORIZONS: [usize; 3] = [1, 2, 4];
 pub const CONFIDENCE: f64 = 0.9;
 /// Quarter hours until a cell's own average may vote.
 const OWN: usize = 3;
-/// How fast the distribution over the cells follows, a quarter hour.
-const SHARE_RATE: f64 = 0.3;
-/// How fast the city's level follows.
-const LEVEL_RATE: f64 = 0.85;
-/// The weight of a cell's own last quarter hours.
-const OWN_WEIGHT: f64 = 0.3;
+/// Sizes of cells that learn how wrong they are by themselves: expected requests of a quarter hour below each of these, and
+/// above the last.
+const SIZES: [f64; 3] = [0.5, 2.0, 6.0];
 /// How fast the dispersion follows, per judged prediction.
-const DISPERSION_RATE: f64 = 0.01;
-/// Before anything was judged; cautious.
-const DISPERSION_FIRST: f64 = 2.0;
+const DISPERSION_RATE: f64 = 0.02;
+/// Before anything was judged, for each horizon and size: cautious, for busy cells above what three evenings taught
+/// (`evaluate::choose` prints it).
+const DISPERSION_FIRST: [[f64; SIZES.len() + 1]; 3] = [
+    [1.3, 1.6, 2.0, 3.0],
+    [1.5, 2.0, 3.0, 5.0],
+    [1.8, 3.0, 5.0, 10.0],
+];
+/// The learned multiple is widened by this: what was seen in some hours is not all that can happen.
+const CAUTION: f64 = 1.2;
 /// No count is more regular than chance, and it must stay above one to be a negative binomial.
 const DISPERSION_MIN: f64 = 1.1;
+/// One surprise may not blow all intervals up: its square counts as so many times the mean at most.
+const SURPRISE_MAX: f64 = 60.0;
 /// Believed of a cell that has hardly any demand.
 const MEAN_MIN: f64 = 0.05;
 /// Most cells remembered; beyond it the quietest go.
 pub const CELLS_MAX: usize = 20_000;
 /// Beyond this no count is looked at: wider than any interval of a city's cell.
 const COUNT_MAX: u32 = 1_000_000;
+
+/// How the mean follows what was seen: chosen on recorded evenings, see `evaluate::choose`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    /// How fast the distribution over the cells follows, a quarter hour, 0 to 1.
+    pub share_rate: f64,
+    /// How fast the city's level follows, a quarter hour, 0 to 1.
+    pub level_rate: f64,
+    /// The weight of a cell's own last quarter hours, 0 to 1.
+    pub own_weight: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Weights {
+        Weights {
+            share_rate: 0.3,
+            level_rate: 0.85,
+            own_weight: 0.3,
+        }
+    }
+}
 
 /// A count to come: mean and variance as a multiple of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,30 +134,54 @@ pub struct Model {
     cells: BTreeMap<u64, Cell>,
     total: f64,
     level: Option<f64>,
-    dispersion: [f64; 3],
+    dispersion: [[f64; SIZES.len() + 1]; 3],
+    /// Not learned.
+    #[serde(skip)]
+    weights: Weights,
 }
 
 impl Default for Model {
     fn default() -> Model {
+        Model::with(Weights::default())
+    }
+}
+
+/// The size of a cell with this many expected requests a quarter hour.
+fn size(mean: f64) -> usize {
+    SIZES.iter().filter(|size| mean >= **size).count()
+}
+
+impl Model {
+    /// Knows nothing, and follows with these weights.
+    pub fn with(weights: Weights) -> Model {
         Model {
             cells: BTreeMap::new(),
             total: 0.0,
             level: None,
-            dispersion: [DISPERSION_FIRST; 3],
+            dispersion: DISPERSION_FIRST,
+            weights,
         }
     }
-}
 
-impl Model {
+    /// How wrong it has been lately: variance over mean, for each horizon and each size of cell.
+    pub fn dispersion(&self) -> [[f64; SIZES.len() + 1]; 3] {
+        self.dispersion
+    }
+
     /// A quarter hour is over, with so many requests in each cell that had any.
     pub fn learn(&mut self, counts: &BTreeMap<u64, u32>) {
         for cell in counts.keys() {
             self.cells.entry(*cell).or_default();
         }
+        let Weights {
+            share_rate,
+            level_rate,
+            ..
+        } = self.weights;
         let all: u32 = counts.values().sum();
-        self.total = self.total * (1.0 - SHARE_RATE) + f64::from(all);
+        self.total = self.total * (1.0 - share_rate) + f64::from(all);
         let level = self.level.unwrap_or(f64::from(all));
-        self.level = Some(level + LEVEL_RATE * (f64::from(all) - level));
+        self.level = Some(level + level_rate * (f64::from(all) - level));
         for (id, cell) in &mut self.cells {
             let count = counts.get(id).copied().unwrap_or(0);
             for open in &mut cell.open {
@@ -138,12 +190,12 @@ impl Model {
             }
             for (_, horizon, mean, seen) in cell.open.extract_if(.., |open| open.0 == 0) {
                 let error = (f64::from(seen) - mean).powi(2) / mean;
-                let dispersion = &mut self.dispersion[horizon];
-                // One surprise may not blow all intervals up.
-                *dispersion += DISPERSION_RATE * (error.min(25.0) - *dispersion);
+                let size = size(mean / HORIZONS[horizon] as f64);
+                let dispersion = &mut self.dispersion[horizon][size];
+                *dispersion += DISPERSION_RATE * (error.min(SURPRISE_MAX) - *dispersion);
                 *dispersion = dispersion.max(DISPERSION_MIN);
             }
-            cell.weight = cell.weight * (1.0 - SHARE_RATE) + f64::from(count);
+            cell.weight = cell.weight * (1.0 - share_rate) + f64::from(count);
             if cell.own.len() == OWN {
                 cell.own.remove(0);
             }
@@ -202,9 +254,25 @@ impl Model {
             of_city
         } else {
             let own = cell.own.iter().sum::<u32>() as f64 / OWN as f64;
-            (1.0 - OWN_WEIGHT) * of_city + OWN_WEIGHT * own
+            let weight = self.weights.own_weight;
+            (1.0 - weight) * of_city + weight * own
         };
         mean.max(MEAN_MIN)
+    }
+
+    /// Has no quarter hour been learned since the beginning, or since a gap?
+    pub fn is_new(&self) -> bool {
+        self.level.is_none()
+    }
+
+    /// What is expected of a cell in which `count` requests were seen in a share of its first quarter hour: so many more in
+    /// the whole of it. That a few may be chance makes the intervals as wide as they must be.
+    pub fn guess(count: u32, share: f64) -> [Expected; 3] {
+        let mean = (f64::from(count) / share).max(MEAN_MIN);
+        std::array::from_fn(|n| Expected {
+            mean: mean * HORIZONS[n] as f64,
+            dispersion: DISPERSION_FIRST[n][size(mean)] * CAUTION + HORIZONS[n] as f64 / share,
+        })
     }
 
     /// What is expected of a cell in each of [`HORIZONS`].
@@ -212,7 +280,7 @@ impl Model {
         let mean = self.mean(id);
         std::array::from_fn(|n| Expected {
             mean: mean * HORIZONS[n] as f64,
-            dispersion: self.dispersion[n],
+            dispersion: self.dispersion[n][size(mean)] * CAUTION,
         })
     }
 }
@@ -248,6 +316,17 @@ mod tests {
                 "{expected:?}: {low} to {high} hold {holds}"
             );
         }
+    }
+
+    #[test]
+    fn a_first_guess_is_wide_and_narrows_with_the_time_it_had() {
+        let [after_a_minute, ..] = Model::guess(2, 1.0 / 15.0);
+        let [after_all_of_it, ..] = Model::guess(30, 1.0);
+        assert!((after_a_minute.mean - after_all_of_it.mean).abs() < 1e-9);
+        let width = |(low, high): (u32, u32)| high - low;
+        let (first, last) = (after_a_minute.interval(), after_all_of_it.interval());
+        assert!(width(first) > 2 * width(last), "{first:?} {last:?}");
+        assert!(first.0 <= 8 && first.1 >= 60, "{first:?}");
     }
 
     #[test]

@@ -10,10 +10,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use cabrank_events::business::ReceiptLine;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::model::{self, Order, Wanted};
+use super::model::{self, Order, Step, Wanted};
 use super::saga::Saga;
 use super::{saga_counts, saga_of};
 use crate::web::{Caller, Refusal, Web};
@@ -30,16 +32,72 @@ pub fn routes() -> Router<Web> {
         .route("/v1/sagas", get(sagas))
 }
 
-#[derive(Deserialize)]
+/// Which orders.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+pub struct Asked {
+    /// Of this rider.
     rider: Option<String>,
+    /// Of this driver.
     driver: Option<String>,
+    /// In this state.
     state: Option<String>,
+    /// Requested at or after this, ms since the Unix epoch.
     from_ms: Option<i64>,
+    /// Requested before this, ms since the Unix epoch.
     to_ms: Option<i64>,
+    /// Orders of a page, 1 to 500; 50 unless asked otherwise.
     limit: Option<i64>,
+    /// The `next` of a page, for the one after it.
     cursor: Option<String>,
+}
+
+/// A page of orders, newest first.
+#[derive(Serialize, JsonSchema)]
+pub struct Page {
+    orders: Vec<Order>,
+    /// The cursor of the next page; none: this was the last.
+    next: Option<String>,
+}
+
+/// What a ride's money waits for.
+#[derive(Serialize, JsonSchema)]
+pub struct WaitsFor {
+    /// `authorise_by`, `ride_by`, `cancel_by`, `settle_by`.
+    deadline: &'static str,
+    /// When it is over, ms since the Unix epoch.
+    at_ms: i64,
+}
+
+/// The money of one ride.
+#[derive(Serialize, JsonSchema)]
+pub struct Money {
+    /// `open`, `cancelling`, `capturing`, `voiding`; ends: `captured`, `voided`, `refused`, `unpaid`.
+    state: &'static str,
+    /// The most the ride can cost, in the currency's minor unit.
+    held_minor: i64,
+    /// What is to be paid, once known.
+    due_minor: i64,
+    /// ISO 4217.
+    currency: String,
+    /// How that sum came about.
+    lines: Vec<ReceiptLine>,
+    /// Why there is no money, in words for the rider.
+    why: Option<String>,
+    /// What is waited for.
+    waits_for: Option<WaitsFor>,
+}
+
+/// One order with its steps and its money.
+#[derive(Serialize, JsonSchema)]
+pub struct OneOrder {
+    #[serde(flatten)]
+    order: Order,
+    /// What happened, in order.
+    history: Vec<Step>,
+    /// Not told to drivers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment: Option<Money>,
 }
 
 fn to_cursor(order: &Order) -> String {
@@ -91,19 +149,23 @@ async fn orders(
     let is_more = found.len() as i64 > limit;
     found.truncate(limit as usize);
     let next = found.last().filter(|_| is_more).map(to_cursor);
-    Ok(Json(json!({ "orders": found, "next": next })).into_response())
+    let orders = found;
+    Ok(Json(Page { orders, next }).into_response())
 }
 
-fn money(saga: &Saga) -> Value {
-    json!({
-        "state": saga.state.name(),
-        "held_minor": saga.hold_minor,
-        "due_minor": saga.due_minor,
-        "currency": saga.currency,
-        "lines": saga.lines,
-        "why": saga.why,
-        "waits_for": saga.deadline.map(|(deadline, at)| json!({ "deadline": deadline.name(), "at_ms": at.0 })),
-    })
+fn money(saga: Saga) -> Money {
+    Money {
+        state: saga.state.name(),
+        held_minor: saga.hold_minor,
+        due_minor: saga.due_minor,
+        currency: saga.currency,
+        lines: saga.lines,
+        why: saga.why,
+        waits_for: saga.deadline.map(|(deadline, at)| WaitsFor {
+            deadline: deadline.name(),
+            at_ms: at.0,
+        }),
+    }
 }
 
 /// `GET /v1/orders/{ride}`: one order with its history and its money.
@@ -125,15 +187,16 @@ async fn order(
         _ => {}
     }
     let history = model::steps(database, &ride).await?;
-    let mut answer = serde_json::to_value(&order).map_err(|_| Refusal::Busy)?;
-    answer["history"] = json!(history);
     // What a rider pays is not the driver's business.
-    if !matches!(caller, Caller::Driver(_)) {
-        answer["payment"] = saga_of(database, &ride)
-            .await?
-            .as_ref()
-            .map_or(Value::Null, money);
-    }
+    let payment = match caller {
+        Caller::Driver(_) => None,
+        _ => saga_of(database, &ride).await?.map(money),
+    };
+    let answer = OneOrder {
+        order,
+        history,
+        payment,
+    };
     Ok(Json(answer).into_response())
 }
 

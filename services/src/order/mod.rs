@@ -8,6 +8,7 @@ pub mod fare;
 pub mod http;
 pub mod model;
 pub mod saga;
+pub mod surge;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use sqlx::{AnyConnection, Row};
 use crate::consumer::{placeholders, statement};
 
 /// One ride as the business sees it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Order {
     /// Which.
     pub ride: String,
@@ -23,12 +23,14 @@ pub struct Order {
     pub class: String,
     /// Where from.
     #[serde(serialize_with = "as_place")]
+    #[schemars(with = "Place")]
     pub pickup: Point,
     /// Where to, if said.
     #[serde(
         serialize_with = "as_maybe_place",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(with = "Option<Place>")]
     pub dropoff: Option<Point>,
     /// `searching`, `offered`, `assigned`, `arrived`, `started`, `completed`, `cancelled`, `unfulfilled`.
     pub state: String,
@@ -60,7 +62,7 @@ fn as_maybe_place<S: serde::Serializer>(point: &Option<Point>, to: S) -> Result<
 }
 
 /// A step of a ride's life, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Step {
     /// Its number.
     pub ride_seq: i64,

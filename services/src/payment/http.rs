@@ -7,7 +7,8 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{ProviderGauges, load, refund};
 use crate::web::{Caller, Refusal, Web};
@@ -21,6 +22,13 @@ pub fn routes(gauges: Arc<ProviderGauges>) -> Router<Web> {
             "/metrics/provider",
             get(move || async move { gauges.to_prometheus() }),
         )
+}
+
+/// A refund is under way.
+#[derive(Serialize, JsonSchema)]
+pub struct Refunding {
+    /// How much is given back, in the currency's minor unit.
+    refunding_minor: i64,
 }
 
 async fn payment(
@@ -49,5 +57,8 @@ async fn give_back(
         .map_err(|_| Refusal::Busy)?;
     let minor =
         minor.ok_or_else(|| Refusal::Bad("nothing of this ride can be given back".into()))?;
-    Ok(Json(json!({ "refunding_minor": minor })).into_response())
+    let answer = Refunding {
+        refunding_minor: minor,
+    };
+    Ok(Json(answer).into_response())
 }

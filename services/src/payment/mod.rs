@@ -207,7 +207,7 @@ async fn ask(work: &mut Work, ride: RideId, kind: Kind, amount_minor: i64) -> Re
 }
 
 /// A row of `payments`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Payment {
     /// The ride.
     pub ride: String,
