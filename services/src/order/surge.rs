@@ -1,9 +1,9 @@
 //! How dear is a ride from here now?
 //!
-//! Requests expected in the next quarter hour, over the cars that are free in the cell: up to [`BALANCED`] rides a car cost
-//! what the tariff says, each further one adds [`SLOPE_PERMILLE`], in steps of [`STEP_PERMILLE`] so that prices do not
+//! Requests expected in the next quarter hour, over the cars that are free in the cell: up to `BALANCED` rides a car cost
+//! what the tariff says, each further one adds `SLOPE_PERMILLE`, in steps of `STEP_PERMILLE` so that prices do not
 //! flicker. The tariff bounds it (`surge_max_permille`, 1000 = off). Forecasts are asked of the forecast service now and
-//! then; without an answer for [`FORGOTTEN_AFTER`] nothing is dear. The factor at the request holds for the ride.
+//! then; without an answer for `FORGOTTEN_AFTER` nothing is dear. The factor at the request holds for the ride.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
