@@ -176,6 +176,8 @@ finds! {
     forget_outcomes: Fault::Engine(Sabotage::ForgetOutcomes);
     forget_to_save: Fault::Engine(Sabotage::ForgetToSave);
     silent_change: Fault::Engine(Sabotage::SilentChange);
+    obey_strangers: Fault::Engine(Sabotage::ObeyStrangers);
+    lead_the_ended: Fault::Engine(Sabotage::LeadTheEnded);
     no_handshake: Fault::Engine(Sabotage::NoHandshake);
     widen_for_ever: Fault::Engine(Sabotage::WidenForEver);
     any_class: Fault::Engine(Sabotage::AnyClass);
