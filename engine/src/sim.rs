@@ -29,7 +29,7 @@ const STEPS: u32 = 200;
 /// How many seeds are asked whether everything happens.
 const COVERED: u64 = 800;
 /// Each mutant must be found within this many seeds.
-const MUTANT_SEEDS: u64 = 1_000;
+const MUTANT_SEEDS: u64 = 3_000;
 
 /// What is broken on purpose: the engine, or the shell around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
