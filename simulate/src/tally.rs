@@ -10,7 +10,7 @@ use cabrank_loadgen::report::{AuditSummary, RideReport};
 use serde::{Deserialize, Serialize};
 
 use crate::car::Meter;
-use crate::hindsight::Hindsight;
+use crate::hindsight::Bound;
 use crate::rounds::RoundSize;
 use crate::scene::Wish;
 
@@ -231,7 +231,7 @@ pub struct Outcome {
     pub audit: Option<AuditSummary>,
     /// How far from perfect, if that was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hindsight: Option<Hindsight>,
+    pub hindsight: Option<Bound>,
     /// What depends on the machine.
     pub wall: Wall,
     /// Repeats the day.

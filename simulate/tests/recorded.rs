@@ -12,7 +12,7 @@ use cabrank_events::Time;
 use cabrank_loadgen::trace::{TRACES_DEFAULT, TRACES_VARIABLE, Window};
 use cabrank_simulate::contender::Contender;
 use cabrank_simulate::dispatch::{NodeRules, Scope};
-use cabrank_simulate::hindsight::hindsight;
+use cabrank_simulate::hindsight::bound;
 use cabrank_simulate::rounds::RoundRules;
 use cabrank_simulate::scene::{Fleet, Scene, Source};
 use cabrank_simulate::tally::Outcome;
@@ -123,19 +123,16 @@ fn on_recorded_evenings_matching_again_beats_batches_and_these_beat_first_come()
     }
 }
 
-/// A thinned case: the best plan lies between bound and plan found, and no policy that does not know the future is
-/// better.
+/// A thinned case: no policy that does not know the future waits less than the bound.
 #[test]
 fn nobody_undercuts_who_knows_all_wishes_beforehand() {
     let Some(dir) = traces() else { return };
     for (day, from_s) in SLICES {
         let scene = evening(&dir, day, from_s, 8, 4);
         let outcome = played(&scene, "rematch:60");
-        let best = hindsight(&scene, SPEED_MPS, outcome.wait_s.count as usize);
+        let best = bound(&scene, SPEED_MPS, outcome.wait_s.count as usize);
         let told = format!("{day}\n{best}\n{outcome}");
-        assert!(best.wait_mean_least_s > 0.0, "{told}");
-        assert!(best.plan_served >= best.served, "{told}");
-        assert!(best.wait_mean_least_s <= best.plan_wait_mean_s, "{told}");
-        assert!(best.wait_mean_least_s < outcome.wait_s.mean, "{told}");
+        assert!(best.mean_wait_s > 10.0, "{told}");
+        assert!(best.mean_wait_s < outcome.wait_s.mean, "{told}");
     }
 }

@@ -11,7 +11,7 @@ use cabrank_simulate::calibrate::{self, Profile};
 use cabrank_simulate::compare::{Comparison, Side};
 use cabrank_simulate::contender::Contender;
 use cabrank_simulate::dispatch::{NodeRules, Scope};
-use cabrank_simulate::hindsight::hindsight;
+use cabrank_simulate::hindsight::bound;
 use cabrank_simulate::html;
 use cabrank_simulate::rounds::RoundRules;
 use cabrank_simulate::scene::{Fleet, Scene, Source, read_shape};
@@ -61,7 +61,7 @@ struct OneArgs {
     #[arg(long)]
     no_audit: bool,
     /// Also tell how long riders must wait at least under any plan that knows all wishes beforehand and serves as many,
-    /// with cars that stand until they set off for a rider; and how long they wait in such a plan that was found.
+    /// with cars that stand until they set off for a rider.
     #[arg(long)]
     hindsight: bool,
     /// Repeats the run.
@@ -236,7 +236,7 @@ fn one(common: &Common, args: &OneArgs) -> Result<ExitCode, AnyError> {
     let mut outcome = run.play(&args.policy, args.seed, "")?;
     if args.hindsight {
         let served = outcome.wait_s.count as usize;
-        outcome.hindsight = Some(hindsight(&scene, habits.speeds.fastest_mps(), served));
+        outcome.hindsight = Some(bound(&scene, habits.speeds.fastest_mps(), served));
     }
     if let Some(file) = &args.report {
         write("--report", file, &outcome.to_json())?;
