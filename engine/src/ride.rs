@@ -260,6 +260,10 @@ impl Ride {
             Event::RideRequested(e) => {
                 *self = Ride::opened(e);
             }
+            Event::DestinationChanged(e) => {
+                self.seq = e.ride_seq;
+                self.dropoff = Some(e.to);
+            }
             Event::SearchedInVain(e) => {
                 self.seq = e.ride_seq;
                 self.looked = true;
@@ -479,7 +483,8 @@ impl Ride {
             | Event::RiderFree(_)
             | Event::RiderForgotten(_)
             | Event::HeadingSet(_)
-            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
+            | Event::DispatchSet(_)
+            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
 use cabrank_events::event::*;
 use cabrank_events::{
-    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, PickupPoint, Place,
-    Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
+    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, NodeName,
+    PickupPoint, Place, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
@@ -78,6 +78,12 @@ fn examples() -> Vec<Event> {
             radius_m: 2_000,
             widen_at: AT.plus_ms(5_000),
             pickup_point: Some(Box::new(pickup_point())),
+        }
+        .into(),
+        DestinationChanged {
+            ride,
+            ride_seq: 2,
+            to: place(37.8, -122.41),
         }
         .into(),
         SearchedInVain { ride, ride_seq: 2 }.into(),
@@ -406,6 +412,11 @@ fn examples() -> Vec<Event> {
             driver: driver(),
             driver_seq,
             to: Some(place(37.79, -122.4)),
+        }
+        .into(),
+        DrainAsked {
+            market_seq: 3,
+            node: NodeName::new("node-1").unwrap(),
         }
         .into(),
         DispatchSet {
