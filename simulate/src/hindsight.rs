@@ -16,6 +16,7 @@
 use cabrank_engine::matching::{Batched, Candidate, Policy, RideAsk, Round};
 use cabrank_events::{DriverId, RideId, ShardId, Time};
 use cabrank_geo::Point;
+use serde::{Deserialize, Serialize};
 
 use crate::scene::Scene;
 
@@ -27,12 +28,22 @@ const PREDECESSORS_MAX: usize = 200;
 const PRICE_MAX_MS: i64 = 4 * 3_600_000;
 
 /// What cannot be undercut.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Riders served at least.
     pub served: usize,
     /// Their mean wait is at least this, s.
     pub mean_wait_s: f64,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "whoever knows all wishes beforehand and serves {} lets them wait {:.0} s on average at least",
+            self.served, self.mean_wait_s
+        )
+    }
 }
 
 /// Where a car is free, and since when at the earliest.

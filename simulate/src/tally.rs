@@ -10,6 +10,7 @@ use cabrank_loadgen::report::{AuditSummary, RideReport};
 use serde::{Deserialize, Serialize};
 
 use crate::car::Meter;
+use crate::hindsight::Bound;
 use crate::rounds::RoundSize;
 use crate::scene::Wish;
 
@@ -62,7 +63,7 @@ impl RideDay {
 }
 
 /// A day that was played.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Day {
     /// The first thing that happened.
     pub begins: Time,
@@ -228,6 +229,9 @@ pub struct Outcome {
     /// What the audit found, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditSummary>,
+    /// How far from perfect, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hindsight: Option<Bound>,
     /// What depends on the machine.
     pub wall: Wall,
     /// Repeats the day.
@@ -300,6 +304,7 @@ impl Day {
             areas: self.areas(),
             events: self.events,
             audit,
+            hindsight: None,
             wall: Wall {
                 run_s,
                 round_ms: Spread::of(
@@ -463,6 +468,9 @@ impl std::fmt::Display for Outcome {
                 "audit     {} events, {} rides, {} violations",
                 audit.events, audit.rides, audit.violations
             )?;
+        }
+        if let Some(hindsight) = &self.hindsight {
+            writeln!(f, "hindsight {hindsight}")?;
         }
         for note in &self.notes {
             writeln!(f, "note      {note}")?;

@@ -11,7 +11,7 @@ use cabrank_simulate::calibrate::{self, Profile};
 use cabrank_simulate::compare::{Comparison, Side};
 use cabrank_simulate::contender::Contender;
 use cabrank_simulate::dispatch::{NodeRules, Scope};
-use cabrank_simulate::hindsight;
+use cabrank_simulate::hindsight::bound;
 use cabrank_simulate::html;
 use cabrank_simulate::rounds::RoundRules;
 use cabrank_simulate::scene::{Fleet, Scene, Source, read_shape};
@@ -24,6 +24,8 @@ use crate::{AnyError, Common};
 
 /// Progress is shown this often.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
+/// Characters of the progress bar.
+const BAR_WIDTH: usize = 20;
 
 /// Flags of `simulate`.
 #[derive(Args)]
@@ -234,11 +236,7 @@ fn one(common: &Common, args: &OneArgs) -> Result<ExitCode, AnyError> {
     let mut outcome = run.play(&args.policy, args.seed, "")?;
     if args.hindsight {
         let served = outcome.wait_s.count as usize;
-        let bound = hindsight::bound(&scene, habits.speeds.fastest_mps(), served);
-        outcome.notes.push(format!(
-            "hindsight: whoever knows all wishes beforehand and serves as many lets them wait {:.0} s on average at least",
-            bound.mean_wait_s
-        ));
+        outcome.hindsight = Some(bound(&scene, habits.speeds.fastest_mps(), served));
     }
     if let Some(file) = &args.report {
         write("--report", file, &outcome.to_json())?;
@@ -338,8 +336,7 @@ impl Run<'_> {
             }
             shown = Instant::now();
             let part = now.since(begins) as f64 / ends.since(begins).max(1) as f64;
-            let percent = (part * 100.0).min(100.0);
-            eprint!("\r{name}{policy}: {percent:.0} %, {asked} rides asked for\x1b[K");
+            eprint!("\r{name}{policy} {}\x1b[K", bar(part, asked));
         };
         let rules = policy.rules(self.rules);
         let day = play(
@@ -462,6 +459,38 @@ impl MarketArgs {
     }
 }
 
+/// How far a run is: `[=====>              ]  25 %, 1402 rides asked for`.
+fn bar(part: f64, asked: usize) -> String {
+    let part = part.clamp(0.0, 1.0);
+    let done = (part * BAR_WIDTH as f64) as usize;
+    let head = if done < BAR_WIDTH { ">" } else { "" };
+    let percent = (part * 100.0) as u32;
+    let line = format!("{}{head}", "=".repeat(done));
+    format!("[{line:BAR_WIDTH$}] {percent:3} %, {asked} rides asked for")
+}
+
 fn write(flag: &str, file: &Path, text: &str) -> Result<(), AnyError> {
     Ok(std::fs::write(file, text).map_err(|why| format!("{flag} {}: {why}", file.display()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn the_progress_bar_fills_from_left_to_right() {
+        assert_eq!(
+            bar(0.0, 0),
+            "[>                   ]   0 %, 0 rides asked for"
+        );
+        assert_eq!(
+            bar(0.25, 1_402),
+            "[=====>              ]  25 %, 1402 rides asked for"
+        );
+        // The last rides end after the last wish.
+        assert_eq!(
+            bar(1.2, 5_640),
+            "[====================] 100 %, 5640 rides asked for"
+        );
+    }
 }

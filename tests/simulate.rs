@@ -1,0 +1,248 @@
+//! `cabrank simulate` as a person calls it: its flags, its report and its page, on an invented evening.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const BEGINS_S: u64 = 1_211_500_800;
+const RIDES: u64 = 150;
+const CABS: u64 = 40;
+
+/// Trips and positions of half an hour in a town of some 5 km, as recorded ones are written. No two numbers of the
+/// sequence are alike for long, and every run has the same ones.
+fn evening(dir: &Path) -> (String, String) {
+    let mut state = 7_u64;
+    let mut random = |below: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut place = || {
+        let (north, east) = (random(4_000) as f64, random(5_000) as f64);
+        format!("{:.5},{:.5}", 37.75 + north / 1e5, -122.45 + east / 1e5)
+    };
+    let mut trips = String::from(
+        "request_id,time,pickup_lat,pickup_lon,dropoff_lat,dropoff_lon,dropoff_time,passengers,vehicle_id\n",
+    );
+    for n in 0..RIDES {
+        let asked = BEGINS_S + n * 12;
+        let (from, to) = (place(), place());
+        writeln!(
+            trips,
+            "{n},{asked},{from},{to},{},,",
+            asked + 300 + n % 7 * 60
+        )
+        .unwrap();
+    }
+    let mut gps = String::from("vehicle_id,time,lat,lon,occupied\n");
+    let starts: Vec<String> = (0..CABS).map(|_| place()).collect();
+    for time in [BEGINS_S, BEGINS_S + 1_800] {
+        for (n, start) in starts.iter().enumerate() {
+            writeln!(gps, "cab{n:02},{time},{start},0").unwrap();
+        }
+    }
+    let write = |name: &str, text: &str| {
+        let file = dir.join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    (write("trips.csv", &trips), write("gps.csv", &gps))
+}
+
+fn simulate(arguments: &[&str]) -> Output {
+    let done = Command::new(env!("CARGO_BIN_EXE_cabrank"))
+        .arg("simulate")
+        .args(arguments)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{arguments:?}: {told}");
+    done
+}
+
+/// A run and its report.
+fn reported(dir: &Path, arguments: &[&str]) -> Value {
+    let (trips, gps) = evening(dir);
+    let file = dir.join("report.json").display().to_string();
+    let day = [
+        "--trips", &trips, "--gps", &gps, "--stay", "--report", &file,
+    ];
+    simulate(&[&day[..], arguments].concat());
+    serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap()
+}
+
+#[track_caller]
+fn number(report: &Value, pointer: &str) -> f64 {
+    let found = report.pointer(pointer).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("no number at {pointer}: {report:#}"))
+}
+
+#[test]
+fn the_report_has_all_that_a_day_came_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html").display().to_string();
+    let arguments = ["--policy", "rematch:30", "--html", &page, "--hindsight"];
+    let report = reported(dir.path(), &arguments);
+    assert_eq!(report["schema"], "cabrank.simulation/1");
+    assert_eq!(report["valid"], true);
+    assert_eq!(report["audit"]["violations"], 0);
+    let number = |pointer: &str| number(&report, pointer);
+    assert_eq!(number("/rides/requested") as u64, RIDES);
+    assert!(number("/served_percent") > 50.0);
+    let (p50, mean, p95) = (
+        number("/wait_s/p50"),
+        number("/wait_s/mean"),
+        number("/wait_s/p95"),
+    );
+    assert!(0.0 < p50 && p50 < p95 && mean < p95, "{p50} {mean} {p95}");
+    // A wait is the time to a driver's yes and the pickup.
+    let parts = number("/assigned_s/mean") + number("/pickup_s/mean");
+    assert!((parts - mean).abs() < 0.01 * mean, "{parts} {mean}");
+    assert!(number("/swaps_a_ride") > 0.0);
+    assert!(number("/offers_a_ride") > 0.5);
+    assert_eq!(number("/fleet/cars") as u64, CABS);
+    for share in ["/fleet/idle_percent", "/fleet/fetching_percent"] {
+        assert!((0.1..100.0).contains(&number(share)), "{share}");
+    }
+    assert!(number("/fleet/empty_km") > 1.0 && number("/fleet/paid_km") > 1.0);
+    for gini in ["/fleet/income_gini", "/fleet/idle_gini"] {
+        assert!((0.001..1.0).contains(&number(gini)), "{gini}");
+    }
+    assert!(number("/fleet/offer_gap_min_s") > 0.0);
+    assert!(number("/rounds/count") > 10.0 && number("/rounds/rides_mean") > 1.0);
+    assert_eq!(number("/rounds/exhausted"), 0.0);
+    assert!(number("/wall/round_ms/p99") > 0.0);
+    let areas = report["areas"].as_array().unwrap();
+    let in_areas = |field: &str| {
+        areas
+            .iter()
+            .map(|area| area[field].as_f64().unwrap())
+            .sum::<f64>()
+    };
+    assert_eq!(in_areas("asked") as u64, RIDES);
+    assert_eq!(in_areas("served"), number("/wait_s/count"));
+    assert!(areas.len() > 3 && areas.iter().all(|area| area["wait_mean_s"].is_f64()));
+    let steps = report["wait_steps"].as_array().unwrap();
+    let in_steps: u64 = steps.iter().map(|step| step.as_u64().unwrap()).sum();
+    assert_eq!(in_steps as f64, number("/wait_s/count"));
+    // Nobody is better than whoever knows all beforehand.
+    let least = number("/hindsight/mean_wait_s");
+    assert!(0.0 < least && least < mean, "{least} {mean}");
+
+    let page = std::fs::read_to_string(page).unwrap();
+    for expected in [
+        "How soon are riders in the car?",
+        "Where do riders wait?",
+        "<polygon",
+        "rematch:30@10",
+    ] {
+        assert!(page.contains(expected), "no {expected:?} in the page");
+    }
+    for fetched in ["src=", "href=", "url(", "@import"] {
+        assert!(
+            !page.contains(fetched),
+            "the page fetches something: {fetched}"
+        );
+    }
+}
+
+#[test]
+fn riders_call_off_as_the_shape_says_and_a_thin_fleet_serves_fewer() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = dir.path().join("shape.csv");
+    std::fs::write(&shape, "wait_s,share\n60,0.4\n240,0.8\n").unwrap();
+    let patient = reported(dir.path(), &["--policy", "batched"]);
+    assert_eq!(number(&patient, "/rides/cancelled"), 0.0);
+    let shape = shape.display().to_string();
+    let arguments = ["--policy", "batched", "--cancel-shape", &shape];
+    let hasty = reported(dir.path(), &arguments);
+    // Some are in the car before they lose patience; of those who wait longer than four minutes most have.
+    let cancelled = number(&hasty, "/rides/cancelled");
+    assert!(
+        (10.0..0.8 * RIDES as f64).contains(&cancelled),
+        "{cancelled}"
+    );
+    assert!(number(&hasty, "/wait_s/p95") < number(&patient, "/wait_s/p95"));
+
+    let thin = reported(dir.path(), &["--policy", "batched", "--fleet-every", "4"]);
+    assert_eq!(number(&thin, "/fleet/cars") as u64, CABS / 4);
+    assert!(number(&thin, "/served_percent") < number(&patient, "/served_percent") - 10.0);
+    let chosen = reported(dir.path(), &["--policy", "batched", "--fleet", "13"]);
+    assert_eq!(number(&chosen, "/fleet/cars"), 13.0);
+}
+
+#[test]
+fn a_cancel_shape_that_does_not_grow_is_named_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (trips, gps) = evening(dir.path());
+    let shape = dir.path().join("shape.csv");
+    std::fs::write(&shape, "60,0.4\n50,0.8\n").unwrap();
+    let shape = shape.display().to_string();
+    let done = Command::new(env!("CARGO_BIN_EXE_cabrank"))
+        .args([
+            "simulate",
+            "--trips",
+            &trips,
+            "--gps",
+            &gps,
+            "--cancel-shape",
+            &shape,
+        ])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(
+        !done.status.success() && told.contains("line 2 does not grow"),
+        "{told}"
+    );
+}
+
+#[test]
+fn policies_are_compared_over_the_same_days_with_intervals() {
+    let dir = tempfile::tempdir().unwrap();
+    let (trips, gps) = evening(dir.path());
+    let file = dir.path().join("compared.json").display().to_string();
+    let done = simulate(&[
+        "compare",
+        "--policies",
+        "first_come,batched,rematch:30",
+        "--seeds",
+        "3",
+        "--jitter-s",
+        "30",
+        "--stay",
+        "--trips",
+        &trips,
+        "--gps",
+        &gps,
+        "--report",
+        &file,
+    ]);
+    let table = String::from_utf8(done.stdout).unwrap();
+    let row = |policy: &str| {
+        let row = table
+            .lines()
+            .find(|line| line.starts_with(&format!("| {policy} |")));
+        row.unwrap_or_else(|| panic!("no row of {policy}: {table}"))
+    };
+    for policy in ["first_come@0", "batched@10", "rematch:30@10"] {
+        assert!(row(policy).contains(" ± "), "{table}");
+    }
+    assert!(
+        table.contains("Against first_come@0, day by day:"),
+        "{table}"
+    );
+    // Nobody is at a terminal: no progress among the errors.
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "");
+    let all: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let sides = all["sides"].as_array().unwrap();
+    assert!(
+        sides.len() == 3
+            && sides
+                .iter()
+                .all(|side| side["days"].as_array().unwrap().len() == 3)
+    );
+}
