@@ -12,7 +12,7 @@ use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause
 use cabrank_events::event::*;
 use cabrank_events::{
     ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, PickupPoint, Place,
-    Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
+    QueuePlace, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ fn examples() -> Vec<Event> {
             radius_m: 2_000,
             widen_at: AT.plus_ms(5_000),
             pickup_point: Some(Box::new(pickup_point())),
+            airport: Some(airport()),
         }
         .into(),
         SearchedInVain { ride, ride_seq: 2 }.into(),
@@ -302,6 +303,7 @@ fn examples() -> Vec<Event> {
             ride,
             attempt,
             hold_number,
+            queue: None,
         }
         .into(),
         DriverLeaving {
@@ -408,6 +410,22 @@ fn examples() -> Vec<Event> {
             to: Some(place(37.79, -122.4)),
         }
         .into(),
+        DriverQueued {
+            driver: driver(),
+            driver_seq,
+            place: QueuePlace {
+                airport: airport(),
+                since: AT,
+                number: 1042,
+            },
+        }
+        .into(),
+        DriverUnqueued {
+            driver: driver(),
+            driver_seq,
+            airport: airport(),
+        }
+        .into(),
         DispatchSet {
             market_seq: 3,
             settings: json!({ "policy": "rematch", "swaps": { "gain_min_ms": 60_000 } }),
@@ -426,6 +444,10 @@ fn examples() -> Vec<Event> {
         }
         .into(),
     ]
+}
+
+fn airport() -> ZoneName {
+    ZoneName::new("SFO").expect("a good name")
 }
 
 fn example(name: &str) -> EventRecord {
@@ -532,7 +554,9 @@ fn a_schema_refuses_what_is_not_its_event() {
             "command.outcome" | "ride.driver_reassigned" => 2,
             "ride.driver_claimed" => 3,
             // The pickup point, which most requests have none of.
-            "ride.requested" | "rider.busy" => 1,
+            "rider.busy" => 1,
+            // And the airport, which most do not begin at.
+            "ride.requested" => 2,
             _ => 0,
         };
         assert_eq!(missed, optional, "{name}");

@@ -64,6 +64,7 @@ mod threads;
 mod tls;
 pub mod token;
 mod upgrade;
+mod waiting;
 pub mod zone_file;
 mod zones;
 

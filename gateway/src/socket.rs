@@ -174,6 +174,8 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::UnblockRider { .. } => "unblock_rider",
         Command::SetHeading { .. } => "set_heading",
         Command::SetDispatch { .. } => "set_dispatch",
+        Command::EnterQueue { .. } => "enter_queue",
+        Command::LeaveQueue { .. } => "leave_queue",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }
         | Command::RideClosed { .. }

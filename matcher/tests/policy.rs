@@ -138,6 +138,7 @@ impl City {
             dropoff: None,
             class: VehicleClass::Economy,
             zone: None,
+            airport: None,
         });
     }
 

@@ -356,7 +356,10 @@ impl What {
             "rider.free" => What::Free,
             "rider.forgotten" => What::RiderForgotten,
             "command.outcome" => What::Outcome,
-            "driver.heading_set" | "market.dispatch_set" => What::Wished,
+            "driver.heading_set"
+            | "driver.queued"
+            | "driver.unqueued"
+            | "market.dispatch_set" => What::Wished,
             _ => What::Unknown,
         }
     }
