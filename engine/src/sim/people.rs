@@ -249,7 +249,8 @@ impl World {
 
     /// The airport a request begins at, if at one.
     fn airport(&self) -> Option<ZoneName> {
-        match self.number % 8 {
+        // Rides of airports exchange no cars, and a busy city is there to exchange some.
+        match self.number % if self.busy { 24 } else { 8 } {
             1 => Some(queues::airport(0)),
             4 => Some(queues::airport(1)),
             _ => None,

@@ -29,7 +29,8 @@ pub struct Places {
     taken: BTreeSet<(DriverId, HoldId)>,
     turned_down: BTreeSet<(DriverId, HoldId)>,
     at_airport: BTreeSet<RideId>,
-    called_off: BTreeSet<RideId>,
+    /// Rides that were called off, and whom they had then.
+    called_off: BTreeSet<(DriverId, RideId)>,
 }
 
 macro_rules! demand {
@@ -86,10 +87,16 @@ impl Places {
                 demand!(!at_airport, "{} of an airport gives its car up", e.ride);
             }
             Event::RideCancelled(e) => {
-                self.called_off.insert(e.ride);
+                let driver = e.driver.clone();
+                self.called_off
+                    .extend(driver.map(|driver| (driver, e.ride)));
             }
             Event::DriverHeld(e) => {
                 self.held.insert(e.driver.clone());
+                // An old claim that is read twice holds by a name that was used before.
+                let by = (e.driver.clone(), hold(e.ride, e.attempt));
+                self.taken.remove(&by);
+                self.turned_down.remove(&by);
             }
             Event::DriverLeaving(e) => {
                 self.of.remove(&e.driver);
@@ -114,7 +121,8 @@ impl Places {
                 let before = self.of.remove(&e.driver);
                 let by = (e.driver.clone(), hold(e.ride, e.attempt));
                 let is_airport = self.at_airport.contains(&e.ride);
-                let called_off = is_airport && self.called_off.contains(&e.ride);
+                let called_off =
+                    is_airport && self.called_off.contains(&(e.driver.clone(), e.ride));
                 let loses = self.taken.contains(&by) && !called_off;
                 let turned_down = is_airport && self.turned_down.contains(&by);
                 let to_end = turned_down && self.after_decline == AfterDecline::End;
