@@ -24,8 +24,10 @@ done
   SPEED_MPS=40 PING_EVERY_S=0.5 "$python" "$here/driver.py" "${address/http/ws}" 37.7760 -122.4190 >"$work/driver" 2>&1 &
 started+=($!)
 "$cabrank" token --role rider --subject ann |
-  timeout 120 "$python" "$here/rider.py" "$address" 37.7749 -122.4194 37.7770 -122.4170 | tee "$work/rider" ||
+  timeout 120 "$python" "$here/rider.py" "$address" 37.7749 -122.4194 37.7770 -122.4170 37.7790 -122.4200 | tee "$work/rider" ||
   { cat "$work/driver" >&2; exit 1; }
 grep -q '^[01] cars near: ' "$work/rider"
+grep -q '^brought elsewhere: done' "$work/rider"
 grep -q '^completed by d1' "$work/rider"
+grep -q '^brings the rider to 37.779 -122.42' "$work/driver"
 echo "the example apps work"

@@ -92,6 +92,7 @@ class Driver:
         steps = {"en_route": 0, "arrived": 1, "started": 2}
         if ride["stage"] in steps:
             goals = [(pickup, "arrived"), (pickup, "started"), (dropoff, "completed")]
+            print("brings the rider to", *dropoff, flush=True)  # elsewhere than before, if the rider wants it
             self.goals = goals[steps[ride["stage"]] :]
 
     async def go_online(self, socket):

@@ -3,8 +3,9 @@
 
     cabrank token --role rider --subject ann | python3 examples/rider.py http://127.0.0.1:8080 37.7749 -122.4194 37.7899 -122.4000
 
-Asks for a ride and tells what happens to it until its end; Ctrl-C calls it off. The token is read from the first line of
-standard input. Needs the package `websockets`. Exit code 0: the ride was driven; 1: it was not.
+Asks for a ride and tells what happens to it until its end; Ctrl-C calls it off. Two more numbers: once in the car, the rider
+wants to be brought there instead. The token is read from the first line of standard input. Needs the package `websockets`. Exit
+code 0: the ride was driven; 1: it was not.
 """
 
 import asyncio
@@ -22,13 +23,13 @@ ENDS = ("completed", "cancelled", "unfulfilled")
 RETRY_S = 1
 
 
-def call(url, token, body, **headers):
-    """Posts until the server answers for good: a repeated request with the same key cannot happen twice."""
+def call(url, token, body, method="POST", **headers):
+    """Asks until the server answers for good: a repeated request with the same key cannot happen twice."""
     data = json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **headers}
     while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=10) as answer:
+            with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=10) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as refused:
             problem = json.load(refused)
@@ -72,7 +73,14 @@ def tell(message):
         print("not understood:", message["message"], flush=True)
 
 
-async def follow(url, token, ride):
+async def lead_to(url, token, ride, place):
+    """Another destination, with a key of its own, while the socket is read on."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    asked = asyncio.to_thread(call, f"{url}/v1/rides/{ride}/destination", token, {"to": place}, "PUT", **key)
+    print("brought elsewhere:", (await asked)["result"], flush=True)
+
+
+async def follow(url, token, ride, elsewhere):
     """Tells what happens to the ride; its end."""
     while True:
         try:
@@ -86,6 +94,9 @@ async def follow(url, token, ride):
                     tell(message)
                     if message["type"] == "ride" and message["ride"] == ride and message["stage"] in ENDS:
                         return message["stage"]
+                    if elsewhere and message["type"] == "ride" and message["stage"] == "started":
+                        place, elsewhere = elsewhere, None
+                        await lead_to(url, token, ride, place)
             if socket.close_code in (4401, 4410):  # the token is over; a newer socket of ours
                 sys.exit(f"closed: {socket.close_code} {socket.close_reason}")
         except InvalidStatus as refused:
@@ -105,9 +116,10 @@ async def follow(url, token, ride):
 
 
 def main():
-    url, *places = sys.argv[1:6]
+    url, *places = sys.argv[1:8]
     token = sys.stdin.readline().strip()
-    lat, lon, to_lat, to_lon = map(float, places)
+    lat, lon, to_lat, to_lon, *other = map(float, places)
+    elsewhere = dict(zip(("lat", "lon"), other))
     wish = {"pickup": {"lat": lat, "lon": lon}, "dropoff": {"lat": to_lat, "lon": to_lon}, "class": "economy"}
     print(quoted(call(f"{url}/v1/quote", token, wish)), flush=True)
     opened = call(f"{url}/v1/rides", token, wish, **{"Idempotency-Key": str(uuid.uuid4())})
@@ -115,7 +127,7 @@ def main():
     print("asked for ride", ride, flush=True)
     tell_point(opened)
     try:
-        end = asyncio.run(follow(url, token, ride))
+        end = asyncio.run(follow(url, token, ride, elsewhere))
     except KeyboardInterrupt:
         print("calling it off:", call(f"{url}/v1/rides/{ride}/cancel", token, {})["result"], flush=True)
         end = "cancelled"

@@ -153,6 +153,11 @@ fn a_person_plays_driver_and_rider_through_a_whole_ride_and_a_restart() {
     driver.types("wait there");
     driver.types("started");
     driver.says("started: done");
+    // On the way the rider wants to go elsewhere, and the driver's phone says so.
+    rider.says("started, driver d1");
+    rider.types("to 37.795,-122.42");
+    rider.says("to: done");
+    driver.says("to 37.795");
     driver.types("completed");
     driver.says("completed: done");
     rider.says(": completed");

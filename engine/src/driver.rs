@@ -162,6 +162,7 @@ impl Driver {
             Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
             Event::DriverForgotten(_) => {}
             Event::RideRequested(_)
+            | Event::DestinationChanged(_)
             | Event::SearchedInVain(_)
             | Event::SearchWidened(_)
             | Event::DriverClaimed(_)
@@ -193,7 +194,8 @@ impl Driver {
             | Event::KeyCancelled(_)
             | Event::RiderFree(_)
             | Event::RiderForgotten(_)
-            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
+            | Event::DispatchSet(_)
+            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

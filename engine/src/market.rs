@@ -7,7 +7,7 @@
 //! The engine checks rides by its own configuration: a swap beyond `engine.swaps.swaps_max` is not begun, whatever is set here.
 
 use cabrank_events::command::Outcome;
-use cabrank_events::{CommandId, Event, Time};
+use cabrank_events::{CommandId, Event, NodeName, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -85,6 +85,18 @@ fn replace(whole: &mut Value, part: &Value) {
     }
 }
 
+/// Nodes asked to leave that are remembered, so that one which follows the states sees it, too; the oldest is forgotten first.
+pub const DRAINS_MAX: usize = 64;
+
+/// A node is to leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Its name.
+    pub node: NodeName,
+    /// When it was asked. A node that was started later is another one of the same name.
+    pub asked_at: Time,
+}
+
 /// What the desk has set: the fold of the market's events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Market {
@@ -94,6 +106,9 @@ pub struct Market {
     pub settings: Value,
     /// Since when.
     pub since: Time,
+    /// The nodes that were last asked to leave, at most [`DRAINS_MAX`]; states of before lack it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drains: Vec<Drain>,
     /// Outcomes of the newest commands.
     pub recent: Recent,
 }
@@ -104,6 +119,7 @@ impl Default for Market {
             seq: 0,
             settings: Value::Object(serde_json::Map::new()),
             since: Time(0),
+            drains: Vec::new(),
             recent: Recent::default(),
         }
     }
@@ -118,9 +134,27 @@ impl Market {
                 self.settings = e.settings.clone();
                 self.since = time;
             }
+            Event::DrainAsked(e) => {
+                self.seq = e.market_seq;
+                self.drains.retain(|drain| drain.node != e.node);
+                if self.drains.len() >= DRAINS_MAX {
+                    self.drains.remove(0);
+                }
+                self.drains.push(Drain {
+                    node: e.node.clone(),
+                    asked_at: time,
+                });
+            }
             Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
             other => unreachable!("{} is no event of the market", other.name()),
         }
+    }
+
+    /// When the node of this name was last asked to leave, if that is remembered.
+    pub fn drain_of(&self, node: &str) -> Option<Time> {
+        let mut drains = self.drains.iter();
+        let found = drains.find(|drain| drain.node.as_str() == node);
+        found.map(|drain| drain.asked_at)
     }
 
     /// What became of a command, if it is remembered.
@@ -172,5 +206,33 @@ mod tests {
             let why = configured().with(&bad).unwrap_err().to_string();
             assert!(why.contains(named), "{bad}: {why}");
         }
+    }
+
+    #[test]
+    fn as_many_drains_are_remembered_as_there_is_room_for_each_node_once() {
+        let bounds = Bounds {
+            asked_max: 1,
+            outcomes_max: 1,
+        };
+        let mut market = Market::default();
+        let mut ask = |n: u64, time: i64| {
+            let node = NodeName::new(&format!("node-{n}")).unwrap();
+            let market_seq = market.seq + 1;
+            let asked = cabrank_events::event::DrainAsked { market_seq, node };
+            market.apply(&asked.into(), Time(time), &bounds);
+            market.clone()
+        };
+        for n in 0..100 {
+            ask(n, 1_000);
+        }
+        let market = ask(99, 2_000);
+        assert_eq!(market.drains.len(), DRAINS_MAX);
+        assert_eq!(market.drain_of("node-99"), Some(Time(2_000)));
+        assert_eq!(market.drain_of("node-98"), Some(Time(1_000)));
+        assert_eq!(market.drain_of("node-1"), None);
+        // States that were written before there were drains are read.
+        let before = r#"{"seq":1,"settings":{},"since":7,"recent":[]}"#;
+        let read: Market = serde_json::from_str(before).unwrap();
+        assert_eq!((read.since, read.drains.len()), (Time(7), 0));
     }
 }

@@ -264,6 +264,10 @@ impl Ride {
             Event::RideRequested(e) => {
                 *self = Ride::opened(e);
             }
+            Event::DestinationChanged(e) => {
+                self.seq = e.ride_seq;
+                self.dropoff = Some(e.to);
+            }
             Event::SearchedInVain(e) => {
                 self.seq = e.ride_seq;
                 self.looked = true;
@@ -485,7 +489,8 @@ impl Ride {
             | Event::HeadingSet(_)
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
-            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
+            | Event::DispatchSet(_)
+            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

@@ -117,6 +117,7 @@ impl Rider {
             }
             Event::CommandOutcome(_) | Event::RiderForgotten(_) => {}
             Event::RideRequested(_)
+            | Event::DestinationChanged(_)
             | Event::SearchedInVain(_)
             | Event::SearchWidened(_)
             | Event::DriverClaimed(_)
@@ -154,7 +155,8 @@ impl Rider {
             | Event::HeadingSet(_)
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
-            | Event::DispatchSet(_) => unreachable!("events are applied to their own entity"),
+            | Event::DispatchSet(_)
+            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

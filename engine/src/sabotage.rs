@@ -52,6 +52,10 @@ pub enum Sabotage {
     ForgetToSave,
     /// State changes without an event.
     SilentChange,
+    /// A rider's word counts for another rider's ride.
+    ObeyStrangers,
+    /// A ride that is over gets another destination.
+    LeadTheEnded,
     /// The answer's clock runs from the offer, not from its receipt.
     NoHandshake,
     /// The search has no bound.

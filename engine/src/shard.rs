@@ -360,6 +360,7 @@ impl Shard {
             | Command::RideClosed { .. } => self.handle_for_rider(offset, record),
             Command::OpenRide(_)
             | Command::CancelRide { .. }
+            | Command::ChangeDestination { .. }
             | Command::ReceiveOffer { .. }
             | Command::AcceptOffer { .. }
             | Command::DeclineOffer { .. }
@@ -385,6 +386,7 @@ impl Shard {
             | Command::LeaveQueue { .. }
             | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
             Command::SetDispatch { settings } => self.set_dispatch(id, settings),
+            Command::DrainNode { node } => self.drain_node(id, node),
         }
         self.reindex(&entity);
     }

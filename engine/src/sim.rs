@@ -30,7 +30,7 @@ const STEPS: u32 = 200;
 /// How many seeds are asked whether everything happens.
 const COVERED: u64 = 800;
 /// Each mutant must be found within this many seeds.
-const MUTANT_SEEDS: u64 = 1_000;
+const MUTANT_SEEDS: u64 = 3_000;
 
 /// What is broken on purpose: the engine, or the shell around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,8 @@ finds! {
     forget_outcomes: Fault::Engine(Sabotage::ForgetOutcomes);
     forget_to_save: Fault::Engine(Sabotage::ForgetToSave);
     silent_change: Fault::Engine(Sabotage::SilentChange);
+    obey_strangers: Fault::Engine(Sabotage::ObeyStrangers);
+    lead_the_ended: Fault::Engine(Sabotage::LeadTheEnded);
     no_handshake: Fault::Engine(Sabotage::NoHandshake);
     widen_for_ever: Fault::Engine(Sabotage::WidenForEver);
     any_class: Fault::Engine(Sabotage::AnyClass);

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{EndOfRide, LeaveReason};
 use crate::ids::{
-    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
-    SessionId, ShardId, Time, VehicleClass,
+    ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason, RideId,
+    RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 use crate::zone::{PickupPoint, ZoneFinding, ZoneName};
 
@@ -252,6 +252,14 @@ pub enum Command {
         by: CancelledBy,
         rider: Option<RiderId>,
     },
+    /// The rider, or somebody for them, wants to be brought elsewhere (external).
+    ChangeDestination {
+        ride: RideId,
+        to: Place,
+        /// The rider who asks; absent: the desk.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rider: Option<RiderId>,
+    },
     /// The phone shows the offer: the clock of the answer starts (external).
     ReceiveOffer { hold: HoldId, driver: DriverId },
     /// The driver takes the ride (external).
@@ -366,6 +374,8 @@ pub enum Command {
         /// Written as in the configuration: `{"policy": "rematch", "swaps": {"gain_min_ms": 60000}}`.
         settings: serde_json::Value,
     },
+    /// A person at the desk wants a node to hand its shards over and end (external).
+    DrainNode { node: NodeName },
 }
 
 impl Command {
@@ -379,7 +389,7 @@ impl Command {
             | OpenRefused { rider, .. }
             | RideClosed { rider, .. } => EntityId::Rider(rider.clone()),
             OpenRide(open) => EntityId::Ride(open.ride),
-            CancelRide { ride, .. } => EntityId::Ride(*ride),
+            CancelRide { ride, .. } | ChangeDestination { ride, .. } => EntityId::Ride(*ride),
             ReceiveOffer { hold, .. }
             | AcceptOffer { hold, .. }
             | DeclineOffer { hold, .. }
@@ -404,7 +414,7 @@ impl Command {
             | EnterQueue { driver, .. }
             | LeaveQueue { driver, .. }
             | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
-            SetDispatch { .. } => EntityId::Market,
+            SetDispatch { .. } | DrainNode { .. } => EntityId::Market,
         }
     }
 
@@ -415,6 +425,7 @@ impl Command {
             RequestRide { .. }
             | CancelByKey { .. }
             | CancelRide { .. }
+            | ChangeDestination { .. }
             | ReceiveOffer { .. }
             | AcceptOffer { .. }
             | DeclineOffer { .. }
@@ -431,7 +442,8 @@ impl Command {
             | SetHeading { .. }
             | EnterQueue { .. }
             | LeaveQueue { .. }
-            | SetDispatch { .. } => true,
+            | SetDispatch { .. }
+            | DrainNode { .. } => true,
             RideOpened { .. }
             | OpenRefused { .. }
             | RideClosed { .. }

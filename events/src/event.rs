@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{CancelledBy, ClaimRefusal, EntityId, Outcome, RefusedBecause};
 use crate::ids::{
-    Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId, RiderId,
-    SessionId, ShardId, Time, VehicleClass,
+    Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
+    RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 use crate::zone::{PickupPoint, QueuePlace, ZoneName};
 
@@ -297,6 +297,11 @@ events! {
         /// The airport it begins at: its queue of drivers comes first.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         airport: Option<ZoneName>,
+    }
+    /// The ride leads elsewhere from now on. The driver's phone hears of it; nothing else about the ride changes.
+    ride "ride.destination_changed" DestinationChanged {
+        /// Where to.
+        to: Place,
     }
     /// A round looked at the ride for the first time and had no car for it.
     ride "ride.searched_in_vain" SearchedInVain {}
@@ -684,6 +689,11 @@ events! {
     market "market.dispatch_set" DispatchSet {
         /// What differs from the configuration from now on, written as there; nothing: all is as configured.
         settings: serde_json::Value,
+    }
+    /// An operator wants a node to leave: it hands its shards over and ends, as after SIGTERM, if it lived before this.
+    market "market.drain_asked" DrainAsked {
+        /// The node's name.
+        node: NodeName,
     }
 
     /// What became of an external command. One that names nobody who was asked was for the market.

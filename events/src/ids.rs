@@ -133,6 +133,10 @@ text_id!(
     IdempotencyKey, "idempotency key", ID_BYTES_MAX, ""
 );
 text_id!(
+    /// A node, as whoever started it named it (`cabrank matcher --name`); one for each living node.
+    NodeName, "node name", ID_BYTES_MAX, ""
+);
+text_id!(
     /// One command of one issuer (`driver/d7/42`). The same id always gets the same outcome.
     CommandId, "command id", COMMAND_ID_BYTES_MAX, "/"
 );

@@ -23,7 +23,7 @@ pub use codec::DecodeError;
 pub use command::{Command, CommandRecord};
 pub use event::{Event, EventRecord};
 pub use ids::{
-    Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, Place, Reason, RideId,
-    RiderId, SessionId, ShardId, Time, VehicleClass,
+    Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
+    RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 pub use zone::{PickupPoint, QueuePlace, ZoneFinding, ZoneName};

@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
 use cabrank_events::event::*;
 use cabrank_events::{
-    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, PickupPoint, Place,
-    QueuePlace, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
+    ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, NodeName,
+    PickupPoint, Place, QueuePlace, Reason, RideId, RiderId, SessionId, ShardId, Time,
+    VehicleClass, ZoneName,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
@@ -79,6 +80,12 @@ fn examples() -> Vec<Event> {
             widen_at: AT.plus_ms(5_000),
             pickup_point: Some(Box::new(pickup_point())),
             airport: Some(airport()),
+        }
+        .into(),
+        DestinationChanged {
+            ride,
+            ride_seq: 2,
+            to: place(37.8, -122.41),
         }
         .into(),
         SearchedInVain { ride, ride_seq: 2 }.into(),
@@ -424,6 +431,11 @@ fn examples() -> Vec<Event> {
             driver: driver(),
             driver_seq,
             airport: airport(),
+        }
+        .into(),
+        DrainAsked {
+            market_seq: 3,
+            node: NodeName::new("node-1").unwrap(),
         }
         .into(),
         DispatchSet {

@@ -24,6 +24,8 @@ pub enum Endpoint {
     ReadRide,
     /// `POST /v1/rides/{id}/cancel`
     CancelRide,
+    /// `PUT /v1/rides/{id}/destination`
+    ChangeDestination,
     /// `POST /v1/cancel`
     CancelByKey,
     /// `POST /v1/revocations`, `DELETE /v1/revocations/{role}/{id}`
@@ -41,7 +43,8 @@ pub enum Endpoint {
     MarkDriver,
     /// `GET /v1/dispatch`, `PUT /v1/dispatch`
     Dispatch,
-    /// The map and the desk: `GET /v1/map`, states and histories of people and rides, `POST /v1/rides/{id}/redispatch`
+    /// The map and the desk: `GET /v1/map`, states and histories of people, rides and the market, `POST /v1/rides/{id}/redispatch`,
+    /// `GET /v1/nodes`, `POST /v1/nodes/{node}/drain`
     Desk,
 }
 
@@ -52,7 +55,7 @@ impl Endpoint {
         match self {
             Self::DriverSocket => matches!(role, Driver),
             Self::RiderSocket => matches!(role, Rider),
-            Self::OpenRide | Self::CancelRide | Self::CancelByKey => {
+            Self::OpenRide | Self::CancelRide | Self::ChangeDestination | Self::CancelByKey => {
                 matches!(role, Rider | Service | Ops)
             }
             Self::ReadRide | Self::Zones => matches!(role, Driver | Rider | Service | Ops),

@@ -201,6 +201,12 @@ pub async fn ride_history(
     history(edge, &headers, EntityId::Ride(ride)).await
 }
 
+/// `GET /v1/dispatch/history`: what was set for the market, and which nodes were asked to leave.
+pub async fn market_history(edge: Shared, headers: HeaderMap) -> Result<Response, Problem> {
+    edge.authorize(Endpoint::Desk, &headers)?;
+    history(edge, &headers, EntityId::Market).await
+}
+
 /// `POST /v1/rides/{ride}/redispatch`: the driver on the way is taken off the ride, which waits again in its old place;
 /// that driver is not asked again for it.
 pub async fn redispatch(

@@ -24,7 +24,7 @@ const RULES_BYTES: usize = 2_048;
 /// Answer of `GET /v1/dispatch`.
 #[derive(Serialize, schemars::JsonSchema)]
 pub struct Rules {
-    /// How often it was set.
+    /// The number of the market's newest event: settings, and nodes asked to leave.
     seq: u64,
     /// What was set, over the configuration; empty: all is as configured.
     settings: Value,

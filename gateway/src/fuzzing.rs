@@ -8,6 +8,7 @@ use cabrank_engine::{DispatchRules, EngineConfig};
 use cabrank_geo::{Point, Zones};
 
 use crate::desk::Because;
+use crate::destination::Destination;
 use crate::dispatch::SetRules;
 use crate::frames::{Broken, Inbound};
 use crate::http::{ByKey, Why};
@@ -46,6 +47,7 @@ pub fn http_bodies(bytes: &[u8]) {
     let _ = serde_json::from_slice::<Because>(bytes);
     let _ = serde_json::from_slice::<Block>(bytes);
     let _ = serde_json::from_slice::<Heading>(bytes);
+    let _ = serde_json::from_slice::<Destination>(bytes);
     let _ = serde_json::from_slice::<Revoke>(bytes);
     let _ = serde_json::from_slice::<cabrank_events::wire::QuoteRequest>(bytes);
     let _ = serde_json::from_slice::<SetRules>(bytes);

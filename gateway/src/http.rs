@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::access::{Endpoint, choose_protocol, rider_for};
 use crate::desk;
+use crate::destination;
 use crate::dispatch;
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
@@ -34,6 +35,7 @@ use crate::listener::Conn;
 use crate::map;
 use crate::marks;
 use crate::meters;
+use crate::nodes;
 use crate::outcomes::Answer;
 use crate::page;
 use crate::people::TooManyPeople;
@@ -67,6 +69,7 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/rides", post(open_ride))
         .route("/v1/rides/{ride}", get(read_ride))
         .route("/v1/rides/{ride}/cancel", post(cancel_ride))
+        .route("/v1/rides/{ride}/destination", put(destination::change))
         .route("/v1/cancel", post(cancel_by_key))
         .route("/v1/drivers/{driver}/suspend", post(marks::suspend))
         .route("/v1/drivers/{driver}/reinstate", post(marks::reinstate))
@@ -86,6 +89,9 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/riders/{rider}", get(desk::rider))
         .route("/v1/riders/{rider}/history", get(desk::rider_history))
         .route("/v1/dispatch", get(dispatch::read).put(dispatch::set))
+        .route("/v1/dispatch/history", get(desk::market_history))
+        .route("/v1/nodes", get(nodes::list))
+        .route("/v1/nodes/{node}/drain", post(nodes::drain))
         .route("/v1/map", get(map::map))
         .route("/v1/map/area", get(map::area))
         .route("/v1/map/drivers/{key}", get(map::name))
@@ -364,19 +370,21 @@ pub fn json_of<T: Serialize>(status: StatusCode, body: &T, bytes: usize) -> Resp
     (status, content_type, json).into_response()
 }
 
+/// The key that makes retries of a call harmless.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
+    let key = headers.get("idempotency-key");
+    let key = key.and_then(|key| key.to_str().ok()).ok_or_else(|| {
+        Problem::bad_request("send the header Idempotency-Key: 1 to 64 characters, new for each wish, the same in each retry")
+    })?;
+    IdempotencyKey::new(key)
+        .map_err(|error| Problem::bad_request(format!("Idempotency-Key: {error}")))
+}
+
 async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Problem> {
     let (mut parts, bytes) = request.into_parts();
     let verified = edge.authorize(Endpoint::OpenRide, &parts.headers)?;
     let rider = rider_for(&verified.caller, &parts.headers)?;
-    let key = parts
-        .headers
-        .get("idempotency-key")
-        .and_then(|key| key.to_str().ok());
-    let key = key.ok_or_else(|| {
-        Problem::bad_request("send the header Idempotency-Key: 1 to 64 characters, new for each wish, the same in each retry")
-    })?;
-    let key = IdempotencyKey::new(key)
-        .map_err(|error| Problem::bad_request(format!("Idempotency-Key: {error}")))?;
+    let key = idempotency_key(&parts.headers)?;
     edge.count_request(&rider)?;
     let bytes = read_body(&mut parts, bytes).await;
     let wish: RideRequest = body(&edge, bytes)?;

@@ -116,6 +116,22 @@ impl Edge {
             Event::SwapAnswered(e) => changed(&e.driver),
             Event::DriverArrived(e) => changed(&e.driver),
             Event::RideStarted(e) => changed(&e.driver),
+            Event::DestinationChanged(_) => {
+                let told = committed.ride.as_ref();
+                match told.and_then(|ride| ride.driver.clone().zip(ride.attempt)) {
+                    // The offer on the screen shows another destination: it is made again.
+                    Some((driver, attempt)) if stage == Some(RideStage::Offered) => {
+                        if let Some(ride) = told {
+                            self.drivers.tell(&driver, || DriverNews::Offered {
+                                ride: ride.clone(),
+                                attempt,
+                            });
+                        }
+                    }
+                    Some((driver, _)) => changed(&driver),
+                    None => {}
+                }
+            }
             // The rider hears of these by the ride's view; no driver's phone is concerned.
             Event::RideRequested(_)
             | Event::SearchedInVain(_)
@@ -150,7 +166,8 @@ impl Edge {
             | Event::HeadingSet(_)
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
-            | Event::DispatchSet(_) => {}
+            | Event::DispatchSet(_)
+            | Event::DrainAsked(_) => {}
         }
     }
 }

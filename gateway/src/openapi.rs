@@ -10,10 +10,12 @@ use serde_json::{Map, Value, json};
 
 use crate::access::Endpoint;
 use crate::desk::{Because, DriverState, Histories, RiderState};
+use crate::destination::Destination;
 use crate::dispatch::{Rules, SetRules};
 use crate::http::{ByKey, Changed, Why};
 use crate::map::{Area, Named};
 use crate::marks::{Block, Heading};
+use crate::nodes::Nodes;
 use crate::token::Role;
 
 type Shape = fn(&mut SchemaGenerator) -> Schema;
@@ -153,6 +155,19 @@ fn rides() -> Vec<Call> {
                 Some(Endpoint::CancelRide),
                 tag,
                 "Call a ride off, before it has begun.",
+                done(),
+            )
+        },
+        Call {
+            params: vec![KEY],
+            body: Some((shape::<Destination>, true)),
+            refusals: &[404, 409, 413, 422, 429],
+            ..call(
+                "put",
+                "/v1/rides/{ride}/destination",
+                Some(Endpoint::ChangeDestination),
+                tag,
+                "Lead a ride elsewhere, as long as it has not ended. The driver's phone hears of it.",
                 done(),
             )
         },
@@ -352,6 +367,34 @@ fn desk() -> Vec<Call> {
                 Some(Endpoint::Dispatch),
                 tag,
                 "Change how rounds choose, on every node from its next round on.",
+                done(),
+            )
+        },
+        call(
+            "get",
+            "/v1/dispatch/history",
+            desk,
+            tag,
+            "The newest commands and events of the market: settings, and nodes asked to leave.",
+            found(shape::<Histories<'static>>),
+        ),
+        call(
+            "get",
+            "/v1/nodes",
+            desk,
+            tag,
+            "The nodes that serve the city's shards.",
+            found(shape::<Nodes>),
+        ),
+        Call {
+            body: Some((shape::<Because>, true)),
+            refusals: &[404, 409, 413, 422],
+            ..call(
+                "post",
+                "/v1/nodes/{node}/drain",
+                desk,
+                tag,
+                "Ask a node to hand its shards over and end.",
                 done(),
             )
         },

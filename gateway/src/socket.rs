@@ -159,6 +159,7 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::RequestRide { .. } => "request_ride",
         Command::CancelByKey { .. } => "cancel_by_key",
         Command::CancelRide { .. } => "cancel_ride",
+        Command::ChangeDestination { .. } => "change_destination",
         Command::ReceiveOffer { .. } => "receive_offer",
         Command::AcceptOffer { .. } => "accept_offer",
         Command::DeclineOffer { .. } => "decline_offer",
@@ -176,6 +177,7 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::SetDispatch { .. } => "set_dispatch",
         Command::EnterQueue { .. } => "enter_queue",
         Command::LeaveQueue { .. } => "leave_queue",
+        Command::DrainNode { .. } => "drain_node",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }
         | Command::RideClosed { .. }

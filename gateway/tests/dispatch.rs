@@ -112,3 +112,29 @@ async fn a_driver_who_is_online_may_want_to_go_somewhere() {
     .await;
     city.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_city_in_one_process_has_no_node_that_could_leave_and_says_what_to_do() {
+    let city = City::start().await;
+    let nodes = answered(city.get("/v1/nodes", ALICE).await, 200).await;
+    assert_eq!(nodes, json!({"nodes":[],"one_process":true}));
+    let drain = async |node: &str, who, body: &Value| {
+        city.post(&format!("/v1/nodes/{node}/drain"), who, body)
+            .await
+    };
+    let because = json!({"reason":"an update"});
+    let refused = refusal(drain("node-1", ALICE, &because).await).await;
+    refused.is(409, "one_process", "end it with SIGTERM");
+    let silent = refusal(drain("node-1", ALICE, &json!({})).await).await;
+    silent.is(422, "bad_body", "reason");
+    let named = refusal(drain("node%201", ALICE, &because).await).await;
+    named.is(400, "bad_request", "use letters, digits");
+    for role in [Role::Rider, Role::Driver, Role::Service] {
+        let who = Some((role, "somebody"));
+        let refused = refusal(drain("node-1", who, &because).await).await;
+        refused.is(403, "forbidden", "ops");
+    }
+    let past = answered(city.get("/v1/dispatch/history", ALICE).await, 200).await;
+    assert_eq!(past["past"], json!([]), "nothing of it was done");
+    city.end().await;
+}

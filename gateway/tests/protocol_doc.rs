@@ -219,3 +219,75 @@ async fn a_server_understands_every_example_and_counts_every_ping() {
     assert_eq!(of("accepted", "") + of("replaced", "") + refused, pings);
     city.end().await;
 }
+
+/// Message by message, as the page lists them: on the other role's socket it is not understood, and about somebody else's offer or ride it
+/// changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_message_counts_only_from_whose_it_is() {
+    let city = City::start().await;
+    let mut driver = city.driver("d1").await;
+    let session = driver.online(&["economy"]).await;
+    driver.ping(37.7751, -122.4190, 1).await;
+    let ride = city.ride("ann", "k1").await;
+    let offer = driver.hear("offer").await;
+    // The page's examples, about this very ride and session.
+    let about = |mut example: Value| {
+        for (field, value) in [
+            ("ride", json!(ride)),
+            ("attempt", offer["attempt"].clone()),
+            ("session", session.clone()),
+        ] {
+            if example.get(field).is_some() {
+                example[field] = value;
+            }
+        }
+        example
+    };
+    let from_driver: Vec<Value> = examples("### From the phone")
+        .into_iter()
+        .map(about)
+        .collect();
+    let from_rider = about(examples("## The rider's socket").swap_remove(0));
+
+    let mut bob = city.rider("bob").await;
+    for message in &from_driver {
+        bob.say(message.clone()).await;
+        let answer = bob.hear_any(&["error", "outcome"]).await;
+        // A rider's message is named like it, and has only fields that this one has, too.
+        let is_known = message["type"] == from_rider["type"];
+        assert_eq!(answer["type"] == "error", !is_known, "{message}: {answer}");
+        assert!(
+            !is_known || answer["why"] == "not_yours",
+            "{message}: {answer}"
+        );
+    }
+    let mut stranger = city.driver("d2").await;
+    stranger.say(from_rider.clone()).await;
+    stranger.hear("error").await;
+    stranger.online(&["economy"]).await;
+    for message in from_driver
+        .iter()
+        .filter(|message| message.get("attempt").is_some())
+    {
+        stranger.say(message.clone()).await;
+        let outcome = stranger.hear("outcome").await;
+        assert_eq!(
+            (&outcome["result"], &outcome["why"]),
+            (&json!("refused"), &json!("not_yours")),
+            "{message}"
+        );
+    }
+    let offline = from_driver
+        .iter()
+        .find(|message| message["type"] == "offline");
+    stranger.say(offline.unwrap().clone()).await;
+    assert_eq!(stranger.hear("outcome").await["result"], "refused");
+    // All of it changed nothing.
+    driver
+        .reports(
+            &["received", "accept", "arrived", "started", "completed"],
+            &offer,
+        )
+        .await;
+    city.end().await;
+}

@@ -11,7 +11,7 @@ use cabrank_gateway::token::Role;
 use cabrank_matcher::Node;
 use cabrank_matcher::api::{
     CarsNear, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History, Listener,
-    MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    MarketView, NearbyQuery, NodeSeen, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -288,6 +288,8 @@ enum Way {
 /// A node behind a door that the test opens and shuts.
 struct Door {
     node: Node,
+    /// Who is said to serve the shards.
+    nodes: Vec<&'static str>,
     way: Arc<Mutex<Way>>,
 }
 
@@ -342,6 +344,14 @@ impl Dispatch for Door {
     fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>)) {
         self.node.each_ride(see);
     }
+    fn nodes(&self) -> Option<Vec<NodeSeen>> {
+        let seen = |name: &&str| NodeSeen {
+            name: (*name).to_owned(),
+            address: "127.0.0.1:1".into(),
+            shards: vec![0],
+        };
+        Some(self.nodes.iter().map(seen).collect())
+    }
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
         self.node.history(entity, max)
     }
@@ -376,7 +386,14 @@ async fn city_with_a_door(outcome_timeout_ms: u64) -> (City, Arc<Mutex<Way>>) {
         knobs.gateway.limits.waiting_requests_max = 8;
         knobs.gateway.limits.session_waiting_max = 1;
     };
-    let city = City::behind(change, |node| Arc::new(Door { node, way })).await;
+    let city = City::behind(change, |node| {
+        Arc::new(Door {
+            node,
+            nodes: vec!["node-1", "node-2"],
+            way,
+        })
+    })
+    .await;
     (city, handle)
 }
 
@@ -622,5 +639,56 @@ async fn a_wrong_parameter_is_named_with_its_value_and_its_remedy() {
     ] {
         assert_eq!(city.cars(edge).await, Vec::<Value>::new());
     }
+    city.end().await;
+}
+
+/// Who leaves is decided by whoever is named and reads it in the log (`tests/kafka_city.rs` of the whole): here, what is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_asked_to_leave_if_there_is_one_and_others_stay() {
+    let because = json!({"reason":"an update"});
+    let (city, _) = city_with_a_door(10_000).await;
+    let listed = answered(city.get("/v1/nodes", OPS).await, 200).await;
+    assert_eq!(listed["one_process"], false);
+    assert_eq!(
+        listed["nodes"][1],
+        json!({"node":"node-2","address":"127.0.0.1:1","shards":[0]})
+    );
+    let strange = city.post("/v1/nodes/node-3/drain", OPS, &because).await;
+    refusal(strange)
+        .await
+        .is(404, "unknown_node", "see GET /v1/nodes");
+    let asked = city.post("/v1/nodes/node-2/drain", OPS, &because).await;
+    assert_eq!(answered(asked, 200).await, json!({"result":"done"}));
+    let past = answered(city.get("/v1/dispatch/history", OPS).await, 200).await;
+    let past = past["past"].as_array().unwrap();
+    let named = past.iter().any(|told| {
+        let record = &told["record"];
+        let by = record["id"]
+            .as_str()
+            .unwrap_or_default()
+            .starts_with("ops/o/");
+        by && record["reason"] == "an update" && record["data"]["node"] == "node-2"
+    });
+    assert!(named, "who and why: {past:?}");
+    let asked = past
+        .iter()
+        .any(|told| told["record"]["type"] == "cabrank.market.drain_asked.v1");
+    assert!(asked, "{past:?}");
+    let rules = answered(city.get("/v1/dispatch", OPS).await, 200).await;
+    assert_eq!((&rules["settings"], rules.get("since")), (&json!({}), None));
+    city.end().await;
+
+    let alone = City::behind(
+        |_| {},
+        |node| {
+            let (nodes, way) = (vec!["node-1"], Arc::new(Mutex::new(Way::Through)));
+            Arc::new(Door { node, nodes, way })
+        },
+    );
+    let city = alone.await;
+    let last = city.post("/v1/nodes/node-1/drain", OPS, &because).await;
+    refusal(last)
+        .await
+        .is(409, "last_node", "start another node first");
     city.end().await;
 }

@@ -180,6 +180,12 @@ async fn a_request_from_outside_is_refused_and_stays_refused_with_its_key() {
     again.is(422, "out_of_area", "new Idempotency-Key");
     let opened = answered(city.ask("bob", "k2", &outside).await, 201).await;
     assert_eq!(opened["pickup_point"], Value::Null);
+    // Zones say where rides begin, not where they lead.
+    let path = format!("/v1/rides/{}/destination", opened["ride"].as_str().unwrap());
+    let far = city.call(reqwest::Method::PUT, &path, Some((Role::Rider, "bob")));
+    let far = far.header("Idempotency-Key", "c1");
+    let far = far.json(&json!({"to":{"lat":40.0,"lon":-120.0}}));
+    answered(far.send().await.unwrap(), 200).await;
     city.end().await;
 }
 

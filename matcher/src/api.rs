@@ -121,7 +121,7 @@ pub struct DriverSeen<'a> {
 /// How rounds choose, and what of it an operator has set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MarketView {
-    /// How often it was set.
+    /// The number of the market's newest event.
     pub seq: u64,
     /// What differs from the configuration, written as there.
     pub settings: serde_json::Value,
@@ -137,7 +137,8 @@ impl MarketView {
     /// `set` over what is configured. Settings that this program cannot read (a newer one wrote them) leave the
     /// configuration as it is.
     pub(crate) fn of(set: Option<Market>, configured: &DispatchRules) -> MarketView {
-        let since = set.as_ref().filter(|set| set.seq > 0).map(|set| set.since);
+        let since = set.as_ref().map(|set| set.since);
+        let since = since.filter(|since| *since > Market::default().since);
         let Market { seq, settings, .. } = set.unwrap_or_default();
         let rules = configured.with(&settings).unwrap_or(*configured);
         MarketView {
@@ -168,6 +169,17 @@ pub struct History {
     pub past: Vec<Past>,
     /// There may have been more before: it is no longer kept, or was not looked for.
     pub is_cut: bool,
+}
+
+/// A node that serves shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// Its name.
+    pub name: String,
+    /// Where it answers gateways.
+    pub address: String,
+    /// Its shards, in order.
+    pub shards: Vec<u16>,
 }
 
 /// Where a driver is.
@@ -265,6 +277,10 @@ pub trait Dispatch: Send + Sync + 'static {
     fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>));
     /// How rounds choose, as far as is known here: `set_dispatch` changes it, and every node follows.
     fn market(&self) -> MarketView;
+    /// The nodes that serve shards, by name, as far as is known here; `None`: this process is the whole city.
+    fn nodes(&self) -> Option<Vec<NodeSeen>> {
+        None
+    }
     /// The newest commands and events of an entity, at most `max`. Reads the log: not for a thread that must not block.
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable>;
     /// Adds a listener; it hears every commit from now on.

@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) ring: Arc<Ring>,
     clock: DomainClock,
     config: NodeConfig,
+    /// Who is told when the desk asks this node to leave.
+    leave: Mutex<Option<Leave>>,
     /// How rounds choose by the configuration.
     configured: DispatchRules,
     /// How they do: `configured`, and what the desk has set.
@@ -86,9 +88,18 @@ pub(crate) struct Shared {
     pub(crate) lease: Lease,
 }
 
+/// What a node does that is asked to leave.
+struct Leave {
+    name: String,
+    /// What was asked before concerned another node of this name.
+    since: Time,
+    tell: Box<dyn FnOnce() + Send>,
+}
+
 /// How rounds choose, by the market's events up to a number.
 struct InForce {
     seq: u64,
+    settings: serde_json::Value,
     rules: Arc<DispatchRules>,
 }
 
@@ -114,14 +125,19 @@ impl Shared {
         Arc::clone(&in_force.rules)
     }
 
-    /// The desk has set something, or it was read back. It may come late and twice: the newest counts.
-    fn set_rules(&self, market: &Market) {
+    /// The desk has asked for something, or it was read back. It may come late and twice: the newest counts.
+    fn heed(&self, market: &Market) {
         self.views.market(market);
+        self.leave_if_asked(market);
         let mut in_force = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         if market.seq <= in_force.seq {
             return;
         }
         in_force.seq = market.seq;
+        if in_force.settings == market.settings {
+            return;
+        }
+        in_force.settings.clone_from(&market.settings);
         match self.configured.with(&market.settings) {
             Ok(rules) => {
                 info!(policy = %rules.policy, settings = %market.settings, "the market was set");
@@ -131,6 +147,20 @@ impl Shared {
             Err(why) => {
                 error!(%why, settings = %market.settings, "these settings are not understood")
             }
+        }
+    }
+
+    fn leave_if_asked(&self, market: &Market) {
+        let mut leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = leave.as_ref().and_then(|leave| {
+            let asked_at = market.drain_of(&leave.name)?;
+            (asked_at > leave.since).then_some(())
+        });
+        if asked.is_some()
+            && let Some(leave) = leave.take()
+        {
+            info!(node = leave.name, "the desk asks this node to leave");
+            (leave.tell)();
         }
     }
 
@@ -191,8 +221,10 @@ impl Node {
             ring: parts.ring,
             clock: parts.clock,
             configured,
+            leave: Mutex::default(),
             rules: Mutex::new(InForce {
                 seq: 0,
+                settings: Market::default().settings,
                 rules: Arc::new(configured),
             }),
             config: parts.config,
@@ -230,6 +262,21 @@ impl Node {
             shared,
             thread: Arc::new(Mutex::new(Some(thread))),
         }
+    }
+
+    /// `leave` is called, once, when the desk asks the node called `name` to leave (`drain_node`) from now on. It must be
+    /// quick; the node goes on until it is stopped.
+    pub fn on_drain(&self, name: &str, leave: impl FnOnce() + Send + 'static) {
+        let mut asked = self
+            .shared
+            .leave
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *asked = Some(Leave {
+            name: name.to_owned(),
+            since: self.shared.clock.now(),
+            tell: Box::new(leave),
+        });
     }
 
     /// Readiness falls, so that nobody new comes; everything goes on working.

@@ -13,6 +13,7 @@ mod silence;
 mod tracks;
 mod watched;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -37,7 +38,8 @@ use tracing::{error, warn};
 
 use crate::api::{
     CarsNear, Committed, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History,
-    Listener, MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
+    Listener, MarketView, NearbyQuery, NodeSeen, NotAnswered, NotTaken, Pinged, Position,
+    ReadEvent, Soon,
 };
 use crate::clock::DomainClock;
 use crate::config::NodeConfig;
@@ -681,6 +683,19 @@ impl Dispatch for Remote {
         for entry in &self.shared.views.rides {
             see(&entry.view);
         }
+    }
+
+    fn nodes(&self) -> Option<Vec<NodeSeen>> {
+        let mut nodes: BTreeMap<String, NodeSeen> = BTreeMap::new();
+        for owner in self.owners() {
+            let node = nodes.entry(owner.node.clone()).or_insert_with(|| NodeSeen {
+                name: owner.node,
+                address: owner.address,
+                shards: Vec::new(),
+            });
+            node.shards.push(owner.shard);
+        }
+        Some(nodes.into_values().collect())
     }
 
     fn market(&self) -> MarketView {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use cabrank_engine::matching::PolicyKind;
 use cabrank_eventlog::{EmbeddedLog, Options};
 use cabrank_events::event::OfferMade;
 use cabrank_events::{
-    ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey, Place,
-    RideId, RiderId, SessionId, VehicleClass,
+    ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey, NodeName,
+    Place, RideId, RiderId, SessionId, VehicleClass,
 };
 use cabrank_geo::Point;
 use cabrank_matcher::api::{Committed, Dispatch};
@@ -277,5 +278,44 @@ fn the_commit_loop_never_waits_for_roads() {
         began.elapsed() >= Duration::from_millis(3_000),
         "it did not ask"
     );
+    city.node.stop().unwrap();
+}
+
+/// What was asked before a node began, or of another one, is no concern of it; a node that reads it back from the states leaves, too.
+#[test]
+fn a_node_is_told_to_leave_once_and_only_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut city = City::open(dir.path(), EngineConfig::default());
+    let told = Arc::new(AtomicU32::new(0));
+    let drain = |city: &mut City, node: &str| {
+        let node = NodeName::new(node).unwrap();
+        city.say(Command::DrainNode { node });
+        city.until(|event| matches!(event, Event::CommandOutcome(_)).then_some(()));
+    };
+    let hear = |city: &City| {
+        let told = told.clone();
+        city.node.on_drain("n1", move || {
+            told.fetch_add(1, Ordering::SeqCst);
+        });
+    };
+    drain(&mut city, "n1");
+    // The clock counts ms: what is asked from now on is later than what was asked before.
+    let before = city.node.now();
+    while city.node.now() <= before {
+        std::thread::yield_now();
+    }
+    hear(&city);
+    drain(&mut city, "n2");
+    assert_eq!(told.load(Ordering::SeqCst), 0, "another node, or long ago");
+    // Events are told after what they change was heeded.
+    drain(&mut city, "n1");
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    drain(&mut city, "n1");
+    assert_eq!(told.load(Ordering::SeqCst), 1, "once is enough");
+    city.node.stop().unwrap();
+
+    let city = City::open(dir.path(), EngineConfig::default());
+    hear(&city);
+    assert_eq!(told.load(Ordering::SeqCst), 1, "a new node of the old name");
     city.node.stop().unwrap();
 }

@@ -24,6 +24,9 @@ const FINDINGS_MAX: usize = 50;
 #[derive(Clone, Debug, Default)]
 struct Ride {
     pickup: Option<Point>,
+    /// As it was asked for: what is held goes by it.
+    asked: Option<Point>,
+    /// As it was last: the fare goes by it.
     dropoff: Option<Point>,
     has_driver: bool,
     started_ms: Option<i64>,
@@ -154,7 +157,7 @@ fn price(tariff: &Tariff, from: Point, to: Option<Point>, ms: i64, surge: i64) -
 }
 
 fn expected_hold(tariff: &Tariff, ride: &Ride, surge: i64) -> Option<i64> {
-    let (from, Some(to)) = (ride.pickup?, ride.dropoff) else {
+    let (from, Some(to)) = (ride.pickup?, ride.asked) else {
         return Some(tariff.hold_unknown_minor);
     };
     let straight = from.distance_m(to).round() as i64;
@@ -202,8 +205,10 @@ impl ServicesAudit {
         ride.events += 1;
         match name {
             "requested" => {
-                (ride.pickup, ride.dropoff) = (place(&data["pickup"]), place(&data["dropoff"]))
+                (ride.pickup, ride.asked) = (place(&data["pickup"]), place(&data["dropoff"]));
+                ride.dropoff = ride.asked;
             }
+            "destination_changed" => ride.dropoff = place(&data["to"]),
             "driver_assigned" | "driver_reassigned" => ride.has_driver = true,
             "driver_lost" => ride.has_driver = false,
             "started" => ride.started_ms = Some(at),

@@ -399,6 +399,8 @@ fn part_of(result: &RoundResult, place: ShardId) -> RoundResult {
 fn wants_a_round(event: &Event) -> Option<RideId> {
     match event {
         Event::RideRequested(e) => Some(e.ride),
+        // What a round that is under way found for the old destination does not count.
+        Event::DestinationChanged(e) => Some(e.ride),
         Event::SearchWidened(e) => Some(e.ride),
         Event::ClaimDenied(e) => Some(e.ride),
         Event::ClaimAbandoned(e) => Some(e.ride),

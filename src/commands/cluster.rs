@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use cabrank_eventlog::EventLog;
 use cabrank_eventlog::kafka::KafkaLog;
+use cabrank_loadgen::client::Role;
 use cabrank_matcher::rpc::v1::StatusRequest;
 use cabrank_matcher::rpc::v1::node_client::NodeClient;
 use clap::{Args, Subcommand};
+use reqwest::Method;
 use serde::Serialize;
+use serde_json::json;
 
 use super::block_on;
+use super::dispatch::ask as ask_desk;
+use super::token::minter;
 use crate::{AnyError, Brokers, Common};
 
 /// Longest wait for one node.
@@ -33,6 +38,20 @@ enum What {
         /// Print it as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Ask a node to hand its shards over and end, as after SIGTERM. It is kept in the log, with who and why.
+    ///
+    /// Done means that the wish is in the log; the node is gone when `cluster status` does not name it any more. Exit code 1
+    /// when it was refused: no such node, or nobody else would take its shards.
+    Drain {
+        /// Its name, as `cluster status` shows it.
+        node: String,
+        /// Why; kept in the log.
+        #[arg(long)]
+        reason: String,
+        /// Address of any gateway of the city.
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+        url: String,
     },
 }
 
@@ -72,7 +91,16 @@ struct Status {
 
 /// Asks the log, then each node.
 pub fn run(common: &Common, args: ClusterArgs) -> Result<ExitCode, AnyError> {
-    let What::Status { brokers, json } = args.what;
+    let (brokers, json) = match args.what {
+        What::Status { brokers, json } => (brokers, json),
+        What::Drain { node, reason, url } => {
+            let token = minter(&common.settings(|_| {})?)(Role::Ops, "cluster");
+            let path = format!("/v1/nodes/{node}/drain");
+            let body = json!({ "reason": reason });
+            let call = (Method::POST, path.as_str());
+            return block_on(ask_desk("cluster", &url, call, &token, Some(body)));
+        }
+    };
     let config = common.settings(|settings| brokers.apply(settings))?.kafka;
     let log = KafkaLog::open(config)?;
     let status = block_on(look(&log))?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use cabrank_loadgen::client::Role;
 use clap::{Args, Subcommand};
+use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use super::{block_on, token::minter};
@@ -76,29 +77,37 @@ pub fn run(common: &Common, args: DispatchArgs) -> Result<ExitCode, AnyError> {
         }
     };
     let token = minter(&common.settings(|_| {})?)(Role::Ops, "dispatch");
-    block_on(ask(&server.url, &token, body))
+    let call = match &body {
+        None => (Method::GET, "/v1/dispatch"),
+        Some(_) => (Method::PUT, "/v1/dispatch"),
+    };
+    block_on(ask("dispatch", &server.url, call, &token, body))
 }
 
-async fn ask(url: &str, token: &str, body: Option<Value>) -> Result<ExitCode, AnyError> {
-    let url = format!("{}/v1/dispatch", url.trim_end_matches('/'));
-    let http = reqwest::Client::new();
-    let request = match body {
-        None => http.get(&url),
-        Some(body) => http
-            .put(&url)
-            .header("content-type", "application/json")
-            .body(body.to_string()),
-    };
+/// What the desk asks of a gateway; prints what it says. `command` is who complains.
+pub async fn ask(
+    command: &str,
+    server: &str,
+    (method, path): (Method, &str),
+    token: &str,
+    body: Option<Value>,
+) -> Result<ExitCode, AnyError> {
+    let url = format!("{}{path}", server.trim_end_matches('/'));
+    let mut request = reqwest::Client::new().request(method, &url);
+    if let Some(body) = body {
+        let json = request.header("content-type", "application/json");
+        request = json.body(body.to_string());
+    }
     let answer = request.bearer_auth(token).send().await?;
     let is_done = answer.status().is_success();
     let text = answer.text().await?;
     match serde_json::from_str::<Value>(&text) {
         Ok(told) if is_done => println!("{told:#}"),
         Ok(problem) => eprintln!(
-            "cabrank dispatch: {}",
+            "cabrank {command}: {}",
             problem["detail"].as_str().unwrap_or(&text)
         ),
-        Err(_) => eprintln!("cabrank dispatch: {url} said {text:?}"),
+        Err(_) => eprintln!("cabrank {command}: {url} said {text:?}"),
     }
     Ok(ExitCode::from(u8::from(!is_done)))
 }

@@ -334,8 +334,10 @@ impl Hand for Driver {
                 let point = message["pickup_point"]["name"].as_str();
                 let point = point.map(|name| format!(" ({name})")).unwrap_or_default();
                 let pickup = self.how_far(&message["pickup"]);
+                let to = place_of(&message["dropoff"]);
+                let to = to.map(|to| format!(", to {to}")).unwrap_or_default();
                 vec![tell(format!(
-                    "ride {}: {stage}, pickup {pickup}{point}",
+                    "ride {}: {stage}, pickup {pickup}{point}{to}",
                     text("ride")
                 ))]
             }

@@ -669,6 +669,10 @@ fn summary(report: &Report) -> String {
         );
     }
     text += &format!("generator {:.2} cores\n", load.generator.cores);
+    if let Some(took) = load.host_took_cores {
+        text +=
+            &format!("others    {took:.2} cores, given by this machine's host to other guests\n");
+    }
     let rides = &report.rides;
     if rides.requested > 0 {
         text += &format!(

@@ -81,6 +81,9 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             },
             move |_: &Stopped| on_stop.cancel(),
         );
+        let asked = CancellationToken::new();
+        let leave = asked.clone();
+        node.on_drain(&name, move || leave.cancel());
         let stop = CancellationToken::new();
         let answering = tokio::spawn(rpc::serve(
             node.clone(),
@@ -88,10 +91,10 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             listener,
             stop.clone(),
         ));
-        let asked = node.clone();
+        let healthy = node.clone();
         let health = tokio::spawn(cabrank_gateway::serve_health(
             ops,
-            Arc::new(move || asked.is_ready()),
+            Arc::new(move || healthy.is_ready()),
             stop.clone(),
         ));
         let measuring = tokio::spawn(keep_measuring(node.clone()));
@@ -100,6 +103,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
         );
         tokio::select! {
             () = shutdown.cancelled() => eprintln!("draining"),
+            () = asked.cancelled() => eprintln!("draining: the desk asks for it"),
             () = failed.cancelled() => {}
         }
         measuring.abort();

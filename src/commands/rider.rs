@@ -16,6 +16,7 @@ const HELP: &str = "\
 quote FROM [TO] [CLASS]      when would a car be there? places are LAT,LON
 request FROM [TO] [CLASS]    ask for a ride
 cars LAT,LON                 free cars near
+to LAT,LON                   be brought there instead, also on the way
 cancel                       call the ride off, before it begins
 status                       the ride as the server knows it
 wait TEXT [SECONDS]          read no more lines until something told holds TEXT (60 s)
@@ -155,6 +156,24 @@ impl Rider {
         }
     }
 
+    /// Elsewhere; each time a wish of its own.
+    fn lead_to(&mut self, text: &str) -> Vec<Act> {
+        match (place(text), &self.ride) {
+            (Err(why), _) => vec![tell(why)],
+            (Ok(_), None) => vec![tell("to: there is no ride")],
+            (Ok(at), Some(ride)) => {
+                self.wishes += 1;
+                vec![Act::Call(Call {
+                    tag: "to",
+                    method: Method::PUT,
+                    path: format!("/v1/rides/{ride}/destination"),
+                    key: Some(format!("{}-{}", self.run, self.wishes)),
+                    body: Some(json!({"to":{"lat":at.lat_deg(),"lon":at.lon_deg()}})),
+                })]
+            }
+        }
+    }
+
     fn cancel(&self) -> Vec<Act> {
         let (path, body) = match (&self.asked, &self.ride) {
             // Also takes back a wish whose answer never came.
@@ -207,6 +226,7 @@ impl Hand for Rider {
                 ),
             },
             ["cancel"] => self.cancel(),
+            ["to", text] => self.lead_to(text),
             ["status"] => match &self.ride {
                 Some(ride) => get("status", format!("/v1/rides/{ride}")),
                 None => vec![tell("no ride")],
@@ -347,6 +367,31 @@ mod tests {
             (&*call.path, &call.body),
             ("/v1/cancel", &Some(json!({"key":"t-1"})))
         );
+    }
+
+    #[test]
+    fn a_ride_is_led_elsewhere_with_a_key_of_its_own_each_time() {
+        let mut rider = Rider::new("t");
+        assert_eq!(
+            typed(&mut rider, "to 37.8,-122.4"),
+            [tell("to: there is no ride")]
+        );
+        rider.handle_message(&json!({"type":"ride","ride":"0-0-1","stage":"started"}));
+        for key in ["t-1", "t-2"] {
+            let asked = typed(&mut rider, "to 37.8,-122.4");
+            let [Act::Call(call)] = &asked[..] else {
+                panic!("{asked:?}");
+            };
+            assert_eq!(
+                (&call.method, &*call.path),
+                (&Method::PUT, "/v1/rides/0-0-1/destination")
+            );
+            assert_eq!(call.key.as_deref(), Some(key));
+            assert_eq!(
+                call.body.as_ref().unwrap()["to"],
+                json!({"lat":37.8,"lon":-122.4})
+            );
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ panel.onPlace = ({ lat, lon }) => {
 panel.onChoose = (entity, state) => {
   if (!entity || entity.kind !== "driver") {
     selected.ride = entity?.kind === "ride" ? entity.id : null;
-    selected.driver = entity ? (city.rides.get(entity.id)?.driver ?? null) : null;
+    selected.driver = selected.ride ? (city.rides.get(selected.ride)?.driver ?? null) : null;
     selectedName = "";
     return;
   }

@@ -44,6 +44,11 @@ interface RideState {
   cancelled_by?: string;
 }
 
+interface Nodes {
+  nodes: { node: string; address: string; shards: number[] }[];
+  one_process: boolean;
+}
+
 interface Past {
   time: number;
   kind: "command" | "event";
@@ -56,7 +61,7 @@ interface History {
 }
 
 /** What is looked at. */
-export type Entity = { kind: "driver" | "ride" | "rider"; id: string };
+export type Entity = { kind: "driver" | "ride" | "rider"; id: string } | { kind: "nodes" };
 
 const REFRESH_MS = 2_000;
 
@@ -95,6 +100,7 @@ export class Panel {
 
   constructor(private readonly server: Server) {
     find("close").addEventListener("click", () => this.close());
+    find("nodes").addEventListener("click", () => void this.open({ kind: "nodes" }, false));
     setInterval(() => void this.refresh(), REFRESH_MS);
   }
 
@@ -128,7 +134,7 @@ export class Panel {
   async open(entity: Entity, goThere: boolean): Promise<void> {
     this.shown = entity;
     find("detail").hidden = false;
-    find("detail-title").textContent = `${entity.kind} ${entity.id}`;
+    find("detail-title").textContent = entity.kind === "nodes" ? "Nodes" : `${entity.kind} ${entity.id}`;
     find("detail-body").replaceChildren(make("p", "…"));
     this.goThere = goThere;
     await this.refresh();
@@ -145,6 +151,14 @@ export class Panel {
     if (!entity || document.hidden || find<HTMLDialogElement>("ask").open) return;
     const turn = ++this.refreshing;
     try {
+      if (entity.kind === "nodes") {
+        const nodes = await this.server.read<Nodes>("/v1/nodes");
+        const history = await this.server.read<History>("/v1/dispatch/history");
+        if (turn !== this.refreshing) return;
+        this.renderNodes(nodes, history);
+        this.onChoose(entity, null);
+        return;
+      }
       const path = `/v1/${entity.kind}s/${encodeURIComponent(entity.id)}`;
       const state = await this.server.read<DriverState & RideState>(path);
       if (entity.kind === "rider" && state.ride && this.goThere) {
@@ -168,7 +182,19 @@ export class Panel {
     }
   }
 
-  private render(entity: Entity, state: DriverState & RideState, history: History): void {
+  private renderNodes({ nodes, one_process }: Nodes, history: History): void {
+    const facts = make("dl", "", "facts");
+    for (const { node, address, shards } of nodes) {
+      const value = make("span", `${address}, shards ${shards.join(", ")} `);
+      const asks = `Let ${node} hand its shards over and end?`;
+      value.append(this.action("Drain…", asks, `/v1/nodes/${encodeURIComponent(node)}/drain`, true));
+      fact(facts, node, value);
+    }
+    const alone = one_process ? "This city is one process: it has no nodes that could leave." : "";
+    this.fill(history, facts, make("p", alone));
+  }
+
+  private render(entity: Exclude<Entity, { kind: "nodes" }>, state: DriverState & RideState, history: History): void {
     const facts = make("dl", "", "facts");
     const actions = make("div", "", "actions");
     if (entity.kind === "driver") {
@@ -188,6 +214,7 @@ export class Panel {
       fact(facts, "Stage", state.stage.replace("_", " "));
       fact(facts, "Rider", this.link({ kind: "rider", id: state.rider }));
       if (state.driver) fact(facts, "Driver", this.link({ kind: "driver", id: state.driver }));
+      if (state.dropoff) fact(facts, "To", `${state.dropoff.lat.toFixed(5)}, ${state.dropoff.lon.toFixed(5)}`);
       fact(facts, "Class", state.class);
       fact(facts, "Asked", clock(state.requested_at));
       if (state.cancelled_by) fact(facts, "Called off by", state.cancelled_by);
@@ -203,6 +230,11 @@ export class Panel {
     } else {
       fact(facts, "Open ride", state.ride ? this.link({ kind: "ride", id: state.ride }) : "none");
     }
+    this.fill(history, facts, actions);
+  }
+
+  /** What is shown: some parts, and the history under them. */
+  private fill(history: History, ...parts: HTMLElement[]): void {
     const list = make("ol", "", "history");
     const wasOpen = new Set(
       [...document.querySelectorAll<HTMLDetailsElement>("#detail-body details[open]")].map((open) => open.dataset.key),
@@ -211,11 +243,11 @@ export class Panel {
     const title = history.is_cut ? "History (the newest)" : "History";
     const body = find("detail-body");
     const scrolled = body.scrollTop;
-    body.replaceChildren(facts, actions, make("h3", title), list);
+    body.replaceChildren(...parts, make("h3", title), list);
     body.scrollTop = scrolled;
   }
 
-  private link(entity: Entity): HTMLElement {
+  private link(entity: Exclude<Entity, { kind: "nodes" }>): HTMLElement {
     const link = make("button", entity.id, "link");
     link.addEventListener("click", () => void this.open(entity, true));
     return link;

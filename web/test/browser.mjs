@@ -219,6 +219,22 @@ try {
   assert.match(await text("detail-body"), /ops demo “a test of the desk”/);
   await picture("suspended");
 
+  // Nodes: one process has none; of two that are made up one may be asked to leave, and the refusal is read by a person.
+  await page.click("#nodes");
+  await until("that the city is one process", async () => /is one process/.test(await text("detail-body")));
+  const made = { nodes: ["node-1", "node-2"].map((node) => ({ node, address: "h:1", shards: [0] })), one_process: false };
+  await page.route("**/v1/nodes", (route) => route.fulfill({ json: made }));
+  const drain = page.locator("#detail .facts dd").nth(1).getByText("Drain…");
+  await drain.click();
+  await page.waitForSelector("#ask[open]");
+  assert.match(await text("ask-question"), /Let node-2 hand its shards over and end\?/);
+  await page.fill("#ask-reason", "a test of the desk");
+  await picture("drain");
+  await page.click("#ask .act");
+  await until("the refusal in words", async () => /this city is one process/.test(await text("ask-problem")));
+  await page.click("#ask-no");
+  await page.unroute("**/v1/nodes");
+
   // A server that is killed and starts again: the page says so and goes on by itself.
   await kill();
   await until("the page says that the server is gone", async () => /does not answer/.test(await text("status")));

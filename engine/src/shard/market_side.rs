@@ -1,8 +1,8 @@
-//! What commands do to the market's settings.
+//! What commands do to the market: its settings, and which nodes are to leave.
 
-use cabrank_events::CommandId;
 use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome, RefusedBecause};
-use cabrank_events::event::DispatchSet;
+use cabrank_events::event::{DispatchSet, DrainAsked};
+use cabrank_events::{CommandId, NodeName};
 use serde_json::Value;
 
 use super::Shard;
@@ -12,11 +12,26 @@ use crate::matching::PolicyKind;
 impl Shard {
     /// The newest settings take the place of all that was set before; the same again changes nothing.
     pub(super) fn set_dispatch(&mut self, id: Option<&CommandId>, settings: &Value) {
-        let before = id
-            .and_then(|id| self.market.as_ref()?.outcome_of(id))
-            .cloned();
+        let before = self.market_outcome_of(id);
         let outcome = before.unwrap_or_else(|| self.dispatch_outcome(settings));
         self.answer(id, &EntityId::Market, outcome, None);
+    }
+
+    /// Whether there is such a node the engine does not know: the node that is named like this leaves when it hears of it.
+    pub(super) fn drain_node(&mut self, id: Option<&CommandId>, node: &NodeName) {
+        let outcome = self.market_outcome_of(id).unwrap_or_else(|| {
+            self.emit(DrainAsked {
+                market_seq: self.market.as_ref().map_or(0, |market| market.seq) + 1,
+                node: node.clone(),
+            });
+            Outcome::Done
+        });
+        self.answer(id, &EntityId::Market, outcome, None);
+    }
+
+    fn market_outcome_of(&self, id: Option<&CommandId>) -> Option<Outcome> {
+        id.and_then(|id| self.market.as_ref()?.outcome_of(id))
+            .cloned()
     }
 
     fn dispatch_outcome(&mut self, settings: &Value) -> Outcome {

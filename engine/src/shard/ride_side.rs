@@ -4,12 +4,13 @@ use cabrank_events::command::{
     CancelledBy, EntityId, OpenRide, Outcome, PlaceAfter, RefusedBecause,
 };
 use cabrank_events::event::{
-    ClaimAbandoned, CompletedBecause, DeclinedBecause, DriverArrived, DriverAssigned, DriverLost,
-    EndOfRide, ExpiredBecause, LostBecause, Move, OfferDeclined, OfferExpired, OfferMade,
-    OfferReceived, RideCancelled, RideCompleted, RideReport, RideRequested, RideStarted,
-    RideUnfulfilled, SearchWidened, SearchedInVain, SwapAnswer, UnfulfilledBecause,
+    ClaimAbandoned, CompletedBecause, DeclinedBecause, DestinationChanged, DriverArrived,
+    DriverAssigned, DriverLost, EndOfRide, ExpiredBecause, LostBecause, Move, OfferDeclined,
+    OfferExpired, OfferMade, OfferReceived, RideCancelled, RideCompleted, RideReport,
+    RideRequested, RideStarted, RideUnfulfilled, SearchWidened, SearchedInVain, SwapAnswer,
+    UnfulfilledBecause,
 };
-use cabrank_events::{Command, CommandId, DriverId, HoldId, RideId, Time};
+use cabrank_events::{Command, CommandId, DriverId, HoldId, Place, RideId, RiderId, Time};
 
 use super::Shard;
 use crate::matching::{Pair, RoundResult};
@@ -85,17 +86,12 @@ impl Shard {
                 driver,
                 why: _,
             } => return self.driver_left(*hold, driver),
-            Command::CancelRide { by, rider, .. } => {
-                let stranger = match (self.rides.get(&ride), rider) {
-                    (Some(known), Some(rider)) => known.rider != *rider,
-                    (Some(_), None) | (None, _) => false,
-                };
-                if stranger {
-                    Err(RefusedBecause::NotYours)
-                } else {
-                    self.cancel(ride, *by)
-                }
-            }
+            Command::CancelRide { by, rider, .. } => self
+                .not_a_strangers(ride, rider.as_ref())
+                .and_then(|()| self.cancel(ride, *by)),
+            Command::ChangeDestination { to, rider, .. } => self
+                .not_a_strangers(ride, rider.as_ref())
+                .and_then(|()| self.lead_to(ride, *to)),
             Command::ReceiveOffer { hold, driver } => self.report(Report::Received, *hold, driver),
             Command::AcceptOffer { hold, driver } => self.report(Report::Accepted, *hold, driver),
             Command::DeclineOffer { hold, driver } => self.report(Report::Declined, *hold, driver),
@@ -331,6 +327,46 @@ impl Shard {
     }
 
     // -- what people say -------------------------------------------------------------------------------------
+
+    /// A rider speaks only of their own ride; the desk, which names no rider, of all.
+    fn not_a_strangers(&self, ride: RideId, rider: Option<&RiderId>) -> Result<(), RefusedBecause> {
+        let stranger = match (self.rides.get(&ride), rider) {
+            (Some(known), Some(rider)) => known.rider != *rider,
+            (Some(_), None) | (None, _) => false,
+        };
+        if stranger && !self.broken(Sabotage::ObeyStrangers) {
+            return Err(RefusedBecause::NotYours);
+        }
+        Ok(())
+    }
+
+    /// The rider wants to be brought to `to` instead, as long as they are not there. A claim, an offer and a swap go on; a round
+    /// that is under way looks at the ride again, because it saw the old destination.
+    fn lead_to(&mut self, ride: RideId, to: Place) -> Answer {
+        let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;
+        match known.stage {
+            Stage::Ended { .. } if !self.broken(Sabotage::LeadTheEnded) => {
+                Err(RefusedBecause::Ended)
+            }
+            Stage::Waiting
+            | Stage::Claiming { .. }
+            | Stage::Offered { .. }
+            | Stage::EnRoute { .. }
+            | Stage::Arrived { .. }
+            | Stage::Started { .. }
+            | Stage::Ended { .. } => {
+                if known.dropoff == Some(to) {
+                    return Ok(Outcome::AlreadyDone);
+                }
+                self.emit(DestinationChanged {
+                    ride,
+                    ride_seq: self.ride_seq(ride),
+                    to,
+                });
+                Ok(Outcome::Done)
+            }
+        }
+    }
 
     fn cancel(&mut self, ride: RideId, by: CancelledBy) -> Answer {
         let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cabrank_events::command::{ClaimRefusal, MARKET_SHARD, Outcome, RefusedBecause};
 use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause, SwapAnswer};
 use cabrank_events::{
-    ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, RideId,
-    RiderId, SessionId, ShardId, Time, VehicleClass,
+    ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, Place,
+    RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
 
 use crate::EngineConfig;
@@ -36,6 +36,7 @@ pub struct RideFacts {
     pub seq: u32,
     pub rider: RiderId,
     pub class: VehicleClass,
+    pub dropoff: Option<Place>,
     pub issued_at: Time,
     pub at: At,
     pub driver: Option<DriverId>,
@@ -226,6 +227,7 @@ impl Model {
                     seq: 1,
                     rider: e.rider.clone(),
                     class: e.class,
+                    dropoff: e.dropoff,
                     issued_at: e.issued_at,
                     at: At::Waiting,
                     driver: None,
@@ -248,6 +250,12 @@ impl Model {
                     end: None,
                 };
                 self.rides.insert(e.ride, facts);
+            }
+            Event::DestinationChanged(e) => {
+                let at = self.rides.get(&e.ride).map_or(At::Waiting, |ride| ride.at);
+                let ride = self.step(e.ride, e.ride_seq, &[at], at)?;
+                let before = ride.dropoff.replace(e.to);
+                demand!(before != Some(e.to), "{} led there before", e.ride);
             }
             Event::SearchedInVain(e) => {
                 self.step(e.ride, e.ride_seq, &[At::Waiting], At::Waiting)?
@@ -664,6 +672,11 @@ impl Model {
             Event::DriverUnqueued(e) => {
                 self.driver_step(&e.driver, e.driver_seq)?;
             }
+            Event::DrainAsked(e) => {
+                let is_next = record.shard == MARKET_SHARD && e.market_seq == self.set + 1;
+                demand!(is_next, "the market's {} after {}", e.market_seq, self.set);
+                self.set += 1;
+            }
             Event::DispatchSet(e) => {
                 let is_next = record.shard == MARKET_SHARD && e.market_seq == self.set + 1;
                 demand!(is_next, "the market's {} after {}", e.market_seq, self.set);
@@ -800,6 +813,22 @@ impl Model {
                     "{} is acknowledged before its ride is open",
                     outcome.command
                 );
+            }
+            (
+                Command::CancelRide {
+                    ride,
+                    rider: Some(rider),
+                    ..
+                }
+                | Command::ChangeDestination {
+                    ride,
+                    rider: Some(rider),
+                    ..
+                },
+                Outcome::Done,
+            ) => {
+                let its = self.rides.get(ride).is_none_or(|r| r.rider == *rider);
+                demand!(its, "{rider} decides about somebody else's {ride}");
             }
             (Command::GoOffline { driver, session }, Outcome::Done) => {
                 let newest = self.drivers.get(driver).map(|d| d.session);

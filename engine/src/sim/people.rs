@@ -3,8 +3,8 @@
 use cabrank_events::command::CancelledBy;
 use cabrank_events::{
     Attempt, ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey,
-    PickupPoint, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneFinding,
-    ZoneName,
+    NodeName, PickupPoint, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
+    ZoneFinding, ZoneName,
 };
 use rand::Rng;
 
@@ -180,6 +180,11 @@ impl World {
                         driver,
                         to: (self.step.is_multiple_of(2)).then(|| self.places[0]),
                     },
+                    (9, ..) if self.number.is_multiple_of(3) => {
+                        let name = format!("node-{}", self.number % 5);
+                        let node = NodeName::new(&name).expect("a good name");
+                        Command::DrainNode { node }
+                    }
                     (9, ..) => {
                         let policy = if self.step.is_multiple_of(2) {
                             "greedy"
@@ -210,6 +215,7 @@ impl World {
                     attempt: self.rng.random_range(0..4),
                 };
                 let command = match self.rng.random_range(0..6) {
+                    0..6 if self.number % 8 == 1 => self.elsewhere(ride, rider),
                     0 => Command::AcceptOffer { hold, driver },
                     1 => Command::CompleteRide { hold, driver },
                     2 => Command::Arrive { hold, driver },
@@ -254,6 +260,15 @@ impl World {
             1 => Some(queues::airport(0)),
             4 => Some(queues::airport(1)),
             _ => None,
+        }
+    }
+
+    /// A rider, or the desk for one, wants to be brought elsewhere. By the number and not by chance, as for zones.
+    fn elsewhere(&self, ride: RideId, rider: RiderId) -> Command {
+        Command::ChangeDestination {
+            ride,
+            to: self.places[(self.number / 8) as usize % self.places.len()],
+            rider: (!self.number.is_multiple_of(5)).then_some(rider),
         }
     }
 
@@ -367,11 +382,16 @@ impl World {
                     by: CancelledBy::Rider,
                     rider: Some(rider.clone()),
                 };
+                let elsewhere = self.elsewhere(ride, rider.clone());
                 let by_key = Command::CancelByKey {
                     rider,
                     key: e.key.clone(),
                 };
-                let command = if self.chance(0.5) { by_ride } else { by_key };
+                let command = match self.chance(0.5) {
+                    _ if self.number % 4 == 1 => elsewhere,
+                    true => by_ride,
+                    false => by_key,
+                };
                 self.say(30_000, command);
             }
             Event::RideCancelled(e) if e.driver.is_some() && self.chance(0.3) => {

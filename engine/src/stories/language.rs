@@ -14,8 +14,8 @@ use cabrank_events::command::{CancelledBy, EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
-    IdempotencyKey, PickupPoint, Place, QueuePlace, Reason, RideId, RiderId, SessionId, ShardId,
-    Time, VehicleClass, ZoneFinding, ZoneName,
+    IdempotencyKey, NodeName, PickupPoint, Place, QueuePlace, Reason, RideId, RiderId, SessionId,
+    ShardId, Time, VehicleClass, ZoneFinding, ZoneName,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -289,6 +289,10 @@ impl World {
                 let settings = serde_json::from_str(json).expect("settings are JSON");
                 self.say(words, Command::SetDispatch { settings });
             }
+            ["drain", node, ..] => {
+                let node = NodeName::new(node).expect("a good name");
+                self.say(words, Command::DrainNode { node });
+            }
             ["suspend", driver, ..] => {
                 let driver = self.driver(driver);
                 let reason = Reason::new(after("for").unwrap_or("complaint")).expect("a reason");
@@ -319,6 +323,11 @@ impl World {
                     rider => (CancelledBy::Rider, Some(self.rider(rider))),
                 };
                 self.say(words, Command::CancelRide { ride, by, rider });
+            }
+            ["lead", ride, "to", place, ..] => {
+                let (ride, to) = (self.ride(ride), self.places[place]);
+                let rider = (by != "ops").then(|| self.rider(by));
+                self.say(words, Command::ChangeDestination { ride, to, rider });
             }
             ["online", driver, ..] => {
                 let driver = self.driver(driver);
@@ -598,6 +607,14 @@ impl World {
                     format!("open {} at point {}", r(&e.ride), point.name)
                 }
             },
+            Event::DestinationChanged(e) => {
+                let place = self.places.iter().find(|(_, place)| **place == e.to);
+                format!(
+                    "{} leads to {}",
+                    r(&e.ride),
+                    place.map_or("?", |(name, _)| name)
+                )
+            }
             Event::SearchedInVain(e) => format!("{} in vain", r(&e.ride)),
             Event::SearchWidened(e) => format!("{} within {}m", r(&e.ride), e.radius_m),
             Event::DriverClaimed(e) => {
@@ -719,6 +736,7 @@ impl World {
                 let where_to = if e.to.is_some() { "home" } else { "anywhere" };
                 format!("{} heads {where_to}", d(&e.driver))
             }
+            Event::DrainAsked(e) => format!("market {}: {} leaves", e.market_seq, e.node),
             Event::DispatchSet(e) => format!("market {}: {}", e.market_seq, e.settings),
             Event::CommandOutcome(e) => match &e.outcome {
                 Outcome::Done => format!("done{}", at_point(e)),

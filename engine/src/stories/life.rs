@@ -338,3 +338,48 @@ fn a_pair_counts_only_for_the_version_the_round_saw() {
     ",
     );
 }
+
+#[test]
+fn a_ride_leads_elsewhere_from_its_request_to_its_end() {
+    for rule in [Sabotage::ObeyStrangers, Sabotage::LeadTheEnded] {
+        check_rule(
+            rule,
+            "
+        online d7                => d7 online; done
+        request R1 by ann        => ann busy with R1; open R1; ann knows of R1; done
+        lead R1 to B by bob      => refused: not yours
+        lead R1 to B by ann      => R1 leads to B; done
+        lead R1 to B by ann      => already done
+        round R1>d7              => R1#1 claims d7; d7 held for R1#1; offer R1#1 to d7 for 5s
+        lead R1 to A by ops      => R1 leads to A; done
+        receive R1 by d7         => R1#1 shown for 15s; done
+        accept R1 by d7          => assign R1#1 to d7; done
+        lead R1 to B by ann id x => R1 leads to B; done
+        arrive R1 by d7          => d7 arrived for 300s; done
+        lead R1 to A by ann      => R1 leads to A; done
+        lead R1 to B by ann id x => done
+        start R1 by d7           => R1 started; done
+        restart                  =>
+        lead R1 to A by ann      => already done
+        lead R1 to B by ann      => R1 leads to B; done
+        complete R1 by d7        => R1 completed: driver reported; done; d7 released from R1#1; ann free
+        lead R1 to A by ann      => refused: ended
+        lead R9 to A by ann      => refused: unknown ride
+    ",
+        );
+    }
+}
+
+/// The round saw another destination, and what it costs to go there.
+#[test]
+fn a_round_that_saw_the_old_destination_gives_no_car() {
+    check(
+        "
+        online d7                => d7 online; done
+        request R1 by ann        => ann busy with R1; open R1; ann knows of R1; done
+        lead R1 to B by ann      => R1 leads to B; done
+        stale-round R1>d7        =>
+        round R1>d7              => R1#1 claims d7; d7 held for R1#1; offer R1#1 to d7 for 5s
+    ",
+    );
+}

@@ -43,3 +43,20 @@ fn a_ride_goes_on_through_a_change_in_the_middle_of_it() {
     "#,
     );
 }
+
+#[test]
+fn a_node_is_asked_to_leave_each_time_anew_and_its_rides_do_not_notice() {
+    check(
+        r#"
+        online d7                => d7 online; done
+        request R1 by ann        => ann busy with R1; open R1; ann knows of R1; done
+        drain node-1 id x        => market 1: node-1 leaves; done
+        round R1>d7              => R1#1 claims d7; d7 held for R1#1; offer R1#1 to d7 for 5s
+        restart                  =>
+        drain node-1 id x        => done
+        drain node-1             => market 2: node-1 leaves; done
+        set {"policy":"greedy"}  => market 3: {"policy":"greedy"}; done
+        accept R1 by d7          => assign R1#1 to d7; done
+    "#,
+    );
+}

@@ -76,6 +76,24 @@ fn two_rides_exchange_their_cars() {
     "));
 }
 
+/// What is left of a swap counts only for the rides it saw; a claim that is under way goes on.
+#[test]
+fn a_new_destination_ends_a_swap_and_loses_no_car() {
+    check(&two_rides(
+        "
+        apart                    =>
+        online d9                => d9 online; done
+        swap R1>d9 R2>d7         => R1#2 claims d9
+        lead R2 to B by bob      => R2 leads to B; done
+        read drivers             => d9 held for R1#2
+        read rides               => R1#2 has d9 too; R1#2 goes from d7 to d9
+        read drivers             => d7 released from R1#1
+        start R1#2 by d9         => R1 started; done
+        start R2#1 by d8         => R2 started; done
+    ",
+    ));
+}
+
 /// A chain: the free car goes to R1, R1's to R2, and R3, which waits, is offered R2's.
 #[test]
 fn a_chain_starts_at_the_free_car_and_ends_with_a_ride_that_waits() {

@@ -485,6 +485,7 @@ impl Ride {
                 }
             }
             What::Searched => from(&[Waiting]),
+            What::Redirected => from(&[Waiting, Offered, EnRoute, Arrived, Started]),
             What::Claimed if before == EnRoute => {
                 let reused = step.attempt <= self.attempts;
                 let doubled = self.incoming.is_some();

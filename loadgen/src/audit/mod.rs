@@ -271,6 +271,8 @@ impl Names {
 enum What {
     Requested,
     Searched,
+    /// The ride leads elsewhere; whose car it is does not change by it.
+    Redirected,
     Claimed,
     ClaimOver,
     OfferMade,
@@ -318,6 +320,7 @@ impl What {
     fn of(name: &str) -> What {
         match name {
             "ride.requested" => What::Requested,
+            "ride.destination_changed" => What::Redirected,
             "ride.searched_in_vain" | "ride.search_widened" => What::Searched,
             "ride.driver_claimed" => What::Claimed,
             "ride.claim_refused" | "ride.claim_abandoned" => What::ClaimOver,
@@ -359,7 +362,8 @@ impl What {
             "driver.heading_set"
             | "driver.queued"
             | "driver.unqueued"
-            | "market.dispatch_set" => What::Wished,
+            | "market.dispatch_set"
+            | "market.drain_asked" => What::Wished,
             _ => What::Unknown,
         }
     }

@@ -315,7 +315,11 @@ impl Cabbie {
     fn asked(&mut self, now: i64, work: Work, out: &mut Vec<Do>) {
         let received = Do::Say(Say::Received, work.hold);
         match self.job {
-            Job::Asked(known, _) if known.hold == work.hold => return out.push(received),
+            Job::Asked(known, answer) if known.hold == work.hold => {
+                // Made again, because it leads elsewhere now.
+                self.job = Job::Asked(work, answer);
+                return out.push(received);
+            }
             Job::Accepting(known) | Job::ToPickup(known, ..) if known.hold == work.hold => return,
             _ if self.is_ending || !self.is_online || self.has_left => {
                 out.push(received);
@@ -440,6 +444,32 @@ impl Cabbie {
         }
         if self.is_ending {
             self.finish_at_once(out);
+        }
+    }
+
+    /// The rider of this very ride wants to be brought elsewhere: a car with the rider in it turns there.
+    fn led_elsewhere(&mut self, now: i64, work: Work) {
+        let is_news = |known: &Work| known.hold == work.hold && known.dropoff != work.dropoff;
+        match self.job {
+            Job::ToPickup(known, arrive, give_back) if is_news(&known) => {
+                self.job = Job::ToPickup(work, arrive, give_back);
+            }
+            Job::AtPickup(known, start) if is_news(&known) => {
+                self.job = Job::AtPickup(work, start);
+            }
+            Job::Riding(known, _) if is_news(&known) => {
+                let to = work.dropoff.map_or(work.pickup, |dropoff| dropoff.0);
+                let from = self.leg.at(now);
+                let complete = now + self.travel_ms(from.distance_m(to));
+                self.job = Job::Riding(work, complete);
+                self.set_off(now, to, complete);
+            }
+            Job::Free
+            | Job::Asked(..)
+            | Job::Accepting(_)
+            | Job::ToPickup(..)
+            | Job::AtPickup(..)
+            | Job::Riding(..) => {}
         }
     }
 
@@ -634,7 +664,7 @@ impl Brain for Cabbie {
                         Job::Free if self.done_with != Some(hold) => {
                             self.adopt(now, work, view.stage, out);
                         }
-                        _ => {}
+                        _ => self.led_elsewhere(now, work),
                     }
                 }
             }

@@ -315,3 +315,38 @@ fn who_is_asked_on_the_way_lets_another_driver_have_the_ride() {
     cab.handle_heard(Time(5_000), Heard::Ride(&another), &mut out);
     assert_eq!(commands(&mut out), Vec::<String>::new(), "nothing is asked");
 }
+
+#[test]
+fn a_rider_who_wants_to_go_elsewhere_is_brought_there() {
+    let mut cab = driven(Manners::obliging(7.0), Some(10_000_000));
+    let mut out = Vec::new();
+    cab.begin(Time(0), &mut out);
+    let pickup = point(37.77, -122.42);
+    let led_to = |stage: &str, to: Point| -> cabrank_events::wire::RideView {
+        let place = |at: Point| serde_json::json!({ "lat": at.lat_deg(), "lon": at.lon_deg() });
+        serde_json::from_value(serde_json::json!({
+            "ride": "1-2-3", "ride_seq": 6, "stage": stage, "rider": "r1", "class": "economy",
+            "pickup": place(pickup), "dropoff": place(to), "requested_at": 0, "driver": "d7", "attempt": 1,
+        }))
+        .unwrap()
+    };
+    // Made again with another end while it is on the screen, changed on the way, and once more with the rider in the car.
+    cab.handle_heard(Time(1_000), offer(1, pickup), &mut out);
+    cab.handle_heard(Time(2_000), Heard::Done(Say::Accept, hold(1)), &mut out);
+    let first = led_to("en_route", pickup.offset_m(7_000.0, 0.0));
+    cab.handle_heard(Time(2_000), Heard::Ride(&first), &mut out);
+    pass(&mut cab, 2_500, &mut out);
+    out.clear();
+    let north = pickup.offset_m(1_400.0, 0.0);
+    cab.handle_heard(
+        Time(3_000),
+        Heard::Ride(&led_to("started", north)),
+        &mut out,
+    );
+    pass(&mut cab, 199_000, &mut out);
+    let early = commands(&mut out);
+    assert_eq!(early, Vec::<String>::new(), "1,377 m were left, at 7 m/s");
+    pass(&mut cab, 200_500, &mut out);
+    assert_eq!(commands(&mut out), ["Completed 1"]);
+    assert!(cab.leg.at(200_500).distance_m(north) < 1.0);
+}

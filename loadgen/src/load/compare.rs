@@ -91,7 +91,7 @@ fn cpu_per_ping(report: &Report) -> Option<f64> {
     Some(load.server.as_ref()?.cpu_s * 1e6 / pings)
 }
 
-const MEASURES: [(&str, Measure); 22] = [
+const MEASURES: [(&str, Measure); 23] = [
     ("pings taken a second", |r| {
         r.load
             .as_ref()?
@@ -147,6 +147,9 @@ const MEASURES: [(&str, Measure); 22] = [
     }),
     ("generator cores", |r| {
         Some(r.load.as_ref()?.generator.cores)
+    }),
+    ("cores given to other guests", |r| {
+        r.load.as_ref()?.host_took_cores
     }),
     ("generator lateness p99 ms", |r| {
         kind(r, "lateness", |k| k.latency_ms.p99)

@@ -99,6 +99,8 @@ pub struct Sample {
     pub server: Option<Usage>,
     /// All generator processes.
     pub generator: Usage,
+    /// What the machine's host gave to other guests so far, CPU seconds.
+    pub host_took_s: Option<f64>,
 }
 
 /// What a run brought.
@@ -390,6 +392,7 @@ impl Troupe {
             at_s: now_ns().saturating_sub(measured_from) as f64 / 1e9,
             server: usage::of_all(&self.crew.server_pids),
             generator: usage::of_all(&self.pids()).unwrap_or_default(),
+            host_took_s: usage::host_took_s(),
         }
     }
 

@@ -455,6 +455,12 @@ fn facts(report: &Report, load: &LoadReport) -> String {
         );
     }
     row("generator", format!("{:.2} cores", load.generator.cores));
+    if let Some(took) = load.host_took_cores {
+        row(
+            "other guests of the machine's host",
+            format!("{took:.2} cores"),
+        );
+    }
     if let Some(ghosts) = &load.ghosts {
         row(
             "stale cars after all moved 5 km",

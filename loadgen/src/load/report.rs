@@ -17,6 +17,9 @@ use crate::report::{
 /// A generator that used more than this share of what its threads could use was itself the limit.
 pub const BUSY_MAX: f64 = 0.9;
 
+/// A machine that lost more than this share to its host's other guests is not quiet: what is late may be theirs.
+pub const HOST_TOOK_MAX: f64 = 0.05;
+
 /// A machine of which this share is used has no more to give.
 pub const MACHINE_FULL: f64 = 0.85;
 
@@ -56,6 +59,9 @@ pub struct LoadReport {
     pub server_memory_before_mib: Option<f64>,
     /// The generator's cost in the measured time.
     pub generator: Cost,
+    /// CPU that this machine wanted in the measured time and its host gave to other guests, cores; absent if it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_took_cores: Option<f64>,
     /// What had to be kept, and was or was not (`--overload`, `--storm`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -373,6 +379,9 @@ fn section(plan: &Plan, measured: &Measured) -> LoadReport {
             .zip(last)
             .map(|(a, b)| cost(a.generator, b.generator))
             .unwrap_or_default(),
+        host_took_cores: first
+            .zip(last)
+            .and_then(|(a, b)| Some((b.host_took_s? - a.host_took_s?) / between.max(0.001))),
         server_memory_before_mib: measured.idle.map(|idle| idle.memory_mib),
         conditions: Vec::new(),
         storm: None,
@@ -466,6 +475,13 @@ fn judge(report: &mut Report, plan: &Plan, measured: &Measured, bounds: &Bounds)
             .notes
             .push(format!("{} sockets were lost", tally.sockets_lost));
     }
+    let took = load.host_took_cores.unwrap_or(0.0);
+    if took > HOST_TOOK_MAX * f64::from(report.machine.cores) {
+        report.notes.push(format!(
+            "this machine's host gave {took:.2} of its {} cores to other guests meanwhile: repeat it in a quieter hour",
+            report.machine.cores
+        ));
+    }
     if measured.stopped {
         report.notes.push("the run was ended early".into());
     }
@@ -522,6 +538,7 @@ mod tests {
             at_s: f64::from(n),
             server: Some(usage(f64::from(n) * 0.5)),
             generator: usage(f64::from(n) * generator_cores),
+            host_took_s: Some(f64::from(n) * 0.1 * f64::from(Machine::here().cores)),
         };
         let counted = PingCounts {
             accepted: 200,
@@ -550,6 +567,17 @@ mod tests {
         assert_eq!(load.kinds["ping"].done_per_second, 100.0);
         assert!((load.kinds["request_to_offer"].latency_ms.max - 3.0).abs() < 0.01);
         assert_eq!(load.server.as_ref().unwrap().cores, 0.5);
+        let took = load.host_took_cores.unwrap() / f64::from(report.machine.cores);
+        assert!(
+            (took - 0.1).abs() < 1e-9,
+            "a tenth of the machine went to others: {took}"
+        );
+        assert!(
+            report
+                .notes
+                .iter()
+                .any(|note| note.contains("other guests"))
+        );
         assert_eq!(
             (load.series.len(), load.series[1].kinds["ping"].done),
             (2, 100)

@@ -1,4 +1,5 @@
-//! What does a process cost? CPU time and memory from `/proc`; nothing where there is none.
+//! What does a process cost, and what did the machine's host take? CPU time and memory from `/proc`; nothing where there is
+//! none.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,14 @@ pub fn of_all(pids: &[u32]) -> Option<Usage> {
         memory_mib: sum(|u| u.memory_mib),
         memory_max_mib: sum(|u| u.memory_max_mib),
     })
+}
+
+/// CPU seconds since its start that this machine wanted and its host gave to other guests, all cores together (`steal`
+/// in Linux's `/proc/stat`); None where the system does not tell.
+pub fn host_took_s() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let steal = stat.lines().next()?.split_whitespace().nth(8)?;
+    Some(steal.parse::<f64>().ok()? / rustix::param::clock_ticks_per_second() as f64)
 }
 
 #[cfg(test)]

@@ -501,7 +501,7 @@ impl Loop {
                         self.reach.remove(*id);
                     }
                 }
-                (EntityId::Market, Some(EntityState::Market(set))) => self.shared.set_rules(set),
+                (EntityId::Market, Some(EntityState::Market(set))) => self.shared.heed(set),
                 (EntityId::Rider(_) | EntityId::Market, _) => {}
             }
         }
@@ -813,6 +813,8 @@ impl Loop {
 fn wants_a_round(event: &Event) -> Option<RideId> {
     match event {
         Event::RideRequested(e) => Some(e.ride),
+        // What a round that is under way found for the old destination does not count.
+        Event::DestinationChanged(e) => Some(e.ride),
         Event::SearchWidened(e) => Some(e.ride),
         Event::ClaimDenied(e) => Some(e.ride),
         Event::ClaimAbandoned(e) => Some(e.ride),

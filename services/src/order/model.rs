@@ -105,6 +105,7 @@ pub fn told(event: &Event) -> Option<Told> {
     use Event::*;
     Some(match event {
         RideRequested(e) => of!(e, Some("searching")),
+        DestinationChanged(e) => of!(e, None),
         SearchedInVain(e) => of!(e, None),
         SearchWidened(e) => of!(e, None),
         DriverClaimed(e) => of!(e, None, driver),
@@ -168,6 +169,8 @@ impl Order {
             }
             Event::DriverArrived(_) => self.arrived_ms = Some(time.0),
             Event::RideStarted(_) => self.started_ms = Some(time.0),
+            // The fare goes by the last one; what is held was asked for by the first.
+            Event::DestinationChanged(e) => self.dropoff = Some(e.to.0),
             Event::RideCompleted(_) => self.end(time, "driver"),
             Event::RideCancelled(e) => self.end(
                 time,
@@ -264,6 +267,7 @@ pub async fn store(sql: &mut AnyConnection, orders: &[&Order]) -> Result<(), sql
             "INSERT INTO orders (ride, rider, class, pickup_lat_e7, pickup_lon_e7, dropoff_lat_e7, dropoff_lon_e7, state, \
              driver, requested_ms, assigned_ms, arrived_ms, started_ms, ended_ms, ended_by, last_seq) VALUES {} \
              ON CONFLICT (ride) DO UPDATE SET state = excluded.state, driver = excluded.driver, \
+             dropoff_lat_e7 = excluded.dropoff_lat_e7, dropoff_lon_e7 = excluded.dropoff_lon_e7, \
              assigned_ms = excluded.assigned_ms, arrived_ms = excluded.arrived_ms, started_ms = excluded.started_ms, \
              ended_ms = excluded.ended_ms, ended_by = excluded.ended_by, last_seq = excluded.last_seq",
             placeholders(orders.len(), 16)

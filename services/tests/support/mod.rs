@@ -187,6 +187,17 @@ impl City {
             }
             .into(),
         ];
+        if self.rides.is_multiple_of(5) {
+            let to = Place(at.offset_m(-2_000.0, 6_000.0));
+            life.push(
+                DestinationChanged {
+                    ride,
+                    ride_seq: next(),
+                    to,
+                }
+                .into(),
+            );
+        }
         let (attempt, hold_number) = (1, 1);
         let cancelled = |ride_seq, by, driver| -> Event {
             RideCancelled {

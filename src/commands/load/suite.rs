@@ -47,7 +47,7 @@ pub struct SuiteArgs {
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
     /// No run is begun after this; what is missing is said.
-    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 50.0)]
     within: f64,
     /// Generator's lateness (p99) beyond which a run does not count, ms.
     #[arg(long, value_name = "MS", default_value_t = 5.0)]

@@ -48,10 +48,7 @@ struct Others<'a> {
 impl Sink for Others<'_> {
     fn snapshot(&mut self, shard: u16, entities: &Entities) {
         let now = self.shared.clock.now();
-        entities
-            .market
-            .iter()
-            .for_each(|set| self.shared.set_rules(set));
+        entities.market.iter().for_each(|set| self.shared.heed(set));
         for driver in entities.drivers.values() {
             show_driver(&self.shared.people, driver, now);
         }
@@ -67,10 +64,7 @@ impl Sink for Others<'_> {
         let id = match record.event.entity() {
             EntityId::Driver(id) => id,
             EntityId::Market => {
-                entities
-                    .market
-                    .iter()
-                    .for_each(|set| self.shared.set_rules(set));
+                entities.market.iter().for_each(|set| self.shared.heed(set));
                 return;
             }
             EntityId::Rider(_) | EntityId::Ride(_) => return,

@@ -201,7 +201,7 @@ impl Loop {
         shard
             .market()
             .into_iter()
-            .for_each(|set| self.shared.set_rules(set));
+            .for_each(|set| self.shared.heed(set));
         for driver in shard.drivers() {
             show_driver(&self.shared.people, driver, now);
             // Signs of life went to the owner before: silence is counted from here.
