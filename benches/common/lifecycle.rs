@@ -97,6 +97,7 @@ impl City {
             dropoff: None,
             class: VehicleClass::Economy,
             zone: None,
+            airport: None,
         });
         self.host.handle_time(&mut batch, self.now);
         let opened = batch.events.iter().find_map(|record| match &record.event {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::matching::SwapRules;
 use crate::matching::pace::PaceRules;
 use crate::matching::price::Prices;
+use crate::queues::QueueRules;
 
 /// Settings of one market. All times are domain milliseconds, all distances metres.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -72,6 +73,8 @@ pub struct EngineConfig {
     pub prices: Prices,
     /// How long rides that want the same cars wait for each other.
     pub pace: PaceRules,
+    /// Queues of drivers at airports.
+    pub queues: QueueRules,
 }
 
 /// What a driver on the way has to say to an exchange.
@@ -120,6 +123,7 @@ impl Default for EngineConfig {
             swap_agreed_ms: 30_000,
             prices: Prices::default(),
             pace: PaceRules::default(),
+            queues: QueueRules::default(),
         }
     }
 }
@@ -232,6 +236,11 @@ impl EngineConfig {
                 "engine.marked_drivers_max",
                 self.marked_drivers_max,
                 10_000_000,
+            ),
+            (
+                "engine.queues.drivers_max",
+                self.queues.drivers_max,
+                100_000,
             ),
         ] {
             demand(

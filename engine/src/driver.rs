@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use cabrank_events::command::ClaimRefusal;
 use cabrank_events::event::LeaveReason;
 use cabrank_events::{
-    ClassSet, DriverId, Event, HoldId, Place, Reason, RiderId, SessionId, Time, VehicleClass,
+    ClassSet, DriverId, Event, HoldId, Place, QueuePlace, Reason, RiderId, SessionId, Time,
+    VehicleClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,9 @@ pub struct Driver {
     /// Where the driver wants to go, said in the open session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heading: Option<Place>,
+    /// The place in an airport's queue; of a held driver, the one that the hold interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueuePlace>,
     /// Outcomes of the newest commands.
     pub recent: Recent,
 }
@@ -82,6 +86,7 @@ impl Driver {
             suspended: None,
             blocked: BTreeSet::new(),
             heading: None,
+            queue: None,
             recent: Recent::default(),
         }
     }
@@ -111,9 +116,11 @@ impl Driver {
             Event::DriverReleased(e) => {
                 self.seq = e.driver_seq;
                 self.held = None;
+                self.queue = e.queue.clone();
             }
             Event::DriverLeaving(e) => {
                 self.seq = e.driver_seq;
+                self.queue = None;
                 self.presence = Presence::Leaving { why: e.why };
             }
             Event::HeadingSet(e) => {
@@ -123,9 +130,18 @@ impl Driver {
             Event::DriverOffline(e) => {
                 self.seq = e.driver_seq;
                 self.heading = None;
+                self.queue = None;
                 self.presence = Presence::Offline {
                     keep_until: e.keep_until,
                 };
+            }
+            Event::DriverQueued(e) => {
+                self.seq = e.driver_seq;
+                self.queue = Some(e.place.clone());
+            }
+            Event::DriverUnqueued(e) => {
+                self.seq = e.driver_seq;
+                self.queue = None;
             }
             Event::DriverSuspended(e) => {
                 self.seq = e.driver_seq;
@@ -208,6 +224,12 @@ impl Driver {
             }
             Presence::Online { .. } => Ok(()),
         }
+    }
+
+    /// Where the driver waits for an airport's riders: only who is at work and free does.
+    pub fn waits_at(&self) -> Option<&QueuePlace> {
+        let is_free = matches!(self.presence, Presence::Online { .. }) && self.held.is_none();
+        self.queue.as_ref().filter(|_| is_free)
     }
 
     /// Suspended, or kept apart from somebody: not to be forgotten.

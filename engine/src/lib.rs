@@ -8,6 +8,7 @@
 //! - [`host`]: the shards of one node; which messages hop and which go through the log.
 //! - [`matching`]: policies that choose pairs in a round.
 //! - [`market`]: how rounds choose, as configured and as an operator has changed it.
+//! - [`queues`]: who is next at an airport.
 //! - [`ingest`]: which pings are believed.
 //! - [`travel`]: how long a drive takes.
 
@@ -18,6 +19,7 @@ pub mod host;
 pub mod ingest;
 pub mod market;
 pub mod matching;
+pub mod queues;
 pub mod recent;
 pub mod ride;
 pub mod rider;

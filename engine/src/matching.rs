@@ -22,7 +22,6 @@ mod tests;
 
 pub use rematch::SwapRules;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -286,56 +285,72 @@ impl Policy for Batched {
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     unserved: i64,
-    prices: BTreeMap<DriverId, i64>,
-    /// What a ride paid, and for whom.
-    paid: BTreeMap<RideId, (i64, Option<DriverId>)>,
+    /// Drivers in the order of their names, and their prices.
+    prices: Vec<(DriverId, i64)>,
+    /// Rides by id, what each paid, and for whom: a place in `prices`, or [`NONE`].
+    paid: Vec<(RideId, i64, u32)>,
+}
+
+impl Memory {
+    /// Where to begin with a round whose drivers are in the order of their names, too.
+    fn start(&self, ordered: &Ordered<'_>) -> Start {
+        let columns = ordered.drivers.len();
+        let mut prices = vec![0; columns];
+        // Of the drivers that are known from before: where they are now.
+        let mut column_of = vec![NONE; self.prices.len()];
+        let mut before = self.prices.iter().enumerate().peekable();
+        for column in 0..columns as u32 {
+            let driver = ordered.driver(column);
+            while before.next_if(|(_, (known, _))| known < driver).is_some() {}
+            if let Some((at, (_, price))) = before.next_if(|(_, (known, _))| known == driver) {
+                prices[column as usize] = *price;
+                column_of[at] = column;
+            }
+        }
+        let paid = |row: usize| {
+            let ride = ordered.ask(row).ride;
+            let at = self
+                .paid
+                .binary_search_by_key(&ride, |(ride, ..)| *ride)
+                .ok()?;
+            let (_, ms, driver) = self.paid[at];
+            Some((ms, column_of.get(driver as usize).copied().unwrap_or(NONE)))
+        };
+        let (pays, had) = (0..ordered.rows.len())
+            .map(|row| paid(row).unwrap_or((NEW_ROW, NONE)))
+            .unzip();
+        Start {
+            unserved: self.unserved,
+            prices,
+            had,
+            pays,
+        }
+    }
+
+    /// What the next round is to know of this one.
+    fn of(ordered: &Ordered<'_>, next: &Start) -> Memory {
+        let drivers =
+            (0..ordered.drivers.len() as u32).map(|column| ordered.driver(column).clone());
+        let paid = next.pays.iter().zip(&next.had).enumerate();
+        let mut paid: Vec<(RideId, i64, u32)> = paid
+            .map(|(row, (pays, had))| (ordered.ask(row).ride, *pays, *had))
+            .collect();
+        paid.sort_unstable();
+        Memory {
+            unserved: next.unserved,
+            prices: drivers.zip(next.prices.iter().copied()).collect(),
+            paid,
+        }
+    }
 }
 
 impl Batched {
     /// As [`Policy::solve`], going on from where the last round ended. Pays when most of the round is as it was.
     pub fn solve_from(&self, round: &Round, budget_steps: u64, memory: &mut Memory) -> RoundResult {
         let ordered = Ordered::new(round, &Holders::pinned(round), false);
-        let drivers = 0..ordered.drivers.len() as u32;
-        let column_of: BTreeMap<&DriverId, u32> = drivers
-            .clone()
-            .map(|column| (ordered.driver(column), column))
-            .collect();
-        let paid = |row: usize| memory.paid.get(&ordered.ask(row).ride);
-        let rows = 0..ordered.rows.len();
-        let price = |column| memory.prices.get(ordered.driver(column));
-        let had = |row| {
-            let driver = paid(row).and_then(|(_, driver)| driver.as_ref());
-            driver.and_then(|driver| column_of.get(driver).copied())
-        };
-        let start = Start {
-            unserved: memory.unserved,
-            prices: drivers
-                .clone()
-                .map(|column| price(column).copied().unwrap_or(0))
-                .collect(),
-            had: rows.clone().map(|row| had(row).unwrap_or(NONE)).collect(),
-            pays: rows
-                .clone()
-                .map(|row| paid(row).map_or(NEW_ROW, |(ms, _)| *ms))
-                .collect(),
-        };
+        let start = memory.start(&ordered);
         let (served, next) = assignment::exact_from(&ordered.costs, budget_steps, &start);
-        let known = next.prices.len().min(ordered.drivers.len()) as u32;
-        let driver = |column: u32| ordered.driver(column).clone();
-        let prices = (0..known).map(|column| (driver(column), next.prices[column as usize]));
-        let had = next
-            .had
-            .iter()
-            .map(|column| (*column != NONE).then(|| driver(*column)));
-        let paid = next.pays.iter().copied().zip(had);
-        *memory = Memory {
-            unserved: next.unserved,
-            prices: prices.collect(),
-            paid: rows
-                .zip(paid)
-                .map(|(row, paid)| (ordered.ask(row).ride, paid))
-                .collect(),
-        };
+        *memory = Memory::of(&ordered, &next);
         ordered.told(&served)
     }
 }
@@ -384,6 +399,34 @@ struct Ordered<'a> {
     costs: Costs,
 }
 
+/// The places of drivers in the order of their names, equal ones as they were listed.
+fn by_name(drivers: &[DriverId]) -> Vec<u32> {
+    // Names of one city begin alike. What follows is compared as a number first: eight letters decide nearly always, and are
+    // at hand where a name is elsewhere in memory.
+    let names = || drivers.iter().map(|driver| driver.as_str().as_bytes());
+    let first = names().next().unwrap_or_default();
+    let alike = names().fold(first.len(), |alike, name| {
+        let same = first[..alike].iter().zip(name).take_while(|(a, b)| a == b);
+        same.count()
+    });
+    let head = |name: &[u8]| {
+        let mut head = [0_u8; 8];
+        let rest = &name[alike..];
+        let letters = rest.len().min(head.len());
+        head[..letters].copy_from_slice(&rest[..letters]);
+        u64::from_be_bytes(head)
+    };
+    let mut order: Vec<(u64, u32)> = names().map(head).zip(0..).collect();
+    let name = |at: u32| drivers[at as usize].as_str();
+    order.sort_unstable_by(|(head_a, a), (head_b, b)| {
+        head_a
+            .cmp(head_b)
+            .then_with(|| name(*a).cmp(name(*b)))
+            .then(a.cmp(b))
+    });
+    order.into_iter().map(|(_, driver)| driver).collect()
+}
+
 impl<'a> Ordered<'a> {
     fn new(round: &'a Round, holders: &Holders, with_going: bool) -> Self {
         let mut rows: Vec<Row> = (0..round.rides.len()).map(Row::Waiting).collect();
@@ -399,8 +442,7 @@ impl<'a> Ordered<'a> {
         rows.truncate(ROUND_RIDES_MAX);
 
         let known = round.drivers.len().min(ROUND_DRIVERS_MAX);
-        let mut drivers: Vec<u32> = (0..known as u32).collect();
-        drivers.sort_unstable_by_key(|driver| (round.drivers[*driver as usize].as_str(), *driver));
+        let drivers = by_name(&round.drivers[..known]);
         let mut column_of = vec![0_u32; known];
         for (column, driver) in drivers.iter().enumerate() {
             column_of[*driver as usize] = column as u32;

@@ -14,7 +14,7 @@ use cabrank_events::event::{
 use cabrank_events::wire::{RideStage, RideView, SwapAskedView, SwapView};
 use cabrank_events::{
     Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, PickupPoint, Place, RideId,
-    RiderId, Time, VehicleClass,
+    RiderId, Time, VehicleClass, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +172,9 @@ pub struct Ride {
     /// The pickup point the rider was moved to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickup_point: Option<Box<PickupPoint>>,
+    /// The airport it begins at: its queue comes first, and the ride exchanges no cars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airport: Option<ZoneName>,
     /// What car.
     pub class: VehicleClass,
     /// When the rider first asked: the place in the queue, also after losing a driver.
@@ -230,6 +233,7 @@ impl Ride {
             pickup: event.pickup,
             dropoff: event.dropoff,
             pickup_point: event.pickup_point.clone(),
+            airport: event.airport.clone(),
             class: event.class,
             issued_at: event.issued_at,
             deadline: event.deadline,
@@ -483,6 +487,8 @@ impl Ride {
             | Event::RiderFree(_)
             | Event::RiderForgotten(_)
             | Event::HeadingSet(_)
+            | Event::DriverQueued(_)
+            | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
             | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }

@@ -153,6 +153,8 @@ impl Rider {
             | Event::RiderUnblocked(_)
             | Event::DriverForgotten(_)
             | Event::HeadingSet(_)
+            | Event::DriverQueued(_)
+            | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
             | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
         }

@@ -92,4 +92,10 @@ pub enum Sabotage {
     KeepIncoming,
     /// A ride changes its driver as often as rounds like.
     SwapForEver,
+    /// A driver who took a ride has the place at the airport again.
+    KeepPlace,
+    /// A driver who asks again for the place they have gets another one.
+    PlaceAnew,
+    /// Who comes last is put before all others.
+    JumpQueue,
 }

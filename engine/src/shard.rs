@@ -28,6 +28,7 @@ use crate::config::EngineConfig;
 use crate::driver::Driver;
 use crate::fold::fold;
 use crate::market::Market;
+use crate::queues::Queues;
 use crate::ride::{Bounds, Consent, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
@@ -99,6 +100,8 @@ pub struct Shard {
     waiting: BTreeSet<(Time, RideId)>,
     open_rides: usize,
     marked_drivers: usize,
+    /// Of the drivers who live here.
+    queues: Queues,
     effects: Effects,
     sabotage: Option<Sabotage>,
 }
@@ -131,6 +134,7 @@ impl Shard {
             waiting: BTreeSet::new(),
             open_rides: 0,
             marked_drivers: 0,
+            queues: Queues::default(),
             effects: Effects::default(),
             sabotage: None,
         }
@@ -261,10 +265,12 @@ impl Shard {
         })
     }
 
-    /// A ride that may lose its driver once more, as a swap that fails in the middle makes it, and change it once more.
+    /// A ride that may lose its driver once more, as a swap that fails in the middle makes it, and change it once more. Who
+    /// has waited at an airport for its ride keeps it.
     fn may_change_driver(&self, ride: &Ride) -> bool {
         let changes_left = ride.swaps < self.config.swaps.swaps_max;
-        ride.redispatches < self.config.redispatch_max
+        ride.airport.is_none()
+            && ride.redispatches < self.config.redispatch_max
             && (changes_left || self.broken(Sabotage::SwapForEver))
     }
 
@@ -376,6 +382,8 @@ impl Shard {
             | Command::BlockRider { .. }
             | Command::UnblockRider { .. }
             | Command::SetHeading { .. }
+            | Command::EnterQueue { .. }
+            | Command::LeaveQueue { .. }
             | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
             Command::SetDispatch { settings } => self.set_dispatch(id, settings),
             Command::DrainNode { node } => self.drain_node(id, node),
@@ -504,6 +512,12 @@ impl Shard {
             }
             if let Some(due) = due {
                 self.due.insert((due, entity.clone()));
+            }
+        }
+        if let EntityId::Driver(id) = entity {
+            match self.drivers.get(id) {
+                Some(driver) => self.queues.note(driver),
+                None => self.queues.forget(id),
             }
         }
         if let EntityId::Ride(id) = entity

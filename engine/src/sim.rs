@@ -12,6 +12,7 @@
 mod checks;
 mod model;
 mod people;
+mod queues;
 mod rounds;
 mod world;
 
@@ -122,7 +123,8 @@ fn everything_happens() {
         }
     }
     println!("{COVERED} seeds: {seen:?}");
-    for name in Event::NAMES.iter().chain(&rounds::BY_POLICY) {
+    let besides = rounds::BY_POLICY.iter().chain([&queues::CALLED]);
+    for name in Event::NAMES.iter().chain(besides) {
         let times = seen.get(name).copied().unwrap_or(0);
         assert!(
             u64::from(times) >= COVERED / 40,
@@ -197,6 +199,9 @@ finds! {
     reuse_counter_attempt: Fault::Engine(Sabotage::ReuseCounterAttempt);
     keep_incoming: Fault::Engine(Sabotage::KeepIncoming);
     swap_for_ever: Fault::Engine(Sabotage::SwapForEver);
+    keep_place: Fault::Engine(Sabotage::KeepPlace);
+    place_anew: Fault::Engine(Sabotage::PlaceAnew);
+    jump_queue: Fault::Engine(Sabotage::JumpQueue);
     counters_lost: Fault::CountersLost;
     clock_ahead: Fault::ClockAhead;
     nothing_saved: Fault::NothingSaved;

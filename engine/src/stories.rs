@@ -1,5 +1,6 @@
 //! What riders, drivers and rides do, told as stories.
 
+mod airports;
 mod drivers;
 mod holds;
 mod language;

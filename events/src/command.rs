@@ -11,7 +11,7 @@ use crate::ids::{
     ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason, RideId,
     RiderId, SessionId, ShardId, Time, VehicleClass,
 };
-use crate::zone::{PickupPoint, ZoneFinding};
+use crate::zone::{PickupPoint, ZoneFinding, ZoneName};
 
 /// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
 pub const COMMAND_VERSION: u16 = 1;
@@ -156,6 +156,25 @@ pub enum TransferAnswer {
     },
 }
 
+/// What becomes of the place that a driver had in an airport's queue when a ride came, now that the ride lets the driver go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlaceAfter {
+    /// The driver had taken the ride: the place is gone.
+    #[default]
+    Gone,
+    /// Nothing came of it, and not for the driver's sake: as it was.
+    Kept,
+    /// The driver said no, or nothing: as `engine.queues.after_decline` says.
+    TurnedDown,
+}
+
+impl PlaceAfter {
+    fn is_gone(&self) -> bool {
+        *self == PlaceAfter::Gone
+    }
+}
+
 /// What a rider's shard tells the place shard of a ride to open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenRide {
@@ -176,6 +195,9 @@ pub struct OpenRide {
     /// The pickup point it was moved to; older records lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pickup_point: Option<Box<PickupPoint>>,
+    /// The airport it begins at; older records lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airport: Option<ZoneName>,
 }
 
 /// An input of the engine.
@@ -194,6 +216,9 @@ pub enum Command {
         /// What the zones say about the pickup; no part of what a retry is compared by. Older records lack it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         zone: Option<Box<ZoneFinding>>,
+        /// The airport the pickup lies at; no part of what a retry is compared by, either. Older records lack it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        airport: Option<ZoneName>,
     },
     /// A rider takes back a wish, by its key, whether or not it was seen before (external).
     CancelByKey { rider: RiderId, key: IdempotencyKey },
@@ -322,7 +347,25 @@ pub enum Command {
     /// The driver wants to go there, or anywhere again (external). For the open session.
     SetHeading { driver: DriverId, to: Option<Place> },
     /// A ride gives a hold back, or takes back a claim whose answer it no longer wants.
-    ReleaseDriver { driver: DriverId, hold: HoldId },
+    ReleaseDriver {
+        driver: DriverId,
+        hold: HoldId,
+        /// Older records lack it.
+        #[serde(default, skip_serializing_if = "PlaceAfter::is_gone")]
+        place: PlaceAfter,
+    },
+    /// The driver waits at an airport for its riders (external). For the open session.
+    EnterQueue {
+        driver: DriverId,
+        session: SessionId,
+        airport: ZoneName,
+    },
+    /// The driver does not wait at that airport any more (external).
+    LeaveQueue {
+        driver: DriverId,
+        session: SessionId,
+        airport: ZoneName,
+    },
 
     // -- for the market ----------------------------------------------------------------------------------
     /// A person at the desk changes how rounds choose from now on (external). It takes the place of what was set before;
@@ -368,6 +411,8 @@ impl Command {
             | BlockRider { driver, .. }
             | UnblockRider { driver, .. }
             | SetHeading { driver, .. }
+            | EnterQueue { driver, .. }
+            | LeaveQueue { driver, .. }
             | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
             SetDispatch { .. } | DrainNode { .. } => EntityId::Market,
         }
@@ -395,6 +440,8 @@ impl Command {
             | BlockRider { .. }
             | UnblockRider { .. }
             | SetHeading { .. }
+            | EnterQueue { .. }
+            | LeaveQueue { .. }
             | SetDispatch { .. }
             | DrainNode { .. } => true,
             RideOpened { .. }
@@ -473,4 +520,8 @@ pub enum RefusedBecause {
     InTransfer,
     /// The settings hold a key or a value that is none.
     BadSettings,
+    /// A ride holds the driver: nobody with a ride or an offer waits in a queue.
+    HasRide,
+    /// The airport's queue holds as many drivers as allowed.
+    QueueFull,
 }

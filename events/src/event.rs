@@ -14,7 +14,7 @@ use crate::ids::{
     Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
-use crate::zone::PickupPoint;
+use crate::zone::{PickupPoint, QueuePlace, ZoneName};
 
 /// One event with its place in its shard's history.
 #[derive(Clone, Debug, PartialEq)]
@@ -294,6 +294,9 @@ events! {
         /// The pickup point of a zone that the rider was moved to; absent: fetched where they asked.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pickup_point: Option<Box<PickupPoint>>,
+        /// The airport it begins at: its queue of drivers comes first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        airport: Option<ZoneName>,
     }
     /// The ride leads elsewhere from now on. The driver's phone hears of it; nothing else about the ride changes.
     ride "ride.destination_changed" DestinationChanged {
@@ -563,6 +566,9 @@ events! {
         attempt: Attempt,
         /// The hold's number.
         hold_number: u64,
+        /// The place in an airport's queue that the driver has now: the one from before the hold, or another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        queue: Option<QueuePlace>,
     }
     /// A held driver will be offline once released.
     driver "driver.leaving" DriverLeaving {
@@ -602,6 +608,17 @@ events! {
         /// Where; absent: anywhere.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<Place>,
+    }
+    /// The driver waits at an airport. A place in another queue is given up by it. Being held interrupts the waiting, and the
+    /// release says whether the place is the driver's again.
+    driver "driver.queued" DriverQueued {
+        /// The place.
+        place: QueuePlace,
+    }
+    /// The driver waits at that airport no more: left it, or said so.
+    driver "driver.unqueued" DriverUnqueued {
+        /// The airport.
+        airport: ZoneName,
     }
     /// The driver's state is dropped after long absence.
     driver "driver.forgotten" DriverForgotten {}

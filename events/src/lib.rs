@@ -26,4 +26,4 @@ pub use ids::{
     Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
-pub use zone::{PickupPoint, ZoneFinding, ZoneName};
+pub use zone::{PickupPoint, QueuePlace, ZoneFinding, ZoneName};

@@ -150,7 +150,9 @@ names!(
     TooManyBlocks = TooManyBlocks,
     TooManyMarked = TooManyMarked,
     InTransfer = InTransfer,
-    BadSettings = BadSettings
+    BadSettings = BadSettings,
+    HasRide = HasRide,
+    QueueFull = QueueFull
 );
 names!(
     ping_why_out,
@@ -493,6 +495,12 @@ pub fn encode_to_driver(message: &wire::ToDriver) -> Bytes {
             reason: ping_why_out(*reason),
             refused: *refused,
         }),
+        In::Queue(queue) => Out::Queue(pb::Queue {
+            airport: queue.airport.to_string(),
+            position: queue.position,
+            waiting: queue.waiting,
+            is_full: queue.is_full,
+        }),
         In::Move { after_ms } => Out::Move(pb::Move {
             after_ms: *after_ms,
         }),
@@ -543,6 +551,15 @@ pub fn decode_to_driver(bytes: &[u8]) -> Decoded<wire::ToDriver> {
                 reason: ping_why_in(m.reason)?,
                 refused: m.refused,
             },
+            In::Queue(queue) => Out::Queue(wire::QueueView {
+                airport: ZoneName::try_from(queue.airport).map_err(|error| ProtoError::Bad {
+                    field: "airport",
+                    why: error.to_string(),
+                })?,
+                position: queue.position,
+                waiting: queue.waiting,
+                is_full: queue.is_full,
+            }),
             In::Move(m) => Out::Move {
                 after_ms: m.after_ms,
             },

@@ -272,10 +272,27 @@ pub enum ToDriver {
         reason: PingRefusal,
         refused: u32,
     },
+    /// Your place in an airport's queue, when it has changed.
+    Queue(QueueView),
     /// This gateway is going down: connect again, after `after_ms` at the earliest.
     Move { after_ms: u64 },
     /// The message could not be understood; the session goes on.
     Error { message: String },
+}
+
+/// A driver's place in an airport's queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueView {
+    /// The airport.
+    pub airport: ZoneName,
+    /// 1: the next to be asked. Absent: no place, or none any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u32>,
+    /// How many drivers wait there.
+    pub waiting: u32,
+    /// There is no place because as many wait as allowed; the gateway tries again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_full: bool,
 }
 
 /// What a rider's phone sends on its socket. Asking for a ride is HTTP (`POST /v1/rides`).

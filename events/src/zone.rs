@@ -8,7 +8,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BadId, Place};
+use crate::ids::{BadId, Place, Time};
 
 /// Longest name of a zone or pickup point, in bytes.
 pub const ZONE_NAME_BYTES_MAX: usize = 80;
@@ -79,6 +79,17 @@ pub struct PickupPoint {
     pub at: Place,
     /// Where the rider had asked to be fetched.
     pub asked: Place,
+}
+
+/// A driver's place in the queue of an airport. Who came earlier is asked earlier: by `since`, then `number`, then name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct QueuePlace {
+    /// The airport.
+    pub airport: ZoneName,
+    /// Engine time of the driver's shard when the place was given.
+    pub since: Time,
+    /// The number of the event that gave it, among its shard's: orders places of one instant.
+    pub number: u64,
 }
 
 /// What the zones say about the place of a request.

@@ -12,7 +12,8 @@ use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause
 use cabrank_events::event::*;
 use cabrank_events::{
     ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, NodeName,
-    PickupPoint, Place, Reason, RideId, RiderId, SessionId, ShardId, Time, VehicleClass, ZoneName,
+    PickupPoint, Place, QueuePlace, Reason, RideId, RiderId, SessionId, ShardId, Time,
+    VehicleClass, ZoneName,
 };
 use cabrank_geo::Point;
 use serde_json::{Value, json};
@@ -78,6 +79,7 @@ fn examples() -> Vec<Event> {
             radius_m: 2_000,
             widen_at: AT.plus_ms(5_000),
             pickup_point: Some(Box::new(pickup_point())),
+            airport: Some(airport()),
         }
         .into(),
         DestinationChanged {
@@ -308,6 +310,7 @@ fn examples() -> Vec<Event> {
             ride,
             attempt,
             hold_number,
+            queue: None,
         }
         .into(),
         DriverLeaving {
@@ -414,6 +417,22 @@ fn examples() -> Vec<Event> {
             to: Some(place(37.79, -122.4)),
         }
         .into(),
+        DriverQueued {
+            driver: driver(),
+            driver_seq,
+            place: QueuePlace {
+                airport: airport(),
+                since: AT,
+                number: 1042,
+            },
+        }
+        .into(),
+        DriverUnqueued {
+            driver: driver(),
+            driver_seq,
+            airport: airport(),
+        }
+        .into(),
         DrainAsked {
             market_seq: 3,
             node: NodeName::new("node-1").unwrap(),
@@ -437,6 +456,10 @@ fn examples() -> Vec<Event> {
         }
         .into(),
     ]
+}
+
+fn airport() -> ZoneName {
+    ZoneName::new("SFO").expect("a good name")
 }
 
 fn example(name: &str) -> EventRecord {
@@ -543,7 +566,9 @@ fn a_schema_refuses_what_is_not_its_event() {
             "command.outcome" | "ride.driver_reassigned" => 2,
             "ride.driver_claimed" => 3,
             // The pickup point, which most requests have none of.
-            "ride.requested" | "rider.busy" => 1,
+            "rider.busy" => 1,
+            // And the airport, which most do not begin at.
+            "ride.requested" => 2,
             _ => 0,
         };
         assert_eq!(missed, optional, "{name}");

@@ -290,8 +290,14 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 36] = [
+        let ranges: [(&str, u64, u64, u64); 37] = [
             ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
+            (
+                "zones.queue_grace_ms",
+                self.zones.queue_grace_ms,
+                0,
+                3_600_000,
+            ),
             (
                 "limits.frame_bytes_max",
                 l.frame_bytes_max as u64,

@@ -19,6 +19,7 @@ use crate::news::DriverNews;
 use crate::people::{DriverSlot, Link};
 use crate::ping_json;
 use crate::socket::{About, Answered, Codec, Desk, Person, check_message_id, outcome_message};
+use crate::waiting::Waits;
 
 /// Between two `ping_refused` messages on one socket.
 const REFUSED_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +53,7 @@ pub struct DriverSession {
     /// Domain time of the last sign of life given to the node.
     signed: Time,
     is_heard_since_sign: bool,
+    waits: Waits,
 }
 
 impl DriverSession {
@@ -73,6 +75,7 @@ impl DriverSession {
             sign_every,
             signed: Time(i64::MIN),
             is_heard_since_sign: true,
+            waits: Waits::default(),
         }
     }
 
@@ -87,12 +90,20 @@ impl DriverSession {
             });
         };
         let edge = &desk.edge;
-        let is_good = edge.take_pings(desk.heard, &self.driver, &self.slot, pings, refused);
-        // An accepted ping is a sign of life; a phone whose pings are refused lives, too.
-        if !is_good {
-            self.give_sign(&desk.edge);
+        match edge.take_pings(desk.heard, &self.driver, &self.slot, pings, refused) {
+            Some(ping) => {
+                let is_asked = self.is_asked();
+                self.waits.handle_ping(desk, &self.driver, ping, is_asked);
+            }
+            // An accepted ping is a sign of life; a phone whose pings are refused lives, too.
+            None => self.give_sign(&desk.edge),
         }
         self.say_refused(desk, desk.now);
+    }
+
+    /// Is an offer on the screen that nobody has answered?
+    fn is_asked(&self) -> bool {
+        self.held.is_some_and(|held| !held.is_accepted)
     }
 
     fn say_refused(&mut self, desk: &mut Desk<ToDriver>, now: Instant) {
@@ -339,6 +350,7 @@ impl Person for DriverSession {
             pings_per_second: edge.config.ingest.pings_per_second,
         });
         self.give_sign(&edge);
+        self.waits.tell(desk, &self.driver, false);
         let Some(hold) = edge
             .dispatch
             .driver(&self.driver)
@@ -441,6 +453,9 @@ impl Person for DriverSession {
     }
 
     fn handle_answer(&mut self, desk: &mut Desk<ToDriver>, answered: Answered) {
+        if self.waits.handle_answer(desk, &self.driver, &answered) {
+            return;
+        }
         let mut message = outcome_message(answered);
         // A repeated `online` may have minted another number than the first, which is the one that counts.
         if message.session.is_some() && message.result != cabrank_events::wire::WireResult::Unknown

@@ -422,6 +422,7 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
         dropoff,
         class,
         zone,
+        airport: edge.zones.queue_at(pickup),
     };
     let room = edge.admit_request()?;
     let estimate = fetched_at.and_then(|at| edge.learn(at, class));

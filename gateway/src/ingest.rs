@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use cabrank_engine::ingest::Checked;
 use cabrank_events::wire::{Ping, PingRefusal};
 use cabrank_events::{DriverId, Time};
 use cabrank_matcher::api::Pinged;
@@ -31,8 +32,8 @@ impl Edge {
         }
     }
 
-    /// Checks pings of one driver and places the newest good one. `refused` hears of each that was not believed. True
-    /// when one passed the checks.
+    /// Checks pings of one driver and places the newest good one. `refused` hears of each that was not believed. Returns
+    /// the newest that passed the checks.
     pub fn take_pings(
         &self,
         heard: Heard,
@@ -40,7 +41,7 @@ impl Edge {
         slot: &DriverSlot<DriverNews>,
         pings: &[Ping],
         mut refused: impl FnMut(u32, PingRefusal),
-    ) -> bool {
+    ) -> Option<Checked> {
         let mut refuse = |seq, why| {
             self.counters.add_refused(why);
             refused(seq, why);
@@ -61,9 +62,7 @@ impl Edge {
                 }
             }
         }
-        let Some(checked) = newest else {
-            return false;
-        };
+        let checked = newest?;
         let pinged = self
             .dispatch
             .ping(driver, checked.at, checked.time, checked.seq);
@@ -73,7 +72,7 @@ impl Edge {
             Pinged::NotOnline => refuse(checked.seq, self.why_unplaced(driver)),
             Pinged::IndexFull => refuse(checked.seq, PingRefusal::IndexFull),
         }
-        true
+        Some(checked)
     }
 
     /// Why the index does not know this driver: one at work whom it had no room for is not at fault.

@@ -66,6 +66,7 @@ mod threads;
 mod tls;
 pub mod token;
 mod upgrade;
+mod waiting;
 pub mod zone_file;
 mod zones;
 

@@ -25,7 +25,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 60] = [
+const HELP: [(&str, &str); 62] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
@@ -145,6 +145,14 @@ const HELP: [(&str, &str); 60] = [
     (
         "cabrank_quotes_checked_total",
         "Quotes compared with what came true, by whether it lay within the span and what it was based on.",
+    ),
+    (
+        "cabrank_queue_calls_total",
+        "Rides at airports that a round gave to the driver whose turn it was.",
+    ),
+    (
+        "cabrank_queued_drivers",
+        "Drivers this node knows who wait at airports.",
     ),
     (
         "cabrank_rides_held_back_total",

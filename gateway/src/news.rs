@@ -164,6 +164,8 @@ impl Edge {
             | Event::RiderFree(_)
             | Event::RiderForgotten(_)
             | Event::HeadingSet(_)
+            | Event::DriverQueued(_)
+            | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
             | Event::DrainAsked(_) => {}
         }

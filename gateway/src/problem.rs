@@ -245,6 +245,18 @@ impl From<RefusedBecause> for Problem {
                 "These settings are none",
                 "give some of policy, swaps, prices and pace, written as in the configuration",
             ),
+            HasRide => (
+                409,
+                "has_ride",
+                "A ride holds the driver",
+                "nobody with a ride or an offer waits in a queue: try again when it is over",
+            ),
+            QueueFull => (
+                503,
+                "queue_full",
+                "The airport's queue is full",
+                "try again later, or raise engine.queues.drivers_max",
+            ),
             InTransfer => (
                 409,
                 "in_transfer",
@@ -255,7 +267,7 @@ impl From<RefusedBecause> for Problem {
         let problem = Self::new(status, name, title, detail);
         match why {
             TooManyKeys => problem.retry_after(60),
-            ShardFull | TooManyMarked => problem.retry_after(5),
+            ShardFull | TooManyMarked | QueueFull => problem.retry_after(5),
             _ => problem,
         }
     }

@@ -175,6 +175,8 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::UnblockRider { .. } => "unblock_rider",
         Command::SetHeading { .. } => "set_heading",
         Command::SetDispatch { .. } => "set_dispatch",
+        Command::EnterQueue { .. } => "enter_queue",
+        Command::LeaveQueue { .. } => "leave_queue",
         Command::DrainNode { .. } => "drain_node",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }

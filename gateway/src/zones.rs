@@ -41,6 +41,11 @@ pub struct ZonesConfig {
     pub dir: String,
     /// How often the directory is looked at for changed files, in milliseconds (100 to 3,600,000). Costs a file lookup each.
     pub reload_ms: u64,
+    /// Do free drivers at an airport wait in its queue, and its rides take them in order? (docs/dispatch.md)
+    pub airport_queues: bool,
+    /// A driver whose pings come from elsewhere for this long loses the place in an airport's queue, in milliseconds (0 to 3,600,000). Short: a bad
+    /// fix costs the place; long: drivers who have driven off are called in vain.
+    pub queue_grace_ms: u64,
 }
 
 impl Default for ZonesConfig {
@@ -48,6 +53,8 @@ impl Default for ZonesConfig {
         Self {
             dir: String::new(),
             reload_ms: 2_000,
+            airport_queues: true,
+            queue_grace_ms: 60_000,
         }
     }
 }
@@ -125,6 +132,7 @@ struct Held {
     drawn: Arc<str>,
     /// Tells this drawing from others.
     tag: String,
+    has_airports: bool,
 }
 
 impl Held {
@@ -135,6 +143,10 @@ impl Held {
         let mut hasher = DefaultHasher::new();
         drawn.hash(&mut hasher);
         Self {
+            has_airports: zones
+                .all()
+                .iter()
+                .any(|zone| zone.kind == ZoneKind::Airport),
             zones,
             tag: format!("\"{:016x}\"", hasher.finish()),
             drawn: drawn.into(),
@@ -154,6 +166,7 @@ struct Looked {
 pub struct ZoneBook {
     held: RwLock<Arc<Held>>,
     looked: RwLock<Looked>,
+    airport_queues: bool,
 }
 
 impl ZoneBook {
@@ -176,6 +189,7 @@ impl ZoneBook {
                 stamp: files,
                 complaint: None,
             }),
+            airport_queues: config.airport_queues,
         })
     }
 
@@ -209,13 +223,23 @@ impl ZoneBook {
     /// The airport a place lies at.
     pub fn airport(&self, at: Place) -> Option<ZoneName> {
         let held = self.held();
-        let mut airports = held
+        let airports = held
             .zones
             .around(at.0)
             .filter(|zone| zone.kind == ZoneKind::Airport);
-        airports
-            .next()
-            .and_then(|zone| ZoneName::new(&zone.name).ok())
+        // Zones come in no order, and all gateways must say the same.
+        let first = airports.min_by(|one, other| one.name.cmp(&other.name));
+        first.and_then(|zone| ZoneName::new(&zone.name).ok())
+    }
+
+    /// Is there an airport where drivers wait in a queue?
+    pub fn has_queues(&self) -> bool {
+        self.airport_queues && self.held().has_airports
+    }
+
+    /// The airport at a place whose rides take its drivers in order.
+    pub fn queue_at(&self, at: Place) -> Option<ZoneName> {
+        self.airport(at).filter(|_| self.airport_queues)
     }
 
     /// Looks at the directory, and reads it anew if something has changed. Blocks on the disk.

@@ -5,7 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use cabrank_events::command::EntityId;
-use cabrank_events::wire::RideView;
+use cabrank_events::wire::{QueueView, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_gateway::token::Role;
 use cabrank_matcher::Node;
@@ -331,6 +331,9 @@ impl Dispatch for Door {
     }
     fn driver(&self, driver: &DriverId) -> Option<DriverView> {
         self.node.driver(driver)
+    }
+    fn queue_place(&self, driver: &DriverId) -> Option<QueueView> {
+        self.node.queue_place(driver)
     }
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {
         self.node.offer_times(ride)

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use cabrank_engine::{DispatchRules, Market};
 use cabrank_events::command::EntityId;
-use cabrank_events::wire::{NearCar, RideView};
+use cabrank_events::wire::{NearCar, QueueView, RideView};
 use cabrank_events::{
     CommandRecord, DriverId, EventRecord, HoldId, Place, Reason, RideId, RiderId, SessionId, Time,
     VehicleClass,
@@ -265,6 +265,8 @@ pub trait Dispatch: Send + Sync + 'static {
     fn ride_of(&self, rider: &RiderId) -> Option<RideId>;
     /// A driver after the last commit.
     fn driver(&self, driver: &DriverId) -> Option<DriverView>;
+    /// The driver's place in an airport's queue, while they wait in one.
+    fn queue_place(&self, driver: &DriverId) -> Option<QueueView>;
     /// When the offer a driver holds must be confirmed and how long the answer may take: `(receipt_by, answer_ms)`.
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)>;
     /// Shows every driver known here, in no order. `see` must be quick and must not ask this node anything: it is called

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cabrank_engine::driver::{Driver, Presence};
+use cabrank_engine::queues::Queues;
 use cabrank_events::{DriverId, SessionId, Time};
 use cabrank_geo::{DriverKey, IndexConfig, LiveIndex, Placed, Placement, Slot, Status};
 use dashmap::DashMap;
 
 use crate::api::Pinged;
 use crate::hints::Hints;
+use crate::views::wait;
 
 /// One known driver.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(crate) struct People {
     index: LiveIndex,
     by_id: DashMap<DriverId, Arc<Person>>,
     pub hints: Hints,
+    /// Who waits at airports.
+    pub queues: RwLock<Queues>,
     /// By key: the index speaks in keys, the engine in ids.
     names: RwLock<Names>,
     /// Pings that came before the news that their driver is online, which travels another way.
@@ -82,6 +86,7 @@ impl People {
             index: LiveIndex::new(IndexConfig::city(drivers_max)),
             by_id: DashMap::new(),
             hints: Hints::default(),
+            queues: RwLock::default(),
             names: RwLock::default(),
             early: Mutex::default(),
             claimed: RwLock::default(),
@@ -135,6 +140,7 @@ impl People {
             person.seen_ms.fetch_max(now.0, Ordering::Relaxed);
         }
         self.hints.committed(person.key, driver, now);
+        wait(&self.queues, &driver.id, Some(driver));
         self.index
             .set_status(person.slot, status, classes, driver.seq);
         if session.0 != 0 {
@@ -213,6 +219,7 @@ impl People {
 
     /// The driver's state is gone from the log.
     pub fn forget(&self, id: &DriverId) {
+        wait(&self.queues, id, None);
         if let Some((_, person)) = self.by_id.remove(id) {
             self.index.leave(person.slot);
             self.hints.forget(person.key);
@@ -324,6 +331,12 @@ impl People {
             // Relaxed: as in `begin_wake`.
             person.woken_ms.store(now.0, Ordering::Relaxed);
         }
+    }
+
+    /// How many wait at airports.
+    pub fn queued(&self) -> usize {
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        queues.len()
     }
 
     pub fn len(&self) -> usize {

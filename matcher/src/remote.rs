@@ -26,7 +26,7 @@ use cabrank_engine::travel::TravelTime;
 use cabrank_engine::{DispatchRules, EngineConfig};
 use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
 use cabrank_events::command::EntityId;
-use cabrank_events::wire::{NearCar, Ping, RideView};
+use cabrank_events::wire::{NearCar, Ping, QueueView, RideView};
 use cabrank_events::{
     CommandRecord, DriverId, EventRecord, Place, RideId, RiderId, SessionId, Time,
 };
@@ -646,6 +646,10 @@ impl Dispatch for Remote {
     fn driver(&self, driver: &DriverId) -> Option<DriverView> {
         let view = self.shared.views.drivers.get(driver);
         view.map(|view| view.clone())
+    }
+
+    fn queue_place(&self, driver: &DriverId) -> Option<QueueView> {
+        self.shared.views.queue_place(driver)
     }
 
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {

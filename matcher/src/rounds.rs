@@ -13,10 +13,10 @@ use std::time::Instant;
 use cabrank_engine::DispatchRules;
 use cabrank_engine::matching::crowd::{CROWD_RIDES_LEAST, Crowd};
 use cabrank_engine::matching::price::{Facts, Prices, classes_above, leads_to};
-use cabrank_engine::matching::{Candidate, OnTheWay, RideAsk, Round, RoundResult, pace};
+use cabrank_engine::matching::{Candidate, OnTheWay, Pair, RideAsk, Round, RoundResult, pace};
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::{StraightLine, TravelTime};
-use cabrank_events::{DriverId, RideId, RiderId, Time, VehicleClass};
+use cabrank_events::{DriverId, RideId, RiderId, Time, VehicleClass, ZoneName};
 use cabrank_geo::{DriverKey, Filter, Near, Point, Query, Status};
 
 use crate::config::NodeConfig;
@@ -35,6 +35,7 @@ pub(crate) struct Asking {
     dropoff: Option<Point>,
     radius_m: u32,
     class: VehicleClass,
+    airport: Option<ZoneName>,
     asked: BTreeSet<DriverId>,
     avoid: BTreeMap<DriverId, u64>,
 }
@@ -52,6 +53,7 @@ impl Asking {
             dropoff: ride.dropoff.map(|to| to.0),
             radius_m: ride.radius_m,
             class: ride.class,
+            airport: ride.airport.clone(),
             asked: ride.asked.clone(),
             avoid: ride.avoid.clone(),
         }
@@ -135,6 +137,8 @@ pub(crate) struct Done {
     pub rides: Vec<RideId>,
     /// Rides that got no car because one that is not free yet is better.
     pub held_back: usize,
+    /// Rides that got the driver whose turn it was at an airport.
+    pub called: usize,
     pub took_s: f64,
 }
 
@@ -255,9 +259,10 @@ impl Solver {
         self.roads.is_some()
     }
 
-    pub fn solve(&self, job: Job) -> Solved {
+    pub fn solve(&self, mut job: Job) -> Solved {
         // Only for the metric: what a round decides never depends on how long it takes.
         let began = Instant::now();
+        let called = self.call(&mut job);
         let straight = self.config.straight_line(job.now);
         let mut cars = Cars::default();
         let mut moving = self.moving(&job, straight, &mut cars);
@@ -272,6 +277,7 @@ impl Solver {
         for one in &mut moving {
             one.near = look(&one.going.asking);
         }
+        self.leave_queues_alone(&called, &mut near, &mut moving);
         let soon_free = self.soon_free(&job, straight, &mut near, &mut cars);
         if let Some(roads) = &self.roads {
             ask(&roads.at(straight), &job.rides, &mut near, &mut moving);
@@ -284,7 +290,8 @@ impl Solver {
             .collect();
         let waiting = job.rides.iter().map(|asking| asking.ask.ride);
         let going = on_the_way.iter().map(|going| going.ask.ride);
-        let rides: Vec<RideId> = waiting.chain(going).collect();
+        let at_airports = called.iter().map(|(ask, _)| ask.ride);
+        let rides: Vec<RideId> = at_airports.chain(waiting).chain(going).collect();
         let round = Round {
             rides: job.rides.into_iter().map(|asking| asking.ask).collect(),
             drivers: cars.drivers,
@@ -293,7 +300,8 @@ impl Solver {
             rules: job.rules.swaps,
             now: job.now,
         };
-        if let Some(last) = job.last_round {
+        // Whoever waits at an airport need not wait for others.
+        if let Some(last) = job.last_round.filter(|_| called.is_empty()) {
             let until = last.plus_ms(pace::wait_ms(&round, &job.rules.pace));
             if until > job.now {
                 return Solved::PutOff { rides, until };
@@ -306,13 +314,92 @@ impl Solver {
         result
             .pairs
             .retain(|pair| !soon_free.contains(&pair.driver));
+        let held_back = pairs - result.pairs.len();
+        let looked = called.iter().map(|(ask, _)| (ask.ride, ask.version));
+        result.looked.extend(looked);
+        result.pairs.extend(called.iter().map(|(ask, driver)| Pair {
+            ride: ask.ride,
+            version: ask.version,
+            driver: driver.clone(),
+            cost_ms: 0,
+        }));
         Solved::Round(Done {
             now: job.now,
-            held_back: pairs - result.pairs.len(),
+            held_back,
+            called: called.len(),
             result,
             rides,
             took_s: began.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Takes the rides that begin at airports and for which somebody waits there out of the round: they get the driver whose turn
+    /// it is. The others are looked at like all.
+    fn call(&self, job: &mut Job) -> Vec<(RideAsk, DriverId)> {
+        let people = &self.people;
+        let queues = people.queues.read().unwrap_or_else(PoisonError::into_inner);
+        if queues.is_empty() || job.rides.iter().all(|asking| asking.airport.is_none()) {
+            return Vec::new();
+        }
+        let at_airports: Vec<(usize, &Asking, &ZoneName)> = job
+            .rides
+            .iter()
+            .enumerate()
+            .filter_map(|(at, asking)| Some((at, asking, asking.airport.as_ref()?)))
+            .collect();
+        let rides: Vec<(&RideAsk, &ZoneName)> = at_airports
+            .iter()
+            .map(|(_, asking, airport)| (&asking.ask, *airport))
+            .collect();
+        let called = queues.call(&rides, |at, driver| {
+            let asking = at_airports[at].1;
+            people.seen(driver).is_some_and(|seen| {
+                seen.status == Status::Free
+                    && seen.classes & asking.class.bit() != 0
+                    && asking.may_ask(driver, seen.n)
+                    && !people.is_claimed(seen.key, seen.n, job.now)
+                    && !people.hints.of(seen.key).blocked.contains(&asking.rider)
+            })
+        });
+        let mut of: HashMap<usize, DriverId> = called
+            .into_iter()
+            .map(|(at, driver)| (at_airports[at].0, driver))
+            .collect();
+        let mut taken = Vec::with_capacity(of.len());
+        let mut at = 0;
+        job.rides.retain(|asking| {
+            let driver = of.remove(&at);
+            at += 1;
+            let stays = driver.is_none();
+            taken.extend(driver.map(|driver| (asking.ask.clone(), driver)));
+            stays
+        });
+        taken
+    }
+
+    /// Who was called in this round is no candidate in it, and nobody who waits at an airport gets a ride by an exchange:
+    /// it would cost the place, and nobody would have asked.
+    fn leave_queues_alone(
+        &self,
+        called: &[(RideAsk, DriverId)],
+        near: &mut [Vec<CarNear>],
+        moving: &mut [Moving<'_>],
+    ) {
+        let people = &self.people;
+        if !called.is_empty() {
+            let keys = called.iter().filter_map(|(_, driver)| people.seen(driver));
+            let keys: HashSet<DriverKey> = keys.map(|seen| seen.key).collect();
+            for row in near {
+                row.retain(|car| !keys.contains(&car.key));
+            }
+        }
+        let queues = people.queues.read().unwrap_or_else(PoisonError::into_inner);
+        if !queues.is_empty() {
+            let waits = |key| people.name(key).is_some_and(|id| queues.has(&id));
+            for one in moving {
+                one.near.retain(|car| !waits(car.key));
+            }
+        }
     }
 
     /// What each of these cars costs this ride; those that are not to be are left out.

@@ -1,14 +1,15 @@
 //! What was last committed, for reads and for resuming sessions. Filled after each commit, never before.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cabrank_engine::driver::Driver;
 use cabrank_engine::fold::Entities;
+use cabrank_engine::queues::Queues;
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::rider::Rider;
 use cabrank_engine::{EntityState, Market};
 use cabrank_events::command::EntityId;
-use cabrank_events::wire::RideView;
+use cabrank_events::wire::{QueueView, RideView};
 use cabrank_events::{DriverId, RideId, RiderId, Time};
 use dashmap::DashMap;
 
@@ -30,6 +31,8 @@ pub(crate) struct Views {
     pub active: DashMap<RiderId, RideId>,
     /// What the desk has set; the newest known, whoever owns the market's shard.
     market: Mutex<Option<Market>>,
+    /// Who waits at airports.
+    queues: RwLock<Queues>,
 }
 
 impl Views {
@@ -40,6 +43,8 @@ impl Views {
             .retain(|id, _| alive(&EntityId::Driver(id.clone())));
         self.active
             .retain(|id, _| alive(&EntityId::Rider(id.clone())));
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        queues.keep(|id| alive(&EntityId::Driver(id.clone())));
     }
 
     /// A committed state; `None`: the entity is gone.
@@ -96,6 +101,7 @@ impl Views {
     }
 
     fn driver(&self, id: &DriverId, driver: Option<&Driver>) {
+        wait(&self.queues, id, driver);
         match driver {
             Some(driver) => {
                 self.drivers.insert(id.clone(), view_of(driver));
@@ -115,6 +121,19 @@ impl Views {
                 self.active.remove(id);
             }
         }
+    }
+
+    /// Where a driver waits for an airport's riders, and before how many others.
+    pub fn queue_place(&self, id: &DriverId) -> Option<QueueView> {
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        let (airport, position) = queues.position(id)?;
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Some(QueueView {
+            airport: airport.clone(),
+            position: Some(number(position)),
+            waiting: number(queues.waiting(airport)),
+            is_full: false,
+        })
     }
 
     /// A ride as the people in it see it.
@@ -146,5 +165,20 @@ fn view_of(driver: &Driver) -> DriverView {
         session: driver.open_session(),
         hold: driver.held.map(|held| held.hold),
         suspended: driver.suspended.clone(),
+    }
+}
+
+/// Notes where a driver waits, if anywhere. Nearly nobody does, and then nothing is written.
+pub(crate) fn wait(queues: &RwLock<Queues>, id: &DriverId, driver: Option<&Driver>) {
+    let waits = driver.is_some_and(|driver| driver.waits_at().is_some());
+    let known = queues.read().unwrap_or_else(PoisonError::into_inner);
+    if !waits && !known.has(id) {
+        return;
+    }
+    drop(known);
+    let mut queues = queues.write().unwrap_or_else(PoisonError::into_inner);
+    match driver {
+        Some(driver) => queues.note(driver),
+        None => queues.forget(id),
     }
 }

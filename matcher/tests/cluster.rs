@@ -206,6 +206,7 @@ impl Cluster {
                 dropoff: None,
                 class: VehicleClass::Economy,
                 zone: None,
+                airport: None,
             },
         )
     }

@@ -128,6 +128,7 @@ impl City {
             dropoff: None,
             class: VehicleClass::Economy,
             zone: None,
+            airport: None,
         };
         assert_eq!(self.say("rider", command), Outcome::Done);
         self.node

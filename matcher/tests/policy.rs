@@ -139,6 +139,7 @@ impl City {
             dropoff: None,
             class: VehicleClass::Economy,
             zone: None,
+            airport: None,
         });
     }
 

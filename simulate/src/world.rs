@@ -241,6 +241,7 @@ impl World<'_> {
             dropoff: wish.dropoff.map(Place),
             class: VehicleClass::Economy,
             zone: None,
+            airport: None,
         };
         if let Some(patience_ms) = wish.patience_ms {
             self.plan(now.plus_ms(patience_ms), Plan::GiveUp(n));

@@ -1,17 +1,21 @@
 //! What commands do to drivers. Nothing else grants or ends a hold.
 
-use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause, TransferAnswer};
+use cabrank_events::command::{
+    ClaimRefusal, EntityId, Outcome, PlaceAfter, RefusedBecause, TransferAnswer,
+};
 use cabrank_events::event::{
-    DriverForgotten, DriverHeld, DriverLeaving, DriverOffline, DriverOnline, DriverReinstated,
-    DriverReleased, DriverSuspended, HeadingSet, LeaveReason, RiderBlocked, RiderUnblocked,
+    DriverForgotten, DriverHeld, DriverLeaving, DriverOffline, DriverOnline, DriverQueued,
+    DriverReinstated, DriverReleased, DriverSuspended, DriverUnqueued, HeadingSet, LeaveReason,
+    RiderBlocked, RiderUnblocked,
 };
 use cabrank_events::{
-    ClassSet, Command, CommandId, DriverId, Event, HoldId, Place, Reason, RiderId, SessionId,
-    VehicleClass,
+    ClassSet, Command, CommandId, DriverId, Event, HoldId, Place, QueuePlace, Reason, RiderId,
+    SessionId, Time, VehicleClass, ZoneName,
 };
 
 use super::Shard;
 use crate::driver::{Driver, Presence};
+use crate::queues::AfterDecline;
 use crate::sabotage::Sabotage;
 
 impl Shard {
@@ -46,6 +50,16 @@ impl Shard {
             Command::BlockRider { driver, rider } => self.block(driver, rider),
             Command::UnblockRider { driver, rider } => self.unblock(driver, rider),
             Command::SetHeading { driver, to } => self.set_heading(driver, *to),
+            Command::EnterQueue {
+                driver,
+                session,
+                airport,
+            } => self.enter_queue(driver, *session, airport),
+            Command::LeaveQueue {
+                driver,
+                session,
+                airport,
+            } => self.leave_queue(driver, *session, airport),
             Command::ClaimDriver {
                 driver,
                 hold,
@@ -65,8 +79,12 @@ impl Shard {
                 self.transfer(driver, *from, *hold, *class, rider);
                 return;
             }
-            Command::ReleaseDriver { driver, hold } => {
-                self.release(driver, *hold);
+            Command::ReleaseDriver {
+                driver,
+                hold,
+                place,
+            } => {
+                self.release(driver, *hold, *place);
                 return;
             }
             other => unreachable!("{other:?} is not for a driver"),
@@ -181,6 +199,100 @@ impl Shard {
             why,
             keep_until,
         });
+    }
+
+    // -- airports ----------------------------------------------------------------------------------------------
+
+    /// The end of the queue at `airport`, for a free driver. A place in another queue is given up: nobody has two.
+    fn enter_queue(
+        &mut self,
+        driver: &DriverId,
+        session: SessionId,
+        airport: &ZoneName,
+    ) -> Outcome {
+        let refused = |why| Outcome::Refused { why };
+        let known = match self.at_work(driver, session) {
+            Ok(known) => known,
+            Err(why) => return refused(why),
+        };
+        if known.held.is_some() {
+            return refused(RefusedBecause::HasRide);
+        }
+        let queue = known.queue.as_ref();
+        if queue.is_some_and(|place| place.airport == *airport) && !self.broken(Sabotage::PlaceAnew)
+        {
+            return Outcome::AlreadyDone;
+        }
+        if self.queues.waiting(airport) >= self.config.queues.drivers_max {
+            return refused(RefusedBecause::QueueFull);
+        }
+        let (driver_seq, place) = (self.driver_seq(driver), self.place_at_end(airport));
+        self.emit(DriverQueued {
+            driver: driver.clone(),
+            driver_seq,
+            place,
+        });
+        Outcome::Done
+    }
+
+    /// Also for a driver whom a ride holds: the place is not there any more when the ride lets go.
+    fn leave_queue(
+        &mut self,
+        driver: &DriverId,
+        session: SessionId,
+        airport: &ZoneName,
+    ) -> Outcome {
+        let known = match self.at_work(driver, session) {
+            Ok(known) => known,
+            Err(why) => return Outcome::Refused { why },
+        };
+        let queue = known.queue.as_ref();
+        if queue.is_none_or(|place| place.airport != *airport) {
+            return Outcome::AlreadyDone;
+        }
+        let driver_seq = self.driver_seq(driver);
+        self.emit(DriverUnqueued {
+            driver: driver.clone(),
+            driver_seq,
+            airport: airport.clone(),
+        });
+        Outcome::Done
+    }
+
+    fn at_work(&self, driver: &DriverId, session: SessionId) -> Result<&Driver, RefusedBecause> {
+        let known = self.drivers.get(driver).ok_or(RefusedBecause::NotOnline)?;
+        if known.session != session {
+            return Err(RefusedBecause::OldSession);
+        }
+        match known.presence {
+            Presence::Online { .. } => Ok(known),
+            Presence::Leaving { .. } | Presence::Offline { .. } => Err(RefusedBecause::NotOnline),
+        }
+    }
+
+    /// A place behind all that this shard has given: its number is that of the event which is published next.
+    fn place_at_end(&self, airport: &ZoneName) -> QueuePlace {
+        QueuePlace {
+            airport: airport.clone(),
+            since: match self.broken(Sabotage::JumpQueue) {
+                true => Time(0),
+                false => self.time,
+            },
+            number: self.counters.seq + 1,
+        }
+    }
+
+    /// The place a driver has once let go.
+    fn place_after(&self, known: &Driver, place: PlaceAfter) -> Option<QueuePlace> {
+        let before = known.queue.as_ref()?;
+        match (place, self.config.queues.after_decline) {
+            (PlaceAfter::Gone, _) if self.broken(Sabotage::KeepPlace) => Some(before.clone()),
+            (PlaceAfter::Gone, _) => None,
+            (PlaceAfter::Kept, _) | (PlaceAfter::TurnedDown, AfterDecline::Keep) => {
+                Some(before.clone())
+            }
+            (PlaceAfter::TurnedDown, AfterDecline::End) => Some(self.place_at_end(&before.airport)),
+        }
     }
 
     // -- what the desk says ----------------------------------------------------------------------------------
@@ -372,6 +484,7 @@ impl Shard {
                     ride: old.hold.ride,
                     attempt: old.hold.attempt,
                     hold_number: old.number,
+                    queue: None,
                 });
                 let hold_number = self.driver_seq(driver);
                 self.emit(DriverHeld {
@@ -397,7 +510,7 @@ impl Shard {
         });
     }
 
-    fn release(&mut self, driver: &DriverId, hold: HoldId) {
+    fn release(&mut self, driver: &DriverId, hold: HoldId, place: PlaceAfter) {
         let Some(known) = self.drivers.get(driver) else {
             return;
         };
@@ -409,6 +522,7 @@ impl Shard {
             Presence::Leaving { why } => Some(why),
             Presence::Online { .. } | Presence::Offline { .. } => None,
         };
+        let queue = self.place_after(known, place);
         let driver_seq = self.driver_seq(driver);
         self.emit(DriverReleased {
             driver: driver.clone(),
@@ -416,6 +530,7 @@ impl Shard {
             ride: held.hold.ride,
             attempt: held.hold.attempt,
             hold_number: held.number,
+            queue,
         });
         if let Some(why) = leaving {
             self.driver_offline(driver, why);

@@ -13,7 +13,9 @@
 
 use std::collections::BTreeSet;
 
-use cabrank_events::command::{ClaimRefusal, EntityId, Outcome, RefusedBecause, TransferAnswer};
+use cabrank_events::command::{
+    ClaimRefusal, EntityId, Outcome, PlaceAfter, RefusedBecause, TransferAnswer,
+};
 use cabrank_events::event::{
     ClaimAbandoned, ClaimDenied, DriverClaimed, DriverReassigned, HoldAsked, HoldKept, HoldMoved,
     LostBecause, Move, OfferMade, ReportWaits, RideReport, SecondHoldGranted, SwapAnswer,
@@ -68,6 +70,7 @@ impl Shard {
                     && ride.seq == gives_up.version
                     && ride.exchange.is_idle()
                     && ride.driver() == gets
+                    && ride.airport.is_none()
                     && ride.redispatches < self.config.redispatch_max
                     && swap.moves.iter().all(|next| next.ride != ride.id)
             })
@@ -339,7 +342,7 @@ impl Shard {
                     return;
                 }
                 if !self.gained(hold, driver, hold_number) {
-                    self.give_back_unwanted(hold, driver);
+                    self.give_back_unwanted(hold, driver, PlaceAfter::Gone);
                 }
                 if asked {
                     self.settle(from.ride);
@@ -358,7 +361,7 @@ impl Shard {
                         self.settle(from.ride);
                     }
                     (false, true) if !self.broken(Sabotage::KeepStrayHold) => {
-                        self.give_back_unwanted(from, driver);
+                        self.give_back_unwanted(from, driver, PlaceAfter::Gone);
                     }
                     (false, _) => {}
                 }
@@ -379,7 +382,12 @@ impl Shard {
     }
 
     /// Nobody wants this hold, else the driver would be held for ever (PROTOCOL 3).
-    pub(super) fn give_back_unwanted(&mut self, hold: HoldId, driver: &DriverId) {
+    pub(super) fn give_back_unwanted(
+        &mut self,
+        hold: HoldId,
+        driver: &DriverId,
+        place: PlaceAfter,
+    ) {
         let wanted = self
             .rides
             .get(&hold.ride)
@@ -388,6 +396,7 @@ impl Shard {
             self.send(Command::ReleaseDriver {
                 driver: driver.clone(),
                 hold,
+                place,
             });
         }
     }
@@ -457,7 +466,12 @@ impl Shard {
             (_, Some((incoming, hold_number))) => {
                 if !exchange.is_moved() && !self.broken(Sabotage::KeepBoth) {
                     let (hold, driver) = (known.hold(), before.clone());
-                    self.send(Command::ReleaseDriver { driver, hold });
+                    let place = PlaceAfter::Gone;
+                    self.send(Command::ReleaseDriver {
+                        driver,
+                        hold,
+                        place,
+                    });
                 }
                 self.emit(DriverReassigned {
                     ride,
@@ -492,6 +506,7 @@ impl Shard {
         self.send(Command::ReleaseDriver {
             driver: driver.clone(),
             hold: HoldId { ride, attempt },
+            place: PlaceAfter::Kept,
         });
         self.emit(ClaimAbandoned {
             ride,

@@ -1,6 +1,8 @@
 //! What commands, rounds and timers do to rides.
 
-use cabrank_events::command::{CancelledBy, EntityId, OpenRide, Outcome, RefusedBecause};
+use cabrank_events::command::{
+    CancelledBy, EntityId, OpenRide, Outcome, PlaceAfter, RefusedBecause,
+};
 use cabrank_events::event::{
     ClaimAbandoned, CompletedBecause, DeclinedBecause, DestinationChanged, DriverArrived,
     DriverAssigned, DriverLost, EndOfRide, ExpiredBecause, LostBecause, Move, OfferDeclined,
@@ -182,6 +184,7 @@ impl Shard {
             radius_m: self.config.radius_first_m,
             widen_at: self.time.plus_ms(self.config.widen_every_ms),
             pickup_point: open.pickup_point.clone(),
+            airport: open.airport.clone(),
         });
         self.send(Command::RideOpened { rider, key, ride });
     }
@@ -266,8 +269,11 @@ impl Shard {
             known.exchange.is_asked() && known.holds(hold, driver) && its != Some(hold_number)
         });
         if is_of_old {
-            let driver = driver.clone();
-            self.send(Command::ReleaseDriver { driver, hold });
+            self.send(Command::ReleaseDriver {
+                driver: driver.clone(),
+                hold,
+                place: PlaceAfter::Kept,
+            });
             return;
         }
         if self.broken(Sabotage::BelieveAnyGrant)
@@ -286,7 +292,7 @@ impl Shard {
             });
             return;
         }
-        self.give_back_unwanted(hold, driver);
+        self.give_back_unwanted(hold, driver, PlaceAfter::Kept);
     }
 
     fn driver_left(&mut self, hold: HoldId, driver: &DriverId) {
@@ -306,6 +312,7 @@ impl Shard {
                 self.send(Command::ReleaseDriver {
                     driver: driver.clone(),
                     hold,
+                    place: PlaceAfter::Gone,
                 });
             }
             Some(Stage::Claiming { .. }) => self.abandon_claim(ride),
@@ -543,15 +550,15 @@ impl Shard {
 
     // -- partings and ends: the only places that give a hold back -----------------------------------------------
 
-    /// Gives the hold or claim back, if the ride has one.
-    fn let_go(&mut self, ride: RideId) {
+    /// Gives the hold or claim back, if the ride has one; `place` is what becomes of its driver's place in a queue.
+    fn let_go(&mut self, ride: RideId, place: PlaceAfter) {
         let Some(known) = self.rides.get(&ride) else {
             return;
         };
         let first = known
             .driver()
             .filter(|_| !known.exchange.is_moved() && !self.broken(Sabotage::DropRelease))
-            .map(|driver| (driver.clone(), known.hold()));
+            .map(|driver| (driver.clone(), known.hold(), place));
         let second = known
             .exchange
             .incoming
@@ -559,15 +566,20 @@ impl Shard {
             .filter(|_| !self.broken(Sabotage::KeepIncoming))
             .map(|incoming| {
                 let attempt = incoming.attempt;
-                (incoming.driver.clone(), HoldId { ride, attempt })
+                let hold = HoldId { ride, attempt };
+                (incoming.driver.clone(), hold, PlaceAfter::Kept)
             });
-        for (driver, hold) in first.into_iter().chain(second) {
-            self.send(Command::ReleaseDriver { driver, hold });
+        for (driver, hold, place) in first.into_iter().chain(second) {
+            self.send(Command::ReleaseDriver {
+                driver,
+                hold,
+                place,
+            });
         }
     }
 
     fn abandon_claim(&mut self, ride: RideId) {
-        self.let_go(ride);
+        self.let_go(ride, PlaceAfter::Kept);
         let known = &self.rides[&ride];
         if let Some(driver) = known.driver().cloned() {
             let (attempt, ride_seq) = (known.attempt, self.ride_seq(ride));
@@ -589,7 +601,14 @@ impl Shard {
         let (attempt, ride_seq) = (known.hold().attempt, self.ride_seq(ride));
         let (deadline, redispatches) = (known.deadline, known.redispatches + 1);
         let parked = known.exchange.parked.clone();
-        self.let_go(ride);
+        let place = match parting {
+            Parting::Lost(_) => PlaceAfter::Gone,
+            Parting::Declined(_) | Parting::Expired(_) if known.airport.is_some() => {
+                PlaceAfter::TurnedDown
+            }
+            Parting::Declined(_) | Parting::Expired(_) => PlaceAfter::Kept,
+        };
+        self.let_go(ride, place);
         match parting {
             Parting::Declined(why) => {
                 self.emit(OfferDeclined {
@@ -647,7 +666,20 @@ impl Shard {
         let parked = known.exchange.parked.clone();
         let (rider, key) = (known.rider.clone(), known.key.clone());
         let keep_until = self.time.plus_ms(self.config.ended_ride_memory_ms);
-        self.let_go(ride);
+        let is_taken = match known.stage {
+            Stage::Waiting | Stage::Claiming { .. } | Stage::Offered { .. } => false,
+            Stage::EnRoute { .. }
+            | Stage::Arrived { .. }
+            | Stage::Started { .. }
+            | Stage::Ended { .. } => true,
+        };
+        // Who took an airport's ride and whose rider does not come is where they were before.
+        let is_called_off = matches!(ending, Ending::Cancelled(_)) && known.airport.is_some();
+        let place = match is_taken && !is_called_off {
+            true => PlaceAfter::Gone,
+            false => PlaceAfter::Kept,
+        };
+        self.let_go(ride, place);
         let end = match (ending, driver) {
             (Ending::Completed(why), Some(driver)) => {
                 self.emit(RideCompleted {

@@ -7,7 +7,7 @@ use cabrank_events::event::{
 };
 use cabrank_events::{
     Command, CommandId, CommandRecord, IdempotencyKey, Place, RideId, RiderId, ShardId, Time,
-    VehicleClass, ZoneFinding,
+    VehicleClass, ZoneFinding, ZoneName,
 };
 use cabrank_geo::{Cell, Resolution};
 
@@ -25,6 +25,7 @@ struct Request<'a> {
     issued_at: Time,
     /// What the gateway found: decides a first attempt only, and is no part of the fingerprint.
     zone: Option<&'a ZoneFinding>,
+    airport: Option<&'a ZoneName>,
 }
 
 impl Request<'_> {
@@ -53,6 +54,7 @@ impl Shard {
                 dropoff,
                 class,
                 zone,
+                airport,
             } => {
                 let request = Request {
                     rider,
@@ -62,6 +64,7 @@ impl Shard {
                     class: *class,
                     issued_at: record.issued_at,
                     zone: zone.as_deref(),
+                    airport: airport.as_ref(),
                 };
                 // Requests come from people, so from the log: they always have an offset and an id.
                 if let (Some(offset), Some(id)) = (offset, &record.id) {
@@ -206,6 +209,7 @@ impl Shard {
             class: request.class,
             issued_at: request.issued_at,
             pickup_point: point,
+            airport: request.airport.cloned(),
         }));
     }
 

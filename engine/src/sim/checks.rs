@@ -81,7 +81,7 @@ impl World {
             }
             match &record.command {
                 Command::ClaimGranted { hold, driver, .. }
-                | Command::ReleaseDriver { hold, driver } => {
+                | Command::ReleaseDriver { hold, driver, .. } => {
                     freeing.insert((driver, *hold));
                 }
                 Command::TransferHold {

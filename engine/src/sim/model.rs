@@ -664,6 +664,14 @@ impl Model {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
                 demand!(driver.online.is_some(), "{} heads away", e.driver);
             }
+            // What they say of places is looked at in `queues`.
+            Event::DriverQueued(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                demand!(driver.online.is_some(), "{} waits offline", e.driver);
+            }
+            Event::DriverUnqueued(e) => {
+                self.driver_step(&e.driver, e.driver_seq)?;
+            }
             Event::DrainAsked(e) => {
                 let is_next = record.shard == MARKET_SHARD && e.market_seq == self.set + 1;
                 demand!(is_next, "the market's {} after {}", e.market_seq, self.set);

@@ -8,6 +8,7 @@ use cabrank_events::{
 };
 use rand::Rng;
 
+use super::queues;
 use super::world::World;
 
 impl World {
@@ -65,6 +66,7 @@ impl World {
                     dropoff: None,
                     class: self.class(),
                     zone: self.zone(),
+                    airport: self.airport(),
                 };
                 let issued_at = Time(self.now.0 - age);
                 if self.chance(0.1) {
@@ -158,6 +160,22 @@ impl World {
                 let known = self.model.drivers.get(&driver);
                 let blocks = known.is_some_and(|d| d.blocked.contains(&rider));
                 let command = match (self.rng.random_range(0..10), suspended, blocks) {
+                    (8, ..) if !self.number.is_multiple_of(3) => {
+                        let session = known.map_or(SessionId(0), |d| d.session);
+                        let airport = queues::airport(self.step as usize);
+                        match self.number % 3 {
+                            1 => Command::EnterQueue {
+                                driver,
+                                session,
+                                airport,
+                            },
+                            _ => Command::LeaveQueue {
+                                driver,
+                                session,
+                                airport,
+                            },
+                        }
+                    }
                     (8, ..) => Command::SetHeading {
                         driver,
                         to: (self.step.is_multiple_of(2)).then(|| self.places[0]),
@@ -235,6 +253,16 @@ impl World {
         }
     }
 
+    /// The airport a request begins at, if at one.
+    fn airport(&self) -> Option<ZoneName> {
+        // Rides of airports exchange no cars, and a busy city is there to exchange some.
+        match self.number % if self.busy { 24 } else { 8 } {
+            1 => Some(queues::airport(0)),
+            4 => Some(queues::airport(1)),
+            _ => None,
+        }
+    }
+
     /// A rider, or the desk for one, wants to be brought elsewhere. By the number and not by chance, as for zones.
     fn elsewhere(&self, ride: RideId, rider: RiderId) -> Command {
         Command::ChangeDestination {
@@ -291,6 +319,32 @@ impl World {
                 if !self.busy && self.chance(0.2) {
                     self.say(16_000, Command::DeclineOffer { hold, driver });
                 }
+            }
+            // The gateway sees the car at an airport, and asks again after a ride.
+            Event::DriverOnline(e) if e.session.0.is_multiple_of(2) => {
+                let (driver, session) = (e.driver.clone(), e.session);
+                let airport = queues::airport(session.0 as usize / 2);
+                self.say(
+                    1_000,
+                    Command::EnterQueue {
+                        driver,
+                        session,
+                        airport,
+                    },
+                );
+            }
+            Event::DriverReleased(e) if e.queue.is_none() && e.hold_number.is_multiple_of(3) => {
+                let session = self.model.drivers.get(&e.driver).map(|d| d.session);
+                let (driver, session) = (e.driver.clone(), session.unwrap_or(SessionId(0)));
+                let airport = queues::airport(e.hold_number as usize);
+                self.say(
+                    1_000,
+                    Command::EnterQueue {
+                        driver,
+                        session,
+                        airport,
+                    },
+                );
             }
             Event::DriverAssigned(e) => self.drives(e.ride, e.attempt, &e.driver),
             Event::DriverReassigned(e) => self.drives(e.ride, e.attempt, &e.driver),

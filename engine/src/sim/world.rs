@@ -17,10 +17,12 @@ use rand::{Rng, SeedableRng};
 use super::Fault;
 use super::checks::fold;
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
+use super::queues::Places;
 use crate::EngineConfig;
 use crate::config::SwapConsent;
 use crate::host::{Batch, Host};
 use crate::matching::{GivesUp, Pair, RoundResult, Swap, SwapRules};
+use crate::queues::{AfterDecline, QueueRules};
 use crate::ride::{Bounds, Ride, Stage};
 use crate::shard::{Counters, EntityState, Shard};
 
@@ -83,6 +85,7 @@ pub struct World {
     pub(super) wishes: Vec<CommandRecord>,
     pub(super) issued: BTreeMap<CommandId, Command>,
     pub(super) model: Model,
+    pub(super) queues: Places,
     pub(super) outcomes: Outcomes,
     /// Engine times after the last transaction, by shard.
     pub(super) times: Vec<Time>,
@@ -160,6 +163,13 @@ impl World {
                 _ => SwapConsent::Tell,
             },
             swap_answer_ms: 5_000,
+            queues: QueueRules {
+                after_decline: match seed % 3 {
+                    0 => AfterDecline::Keep,
+                    _ => AfterDecline::End,
+                },
+                ..QueueRules::default()
+            },
             ..EngineConfig::default()
         });
         config.check().expect("the simulation's settings are sound");
@@ -198,6 +208,7 @@ impl World {
             wishes: Vec::new(),
             issued: BTreeMap::new(),
             model: Model::new(config.clone(), clean),
+            queues: Places::new(config.queues.after_decline),
             outcomes: Outcomes::default(),
             times: vec![Time(i64::MIN); usize::from(shards)],
             overdue: vec![BTreeSet::new(); usize::from(shards)],
@@ -401,7 +412,7 @@ impl World {
             self.move_shard();
         }
         if self.chance(0.5) {
-            self.snapshot();
+            self.snapshot()?;
         }
         for _ in 0..self.rng.random_range(1..=2) {
             let host = self.rng.random_range(0..self.hosts.len());
@@ -459,17 +470,21 @@ impl World {
     }
 
     /// A round is solved on what it sees now; its result may be handed in much later.
-    fn snapshot(&mut self) {
+    fn snapshot(&mut self) -> Result<(), String> {
         let shard = match self.busy {
             true => 0,
             false => self.rng.random_range(0..self.home.len()),
         };
         if self.chance(if self.busy { 0.35 } else { 0.2 }) {
-            return self.rematch(shard);
+            self.rematch(shard);
+            return Ok(());
+        }
+        if self.step.is_multiple_of(3) {
+            return self.call_queues(shard);
         }
         let id = ShardId(shard as u16);
         let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
-            return;
+            return Ok(());
         };
         let mut result = RoundResult::default();
         for ride in owner.waiting() {
@@ -551,6 +566,7 @@ impl World {
         if !empty {
             self.hand_in(id, result);
         }
+        Ok(())
     }
 
     /// Old rounds are mostly void; a busy city does not wait for them.
@@ -660,6 +676,7 @@ impl World {
             }
             *self.seen.entry(record.event.name()).or_insert(0) += 1;
             self.model.take(record)?;
+            self.queues.take(record)?;
         }
         match direct {
             Some(id) if self.outcomes.owed.get(&id) != Some(&0) => {

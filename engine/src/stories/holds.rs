@@ -174,6 +174,7 @@ fn a_refused_driver_is_left_out_until_the_index_knows_more() {
         radius_m: 1,
         widen_at: Time(9),
         pickup_point: None,
+        airport: None,
     });
     assert!(ride.may_ask(&free, refused));
     let denied = ClaimDenied {

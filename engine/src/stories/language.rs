@@ -14,8 +14,8 @@ use cabrank_events::command::{CancelledBy, EntityId, MARKET_SHARD, Outcome};
 use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
-    IdempotencyKey, NodeName, PickupPoint, Place, Reason, RideId, RiderId, SessionId, ShardId,
-    Time, VehicleClass, ZoneFinding, ZoneName,
+    IdempotencyKey, NodeName, PickupPoint, Place, QueuePlace, Reason, RideId, RiderId, SessionId,
+    ShardId, Time, VehicleClass, ZoneFinding, ZoneName,
 };
 use cabrank_geo::{Cell, Point, Resolution};
 use cabrank_ring::{Kind, Ring};
@@ -265,6 +265,25 @@ impl World {
                 let to = (where_to == "home").then(|| self.places["A"]);
                 self.say(words, Command::SetHeading { driver, to });
             }
+            [what @ ("enter" | "leave"), driver, airport, ..] => {
+                let driver = self.driver(driver);
+                let session =
+                    SessionId(after("session").map_or(1, |s| s.parse().expect("a number")));
+                let airport = ZoneName::new(airport).expect("a good name");
+                let command = match what {
+                    "enter" => Command::EnterQueue {
+                        driver,
+                        session,
+                        airport,
+                    },
+                    _ => Command::LeaveQueue {
+                        driver,
+                        session,
+                        airport,
+                    },
+                };
+                self.say(words, command);
+            }
             // What the market is set to, as JSON without blanks.
             ["set", json, ..] => {
                 let settings = serde_json::from_str(json).expect("settings are JSON");
@@ -401,6 +420,7 @@ impl World {
             dropoff: None,
             class: after("class").map_or(VehicleClass::Economy, |c| c.parse().expect("a class")),
             zone: after("zone").map(|found| Box::new(self.zone(found, after("at")))),
+            airport: after("airport").map(|name| ZoneName::new(name).expect("a good name")),
         };
         self.say_at(words, issued_at, command);
     }
@@ -678,11 +698,16 @@ impl World {
                 format!("{} held for {}#{}", d(&e.driver), r(&e.ride), e.attempt)
             }
             Event::DriverReleased(e) => format!(
-                "{} released from {}#{}",
+                "{} released from {}#{}{}",
                 d(&e.driver),
                 r(&e.ride),
-                e.attempt
+                e.attempt,
+                e.queue
+                    .as_ref()
+                    .map_or_else(String::new, |place| format!(", {}", waits(place)))
             ),
+            Event::DriverQueued(e) => format!("{} {}", d(&e.driver), waits(&e.place)),
+            Event::DriverUnqueued(e) => format!("{} left {}", d(&e.driver), e.airport),
             Event::DriverLeaving(e) => format!("{} leaving: {}", d(&e.driver), word(&e.why)),
             Event::DriverOffline(e) => format!("{} offline: {}", d(&e.driver), word(&e.why)),
             Event::DriverSuspended(e) => {
@@ -720,6 +745,11 @@ impl World {
             },
         }
     }
+}
+
+fn waits(place: &QueuePlace) -> String {
+    let since_s = place.since.since(START) as f64 / 1_000.0;
+    format!("waits at {} since {since_s}s", place.airport)
 }
 
 fn at_point(outcome: &cabrank_events::event::CommandOutcome) -> String {

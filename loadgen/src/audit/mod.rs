@@ -359,7 +359,11 @@ impl What {
             "rider.free" => What::Free,
             "rider.forgotten" => What::RiderForgotten,
             "command.outcome" => What::Outcome,
-            "driver.heading_set" | "market.dispatch_set" | "market.drain_asked" => What::Wished,
+            "driver.heading_set"
+            | "driver.queued"
+            | "driver.unqueued"
+            | "market.dispatch_set"
+            | "market.drain_asked" => What::Wished,
             _ => What::Unknown,
         }
     }

@@ -540,7 +540,7 @@ impl<B: Brain> Phone<B> {
                 })
             }
             ToDriver::Ride(view) => Heard::Ride(view),
-            ToDriver::PingRefused { .. } => return None,
+            ToDriver::PingRefused { .. } | ToDriver::Queue(_) => return None,
             ToDriver::Move { after_ms } => {
                 return Some(Parted::Lost(
                     Duration::from_millis(*after_ms).min(RECONNECT_LAST),

@@ -704,7 +704,7 @@ impl Cab {
             ToDriver::PingRefused { reason, .. } => {
                 tracing::debug!(driver = %self.driver, ?reason, "ping refused");
             }
-            ToDriver::Ride(_) => {}
+            ToDriver::Ride(_) | ToDriver::Queue(_) => {}
             ToDriver::Move { after_ms } => self.after_ms = after_ms.min(AFTER_MS_MAX),
             ToDriver::Error { message } => {
                 desk.tally

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cabrank_engine::travel::TravelTime;
 use cabrank_events::command::EntityId;
-use cabrank_events::wire::{NearCar, RideView};
+use cabrank_events::wire::{NearCar, QueueView, RideView};
 use cabrank_events::{CommandRecord, DriverId, Place, RideId, RiderId, SessionId, Time};
 use cabrank_geo::{Filter, Near, Placement, Query, Status};
 
@@ -161,6 +161,10 @@ impl Dispatch for Node {
             .drivers
             .get(driver)
             .map(|view| view.clone())
+    }
+
+    fn queue_place(&self, driver: &DriverId) -> Option<QueueView> {
+        self.shared.views.queue_place(driver)
     }
 
     fn offer_times(&self, ride: RideId) -> Option<(Time, u64)> {

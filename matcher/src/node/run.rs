@@ -580,6 +580,7 @@ impl Loop {
         metrics::counter!("cabrank_rounds_total").increment(1);
         metrics::histogram!("cabrank_round_seconds").record(solved.took_s);
         metrics::counter!("cabrank_rides_held_back_total").increment(solved.held_back as u64);
+        metrics::counter!("cabrank_queue_calls_total").increment(solved.called as u64);
         if solved.result.exhausted {
             metrics::counter!("cabrank_rounds_exhausted_total").increment(1);
         }
@@ -804,6 +805,7 @@ impl Loop {
         metrics::gauge!("cabrank_open_rides").set(sum(Shard::open_rides));
         metrics::gauge!("cabrank_waiting_rides").set(sum(Shard::waiting_count));
         metrics::gauge!("cabrank_drivers_known").set(self.shared.people.len() as f64);
+        metrics::gauge!("cabrank_queued_drivers").set(self.shared.people.queued() as f64);
     }
 }
 

@@ -84,6 +84,7 @@ impl Town {
             dropoff: None,
             radius_m: 5_000,
             class: VehicleClass::Economy,
+            airport: None,
             asked: BTreeSet::new(),
             avoid: BTreeMap::new(),
         }

@@ -183,6 +183,7 @@ impl City {
                 radius_m: 2_000,
                 widen_at: later,
                 pickup_point: None,
+                airport: None,
             }
             .into(),
         ];
