@@ -208,7 +208,7 @@ impl World {
             wishes: Vec::new(),
             issued: BTreeMap::new(),
             model: Model::new(config.clone(), clean),
-            queues: Places::new(config.queues.after_decline),
+            queues: Places::new(config.queues.after_decline, clean),
             outcomes: Outcomes::default(),
             times: vec![Time(i64::MIN); usize::from(shards)],
             overdue: vec![BTreeSet::new(); usize::from(shards)],
