@@ -194,6 +194,7 @@ fn requested() -> RideRequested {
         radius_m: 2_000,
         widen_at: Time(0),
         pickup_point: None,
+        airport: None,
     }
 }
 
