@@ -317,6 +317,7 @@ fn a_node_is_told_to_leave_once_and_only_by_its_name() {
     drain(&mut city, "n1");
     assert_eq!(told.load(Ordering::SeqCst), 1, "once is enough");
     city.node.stop().unwrap();
+    drop(city);
 
     let city = City::open(dir.path(), EngineConfig::default());
     hear(&city);
