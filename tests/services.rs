@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_eventlog::kafka::testing;
+use cabrank_eventlog::{EmbeddedLog, EventLog, Options, Topic};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -309,6 +310,29 @@ fn services_killed_at_random_moments_lose_and_double_nothing() {
     let (town, running) = kill_and_audit(None);
     drop(running);
     no_card_data(&town.all_files());
+    // Nobody but the saga calls rides off for others here, and it says why, for the rider to read.
+    let log = EmbeddedLog::open(&town.dir.path().join("data"), Options::default()).expect("a log");
+    let mut called_off = 0;
+    for shard in 0..log.shards() {
+        let mut next = 0;
+        while let records = log
+            .read(Topic::RideEvents, shard, next, 1_000)
+            .expect("events")
+            && let Some(last) = records.last()
+        {
+            next = last.offset + 1;
+            for record in records {
+                let event: Value = serde_json::from_slice(&record.value).expect("an event");
+                let data = &event["data"];
+                if event["type"] == "cabrank.ride.cancelled.v1" && data["by"] == "ops" {
+                    let why = data["reason"].as_str().unwrap_or_default();
+                    assert!(why.starts_with("payment "), "{event}");
+                    called_off += 1;
+                }
+            }
+        }
+    }
+    println!("{called_off} rides were called off, each with a reason");
 }
 
 #[test]

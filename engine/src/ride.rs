@@ -13,8 +13,8 @@ use cabrank_events::event::{
 };
 use cabrank_events::wire::{RideStage, RideView, SwapAskedView, SwapView};
 use cabrank_events::{
-    Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, PickupPoint, Place, RideId,
-    RiderId, Time, VehicleClass, ZoneName,
+    Attempt, CommandId, DriverId, Event, HoldId, IdempotencyKey, PickupPoint, Place, Reason,
+    RideId, RiderId, Time, VehicleClass, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,9 @@ pub enum Stage {
         by: Option<CancelledBy>,
         driver: Option<DriverId>,
         keep_until: Time,
+        /// What the rider is told; older states lack it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
     },
 }
 
@@ -454,6 +457,7 @@ impl Ride {
                     None,
                     Some(e.driver.clone()),
                     e.keep_until,
+                    None,
                 );
             }
             Event::RideCancelled(e) => {
@@ -463,11 +467,12 @@ impl Ride {
                     Some(e.by),
                     e.driver.clone(),
                     e.keep_until,
+                    e.reason.clone(),
                 );
             }
             Event::RideUnfulfilled(e) => {
                 self.seq = e.ride_seq;
-                self.end(EndOfRide::Unfulfilled, None, None, e.keep_until);
+                self.end(EndOfRide::Unfulfilled, None, None, e.keep_until, None);
             }
             Event::DriverOnline(_)
             | Event::DriverHeld(_)
@@ -509,6 +514,7 @@ impl Ride {
         by: Option<CancelledBy>,
         driver: Option<DriverId>,
         keep_until: Time,
+        reason: Option<Reason>,
     ) {
         self.asked.clear();
         self.avoid.clear();
@@ -520,6 +526,7 @@ impl Ride {
             by,
             driver,
             keep_until,
+            reason,
         };
     }
 
@@ -608,15 +615,22 @@ impl Ride {
 
     /// The ride as the people in it see it.
     pub fn view(&self) -> RideView {
-        let (stage, held, cancelled_by) = match &self.stage {
-            Stage::Waiting | Stage::Claiming { .. } => (RideStage::Waiting, None, None),
-            Stage::Offered { driver, .. } => (RideStage::Offered, Some(driver), None),
-            Stage::EnRoute { driver, .. } => (RideStage::EnRoute, Some(driver), None),
-            Stage::Arrived { driver, .. } => (RideStage::Arrived, Some(driver), None),
-            Stage::Started { driver, .. } => (RideStage::Started, Some(driver), None),
-            Stage::Ended {
-                end, by, driver, ..
-            } => ((*end).into(), driver.as_ref(), *by),
+        let (stage, held) = match &self.stage {
+            Stage::Waiting | Stage::Claiming { .. } => (RideStage::Waiting, None),
+            Stage::Offered { driver, .. } => (RideStage::Offered, Some(driver)),
+            Stage::EnRoute { driver, .. } => (RideStage::EnRoute, Some(driver)),
+            Stage::Arrived { driver, .. } => (RideStage::Arrived, Some(driver)),
+            Stage::Started { driver, .. } => (RideStage::Started, Some(driver)),
+            Stage::Ended { end, driver, .. } => ((*end).into(), driver.as_ref()),
+        };
+        let (cancelled_by, reason) = match &self.stage {
+            Stage::Ended { by, reason, .. } => (*by, reason.clone()),
+            Stage::Waiting
+            | Stage::Claiming { .. }
+            | Stage::Offered { .. }
+            | Stage::EnRoute { .. }
+            | Stage::Arrived { .. }
+            | Stage::Started { .. } => (None, None),
         };
         RideView {
             ride: self.id,
@@ -630,6 +644,7 @@ impl Ride {
             driver: held.cloned(),
             attempt: held.map(|_| self.hold().attempt),
             cancelled_by,
+            reason,
             swap: self.swap.as_deref().cloned(),
             swap_asked: match self.consent {
                 Some(Consent::Asked { gain_s, until }) => Some(Box::new(SwapAskedView {
@@ -664,12 +679,12 @@ pub enum Parting {
 }
 
 /// Ends in the engine's own words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Brought there.
     Completed(CompletedBecause),
-    /// Called off.
-    Cancelled(CancelledBy),
+    /// Called off, with what the rider is told of it.
+    Cancelled(CancelledBy, Option<Reason>),
     /// Nobody came.
     Unfulfilled(UnfulfilledBecause),
 }

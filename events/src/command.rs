@@ -251,6 +251,9 @@ pub enum Command {
         ride: RideId,
         by: CancelledBy,
         rider: Option<RiderId>,
+        /// What the rider is told, if anything; older records lack it. Nothing depends on it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
     },
     /// The rider, or somebody for them, wants to be brought elsewhere (external).
     ChangeDestination {

@@ -533,6 +533,9 @@ events! {
         driver: Option<DriverId>,
         /// Until when the ended ride is remembered for late commands.
         keep_until: Time,
+        /// What the rider is told: the words of the service that called it off, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
     }
     /// An end: no driver was found in time.
     ride "ride.unfulfilled" RideUnfulfilled {

@@ -165,6 +165,19 @@ impl Reason {
         }
     }
 
+    /// As much of `text` as fits, on one line: for words of others, which would be refused whole. `None` for nothing.
+    pub fn fitted(text: &str) -> Option<Self> {
+        let mut line: String = text
+            .trim()
+            .chars()
+            .map(|letter| if letter.is_control() { ' ' } else { letter })
+            .collect();
+        while line.len() > REASON_BYTES_MAX {
+            line.pop();
+        }
+        Self::new(&line).ok()
+    }
+
     /// The text as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -531,6 +544,18 @@ mod tests {
                 "{text:?} must not be a ride id"
             );
         }
+    }
+
+    #[test]
+    fn words_of_others_are_made_to_fit() {
+        let fitted = |text: &str| Reason::fitted(text).map(String::from);
+        assert_eq!(
+            fitted(" declined\nby the bank\u{7} "),
+            Some("declined by the bank ".into())
+        );
+        let long = fitted(&"ü".repeat(REASON_BYTES_MAX)).unwrap();
+        assert_eq!(long, "ü".repeat(REASON_BYTES_MAX / 2));
+        assert_eq!(fitted(" \t"), None);
     }
 
     #[test]

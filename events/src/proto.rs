@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::command::{CancelledBy, RefusedBecause};
-use crate::ids::{ClassSet, Place, RideId, SessionId, Time, VehicleClass};
+use crate::ids::{ClassSet, Place, Reason, RideId, SessionId, Time, VehicleClass};
 use crate::wire;
 use crate::zone::{PickupPoint, ZoneName};
 
@@ -262,6 +262,7 @@ fn ride_out(ride: &wire::RideView) -> pb::Ride {
         driver: ride.driver.as_ref().map(|driver| driver.to_string()),
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_out),
+        reason: ride.reason.as_ref().map(|why| why.as_str().to_owned()),
         swap_asked: ride.swap_asked.as_deref().map(|asked| pb::SwapAsked {
             gain_s: asked.gain_s,
             answer_by: asked.answer_by.0,
@@ -296,6 +297,7 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
             .transpose()?,
         attempt: ride.attempt,
         cancelled_by: ride.cancelled_by.map(by_in).transpose()?,
+        reason: ride.reason.map(reason_in).transpose()?,
         swap: ride.swap.map(swap_in).transpose()?,
         swap_asked: ride.swap_asked.map(|asked| {
             Box::new(wire::SwapAskedView {
@@ -304,6 +306,13 @@ fn ride_in(ride: pb::Ride) -> Decoded<wire::RideView> {
             })
         }),
         pickup_point: ride.pickup_point.map(pickup_point_in).transpose()?,
+    })
+}
+
+fn reason_in(text: String) -> Decoded<Reason> {
+    Reason::new(&text).map_err(|error| ProtoError::Bad {
+        field: "reason",
+        why: error.to_string(),
     })
 }
 
@@ -495,6 +504,13 @@ pub fn encode_to_driver(message: &wire::ToDriver) -> Bytes {
             reason: ping_why_out(*reason),
             refused: *refused,
         }),
+        In::HeadTo(hint) => Out::HeadTo(pb::HeadTo {
+            to: Some(place_out(hint.to)),
+            cell: hint.cell.clone(),
+            expected: hint.expected,
+            free: hint.free,
+            until: hint.until.0,
+        }),
         In::Queue(queue) => Out::Queue(pb::Queue {
             airport: queue.airport.to_string(),
             position: queue.position,
@@ -551,6 +567,13 @@ pub fn decode_to_driver(bytes: &[u8]) -> Decoded<wire::ToDriver> {
                 reason: ping_why_in(m.reason)?,
                 refused: m.refused,
             },
+            In::HeadTo(hint) => Out::HeadTo(wire::HeadToView {
+                to: place_in("to", hint.to)?,
+                cell: hint.cell,
+                expected: hint.expected,
+                free: hint.free,
+                until: Time(hint.until),
+            }),
             In::Queue(queue) => Out::Queue(wire::QueueView {
                 airport: ZoneName::try_from(queue.airport).map_err(|error| ProtoError::Bad {
                     field: "airport",

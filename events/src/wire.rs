@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{CancelledBy, RefusedBecause};
 use crate::event::EndOfRide;
 use crate::ids::{
-    Attempt, ClassSet, DriverId, IdempotencyKey, Place, RideId, RiderId, SessionId, Time,
+    Attempt, ClassSet, DriverId, IdempotencyKey, Place, Reason, RideId, RiderId, SessionId, Time,
     VehicleClass,
 };
 use crate::zone::{PickupPoint, ZoneName};
@@ -204,6 +204,9 @@ pub struct RideView {
     /// Who called it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_by: Option<CancelledBy>,
+    /// Why, in the words of the service that called it off: for the rider to read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// The newest exchange of drivers, while the driver it brought has not arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<SwapView>,
@@ -274,10 +277,27 @@ pub enum ToDriver {
     },
     /// Your place in an airport's queue, when it has changed.
     Queue(QueueView),
+    /// Advice while you have no ride: more rides are expected there than cars are free. Nothing depends on whether you go.
+    HeadTo(HeadToView),
     /// This gateway is going down: connect again, after `after_ms` at the earliest.
     Move { after_ms: u64 },
     /// The message could not be understood; the session goes on.
     Error { message: String },
+}
+
+/// Where more rides are expected than cars are free.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadToView {
+    /// The middle of the cell.
+    pub to: Place,
+    /// The H3 cell.
+    pub cell: String,
+    /// Rides expected to be asked for there in the next quarter hour.
+    pub expected: f64,
+    /// Cars that are free there.
+    pub free: u32,
+    /// Until when it is meant, on the domain clock; no other comes before.
+    pub until: Time,
 }
 
 /// A driver's place in an airport's queue.

@@ -280,6 +280,7 @@ fn examples() -> Vec<Event> {
             by: CancelledBy::Rider,
             driver: Some(driver()),
             keep_until: later,
+            reason: Reason::fitted("payment refused"),
         }
         .into(),
         RideUnfulfilled {
@@ -559,11 +560,12 @@ fn a_schema_refuses_what_is_not_its_event() {
             cut["data"].as_object_mut().unwrap().remove(key);
             missed += usize::from(validator.is_valid(&cut));
         }
-        // Optional fields may be absent: the driver of a cancelled ride, whom an outcome asked, and its ride, the swap a
-        // claim belongs to and what it gains, the command of a report without one, the heading of a driver who has none.
+        // Optional fields may be absent: the driver of a cancelled ride and why it was, whom an outcome asked, and its ride,
+        // the swap a claim belongs to and what it gains, the command of a report without one, the heading of a driver who
+        // has none.
         let optional = match *name {
-            "ride.cancelled" | "ride.report_waits" | "driver.heading_set" => 1,
-            "command.outcome" | "ride.driver_reassigned" => 2,
+            "ride.report_waits" | "driver.heading_set" => 1,
+            "ride.cancelled" | "command.outcome" | "ride.driver_reassigned" => 2,
             "ride.driver_claimed" => 3,
             // The pickup point, which most requests have none of.
             "rider.busy" => 1,

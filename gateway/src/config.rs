@@ -9,6 +9,8 @@ use cabrank_engine::ingest::IngestConfig;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::forecasts::ForecastsConfig;
+use crate::hints::HintsConfig;
 use crate::tls::TlsConfig;
 use crate::token::{KeysConfig, TokenVerifier};
 use crate::zones::ZonesConfig;
@@ -35,6 +37,10 @@ pub struct GatewayConfig {
     pub map: MapConfig,
     /// Where rides may begin, airports, pickup points.
     pub zones: ZonesConfig,
+    /// Where more rides are expected.
+    pub forecasts: ForecastsConfig,
+    /// Advice to idle drivers.
+    pub hints: HintsConfig,
 }
 
 impl Default for GatewayConfig {
@@ -49,6 +55,8 @@ impl Default for GatewayConfig {
             ingest: IngestConfig::default(),
             map: MapConfig::default(),
             zones: ZonesConfig::default(),
+            forecasts: ForecastsConfig::default(),
+            hints: HintsConfig::default(),
         }
     }
 }
@@ -290,7 +298,31 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 37] = [
+        let ranges: [(&str, u64, u64, u64); 41] = [
+            (
+                "hints.look_every_ms",
+                self.hints.look_every_ms,
+                100,
+                3_600_000,
+            ),
+            (
+                "hints.driver_every_ms",
+                self.hints.driver_every_ms,
+                1_000,
+                86_400_000,
+            ),
+            (
+                "hints.distance_m_max",
+                self.hints.distance_m_max.into(),
+                100,
+                100_000,
+            ),
+            (
+                "forecasts.ask_every_ms",
+                self.forecasts.ask_every_ms,
+                100,
+                600_000,
+            ),
             ("zones.reload_ms", self.zones.reload_ms, 100, 3_600_000),
             (
                 "zones.queue_grace_ms",
@@ -462,6 +494,14 @@ impl GatewayConfig {
                     remedy,
                 });
             }
+        }
+        if self.hints.head_to && self.forecasts.url.is_empty() {
+            return Err(BadGatewayConfig {
+                key: "hints.head_to".into(),
+                value: "true".into(),
+                remedy: "name the forecast service with gateway.forecasts.url, or leave it off"
+                    .into(),
+            });
         }
         self.map.check()?;
         self.ingest.check().map_err(|bad| BadGatewayConfig {

@@ -449,6 +449,9 @@ impl Person for DriverSession {
                 self.held
                     .take_if(|held| held.hold == HoldId { ride, attempt });
             }
+            // Whoever got an offer meanwhile has something better.
+            DriverNews::HeadTo(_) if self.held.is_some() => {}
+            DriverNews::HeadTo(hint) => desk.say(ToDriver::HeadTo(*hint)),
         }
     }
 

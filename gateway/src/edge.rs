@@ -15,6 +15,7 @@ use crate::admission::{Admission, RETRY_AFTER_S, TooManyNewRides};
 use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
 use crate::first_offer::FirstOffers;
+use crate::forecasts::Forecasts;
 use crate::map::Map;
 use crate::news::{DriverNews, RiderNews};
 use crate::outcomes::{Outcomes, TooManyWaiting, Waiting};
@@ -65,6 +66,8 @@ pub struct Edge {
     pub threads: Threads,
     /// What open maps share.
     pub map: Map,
+    /// What the forecast service expects.
+    pub forecasts: Forecasts,
     /// Which zones there are.
     pub zones: ZoneBook,
     /// What is known of pickup times.
@@ -147,6 +150,7 @@ impl Edge {
             closing: CancellationToken::new(),
             threads,
             map: Map::default(),
+            forecasts: Forecasts::default(),
             zones,
             quotes: Quotes::default(),
             pulse: Pulse::default(),

@@ -30,6 +30,7 @@ use crate::destination;
 use crate::dispatch;
 use crate::driver::DriverSession;
 use crate::edge::{Edge, refused};
+use crate::forecasts;
 use crate::frames::Outbound;
 use crate::listener::Conn;
 use crate::map;
@@ -94,6 +95,7 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/nodes/{node}/drain", post(nodes::drain))
         .route("/v1/map", get(map::map))
         .route("/v1/map/area", get(map::area))
+        .route("/v1/map/forecast", get(forecasts::forecast))
         .route("/v1/map/drivers/{key}", get(map::name))
         .route("/", get(page::index))
         .route("/map.js", get(page::script))
@@ -520,7 +522,7 @@ pub fn changed(answer: Answer) -> Result<Response, Problem> {
     ))
 }
 
-/// What the desk may say beside a cancel.
+/// What desk and services may say beside a cancel.
 #[derive(Deserialize, schemars::JsonSchema)]
 pub struct Why {
     #[serde(default)]
@@ -535,7 +537,7 @@ async fn cancel_ride(
 ) -> Result<Response, Problem> {
     let verified = edge.authorize(Endpoint::CancelRide, &headers)?;
     let ride = ride_id(&ride)?;
-    // Only the desk gives reasons; what a rider's app may send is not read.
+    // Only desk and services give reasons; what a rider's app may send is not read.
     let reason = match (&verified.caller, bytes) {
         (Caller::Rider(_) | Caller::Driver(_), _) => None,
         (_, Ok(bytes)) if bytes.is_empty() => None,
@@ -563,7 +565,17 @@ async fn cancel_ride(
             ));
         }
     };
-    let command = Command::CancelRide { ride, by, rider };
+    // A service says why for the rider to read; what the desk writes stays with the desk.
+    let told = match &verified.caller {
+        Caller::Service(_) => reason.clone(),
+        Caller::Ops(_) | Caller::Rider(_) | Caller::Driver(_) => None,
+    };
+    let command = Command::CancelRide {
+        ride,
+        by,
+        rider,
+        reason: told,
+    };
     changed(ask_because(&edge, command_id(id)?, edge.dispatch.now(), command, reason).await?)
 }
 

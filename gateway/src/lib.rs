@@ -11,9 +11,10 @@
 //! - `http`, `stream` are the calls; `access` who may call what; `query` what is asked; `problem` what errors say; `openapi` describes them all.
 //! - `map` what the live map draws, `pulse` what happened in the last minute, `desk` what an operator sees and does, `dispatch` how rounds choose,
 //!   `page` what a browser is served.
+//! - `forecasts` how many rides are expected where, `hints` which idle drivers are told of it.
 //! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
 //! - [`serve_health`]: health and metrics of a process without a gateway.
-//! - `token` who is calling, `keys` and `jwks` which keys are believed, `revoke` who was shut out, `files` what is read again.
+//! - `token` who is calling, `keys` and `jwks` which keys are believed (`fetch` asks for them), `revoke` who was shut out, `files` what is read again.
 //! - `tls` what is between a connection and us, `addresses` how much may come from one.
 //! - `people`, `outcomes`, `admission`, `rate`, `counters` keep who is connected, who waits, how many new rides may come, who calls too often,
 //!   what was counted.
@@ -30,13 +31,16 @@ mod destination;
 mod dispatch;
 mod driver;
 mod edge;
+mod fetch;
 mod files;
 mod first_offer;
+mod forecasts;
 mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
+mod hints;
 mod http;
 mod ingest;
 mod jwks;
@@ -86,7 +90,9 @@ pub use access::Endpoint;
 pub use cabrank_engine::ingest::IngestConfig;
 pub use config::{BadGatewayConfig, GatewayConfig, Limits, MapConfig, Sockets, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
+pub use forecasts::ForecastsConfig;
 pub use health::serve_health;
+pub use hints::HintsConfig;
 pub use ingest::PartnerPings;
 pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
@@ -94,7 +100,7 @@ pub use tls::{BadTls, TlsConfig};
 pub use zones::{BadZoneFiles, ZonesConfig, read_zones};
 
 use edge::Edge;
-use jwks::Fetcher;
+use fetch::Fetcher;
 use listener::BoundedListener;
 use threads::Threads;
 use zones::ZoneBook;
@@ -144,6 +150,8 @@ pub struct Gateway {
     address: SocketAddr,
     /// The way to the provider of keys, if there is one.
     fetcher: Option<Fetcher>,
+    /// The way to the forecast service, if there is one.
+    forecaster: Option<Fetcher>,
 }
 
 impl Gateway {
@@ -175,8 +183,14 @@ impl Gateway {
         }
         let fetcher = match keys.jwks_url.as_str() {
             "" => None,
-            url => Some(Fetcher::new(keys).map_err(|why| unusable("keys.jwks_url", url, &why))?),
+            url => Some(
+                Fetcher::new(url, &keys.jwks_ca_file)
+                    .map_err(|why| unusable("keys.jwks_url", url, &why))?,
+            ),
         };
+        let forecast_url = &edge.config.forecasts.url;
+        let forecaster = forecasts::fetcher(&edge.config.forecasts)
+            .map_err(|why| unusable("forecasts.url", forecast_url, &why))?;
         let bind = |source| ServeError::Bind { listen, source };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -190,6 +204,7 @@ impl Gateway {
             listener,
             address,
             fetcher,
+            forecaster,
         })
     }
 
@@ -217,6 +232,7 @@ impl Gateway {
             edge,
             listener,
             fetcher,
+            forecaster,
             ..
         } = self;
         let _stop = StopThreads(edge.clone());
@@ -224,6 +240,12 @@ impl Gateway {
         if let Some(fetcher) = fetcher {
             let keys = edge.config.keys.clone();
             beside.spawn(jwks::keep_fresh(fetcher, keys, edge.verifier.clone()));
+        }
+        if let Some(forecaster) = forecaster {
+            beside.spawn(forecasts::keep_asking(edge.clone(), forecaster));
+            if edge.config.hints.head_to {
+                beside.spawn(hints::keep_advising(edge.clone()));
+            }
         }
         beside.spawn(files::keep_read(edge.clone()));
         beside.spawn(zones::watch(edge.clone(), edge.closing.clone()));

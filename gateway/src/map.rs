@@ -42,6 +42,9 @@ const NOBODY: u32 = u32::MAX;
 /// Cells and rates are made anew at most so often.
 const AREA_EVERY: Duration = Duration::from_secs(2);
 
+/// The sides of a view, as they are asked for.
+pub const SIDES: [&str; 4] = ["south", "west", "north", "east"];
+
 /// How a driver is drawn; the numbers are those of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -65,7 +68,7 @@ struct Tile {
 
 /// A part of Earth as a page sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct View {
+pub struct View {
     south: f64,
     west: f64,
     north: f64,
@@ -73,7 +76,7 @@ struct View {
 }
 
 impl View {
-    fn holds(&self, lat: f64, lon: f64, margin: f64) -> bool {
+    pub fn holds(&self, lat: f64, lon: f64, margin: f64) -> bool {
         let (west, east) = (self.west - margin, self.east + margin);
         let in_turn = if self.west <= self.east {
             (west..=east).contains(&lon)
@@ -435,9 +438,8 @@ impl Areas {
     }
 }
 
-fn view(asked: &Asked<'_>) -> Result<Option<View>, Problem> {
-    let sides = ["south", "west", "north", "east"];
-    if sides.iter().all(|side| asked.text(side).is_none()) {
+pub fn view(asked: &Asked<'_>) -> Result<Option<View>, Problem> {
+    if SIDES.iter().all(|side| asked.text(side).is_none()) {
         return Ok(None);
     }
     let degrees = |most: f64| move |value: &f64| (-most..=most).contains(value);
@@ -488,7 +490,7 @@ pub async fn map(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Re
 /// `GET /v1/map/area`
 pub async fn area(State(edge): Shared, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
     edge.authorize(Endpoint::Desk, &headers)?;
-    let view = view(&Asked::of(&uri, &["south", "west", "north", "east"])?)?;
+    let view = view(&Asked::of(&uri, &SIDES)?)?;
     let areas = edge.areas().await?;
     let is_seen = |cell: &&CellCounts| {
         let seen = |view: View| {

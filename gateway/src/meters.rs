@@ -25,7 +25,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 62] = [
+const HELP: [(&str, &str); 65] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
@@ -68,6 +68,18 @@ const HELP: [(&str, &str); 62] = [
     (
         "cabrank_index_full_total",
         "Drivers for whom the index had no room.",
+    ),
+    (
+        "cabrank_forecasts_asked_total",
+        "Questions to the forecast service by result.",
+    ),
+    (
+        "cabrank_hint_looks_total",
+        "How often it was looked which idle drivers might go elsewhere.",
+    ),
+    (
+        "cabrank_hints_total",
+        "Idle drivers who were told where more rides are expected.",
     ),
     (
         "cabrank_jwks_fetches_total",

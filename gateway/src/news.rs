@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use cabrank_events::wire::{RideStage, RideView, ToRider};
+use cabrank_events::wire::{HeadToView, RideStage, RideView, ToRider};
 use cabrank_events::{Attempt, DriverId, Event, RideId};
 use cabrank_matcher::api::Committed;
 
@@ -30,6 +30,8 @@ pub enum DriverNews {
     },
     /// The driver has said no; the phone knows.
     Declined { ride: RideId, attempt: Attempt },
+    /// Cars are missing elsewhere.
+    HeadTo(Box<HeadToView>),
 }
 
 /// What a rider's socket hears of.

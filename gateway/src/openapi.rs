@@ -12,6 +12,7 @@ use crate::access::Endpoint;
 use crate::desk::{Because, DriverState, Histories, RiderState};
 use crate::destination::Destination;
 use crate::dispatch::{Rules, SetRules};
+use crate::forecasts::Expected;
 use crate::http::{ByKey, Changed, Why};
 use crate::map::{Area, Named};
 use crate::marks::{Block, Heading};
@@ -509,6 +510,17 @@ fn map() -> Vec<Call> {
                 tag,
                 "Demand and supply by H3 cell, and the last minute.",
                 found(shape::<Area>),
+            )
+        },
+        Call {
+            params: sides(),
+            ..call(
+                "get",
+                "/v1/map/forecast",
+                desk,
+                tag,
+                "How many rides are expected, by H3 cell.",
+                found(shape::<Expected>),
             )
         },
         Call {

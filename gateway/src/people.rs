@@ -284,6 +284,12 @@ impl<News> Drivers<News> {
         }
     }
 
+    /// Has the driver a socket here?
+    pub fn is_connected(&self, driver: &DriverId) -> bool {
+        let slot = self.slots.get(driver);
+        slot.is_some_and(|slot| lock(&slot.link).is_some())
+    }
+
     /// Tells the driver, if connected here.
     pub fn tell(&self, driver: &DriverId, news: impl FnOnce() -> News) {
         if let Some(slot) = self.slots.get(driver)

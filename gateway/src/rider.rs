@@ -230,6 +230,7 @@ impl Person for RiderSession {
         let command = Command::CancelRide {
             ride,
             by: CancelledBy::Rider,
+            reason: None,
             rider,
         };
         let about = About {

@@ -216,6 +216,46 @@ async fn a_service_asks_and_cancels_for_the_rider_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rider_reads_why_a_service_called_the_ride_off_and_not_what_the_desk_wrote() {
+    let city = City::start().await;
+    let order: Who = Some((Role::Service, "order"));
+    for (rider, who, told) in [
+        ("ann", order, json!("payment refused: the card is over")),
+        ("bob", OPS, Value::Null),
+    ] {
+        let ride = city.ride(rider, "k1").await;
+        let path = format!("/v1/rides/{ride}");
+        let mut phone = city.rider(rider).await;
+        phone.hear("ride").await;
+        let body = json!({"reason":"payment refused: the card is over"});
+        answered(city.post(&format!("{path}/cancel"), who, &body).await, 200).await;
+        let heard = phone.hear("ride").await;
+        assert_eq!(heard["stage"], "cancelled", "{heard}");
+        assert_eq!(
+            (&heard["cancelled_by"], &heard["reason"]),
+            (&json!("ops"), &told)
+        );
+        let read = answered(city.get(&path, Some((Role::Rider, rider))).await, 200).await;
+        assert_eq!(read["reason"], told);
+        let past = answered(city.get(&format!("{path}/history"), OPS).await, 200).await;
+        let past = past["past"].as_array().unwrap();
+        let of = |what: &str| {
+            &past
+                .iter()
+                .find(|one| one["record"]["type"] == what)
+                .unwrap()["record"]
+        };
+        assert_eq!(of("cabrank.ride.cancelled.v1")["data"]["reason"], told);
+        assert_eq!(
+            of("cancel_ride")["reason"],
+            body["reason"],
+            "kept in either case"
+        );
+    }
+    city.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_reads_or_cancels_a_strangers_ride() {
     let city = City::start().await;
     let ride = city.ride("ann", "k1").await;

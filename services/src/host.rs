@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_eventlog::kafka::KafkaConfig;
+use cabrank_events::Reason;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -207,7 +208,7 @@ async fn call_off(
                 "{}/v1/rides/{ride}/cancel",
                 gateway.base.trim_end_matches('/')
             );
-            let body = serde_json::json!({ "reason": reason });
+            let body = serde_json::json!({ "reason": Reason::fitted(&reason) });
             let request = http
                 .post(url)
                 .bearer_auth((gateway.token)())

@@ -299,6 +299,7 @@ async fn a_refused_payment_calls_the_ride_off_and_the_rider_sees_why() {
         by: CancelledBy::Ops,
         driver: None,
         keep_until: Time(0),
+        reason: None,
     };
     let record = EventRecord {
         shard: ShardId(0),

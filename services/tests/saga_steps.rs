@@ -242,6 +242,7 @@ fn cancelled(by: CancelledBy, driver: Option<DriverId>) -> RideCancelled {
         by,
         driver,
         keep_until: Time(0),
+        reason: None,
     }
 }
 

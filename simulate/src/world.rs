@@ -258,6 +258,7 @@ impl World<'_> {
             let command = Command::CancelRide {
                 ride,
                 by: CancelledBy::Rider,
+                reason: None,
                 rider: Some(rider(n)),
             };
             self.say(now, command);

@@ -10,6 +10,7 @@ use cabrank_loadgen::demo::{DemoOptions, demo};
 use cabrank_matcher::clock::DomainClock;
 use cabrank_services::order::fare::Tariff;
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::service_beside::{self, Beside, Files};
@@ -67,7 +68,7 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         return over_kafka(common, &args);
     }
     let scratch = report::Scratch::unless(args.place.data_dir.is_some())?;
-    let settings = common.settings(|settings| {
+    let mut settings = common.settings(|settings| {
         args.place.apply(settings);
         if let Some(dir) = scratch.dir() {
             settings.store.data_dir = dir.to_path_buf();
@@ -76,6 +77,10 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
     let data_dir = settings.store.data_dir.clone();
     let outcome = block_on(async move {
         let shutdown = shutdown_signal()?;
+        let forecast = TcpListener::bind("127.0.0.1:0").await?;
+        if !args.without_services {
+            settings.gateway.forecasts.url = format!("http://{}", forecast.local_addr()?);
+        }
         let server = Server::start(&settings, DomainClock::wall()).await?;
         let url = format!("http://{}", server.address());
         println!("{url}");
@@ -83,7 +88,8 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         let services = if args.without_services {
             None
         } else {
-            Some(Beside::start(&settings, &url, &settings.store.data_dir, None).await?)
+            let dir = &settings.store.data_dir;
+            Some(Beside::start(&settings, &url, dir, None, forecast).await?)
         };
         let (tell, stop) = watch::channel(false);
         let failed = server.failed();
@@ -153,9 +159,16 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
         args.brokers.apply(settings);
     })?;
     cabrank_eventlog::kafka::topics::create(&settings.kafka)?;
-    let launch = Launch::new(common, settings.kafka.clone());
+    let mut launch = Launch::new(common, settings.kafka.clone());
     let outcome = block_on(async {
         let shutdown = shutdown_signal()?;
+        let forecast = TcpListener::bind("127.0.0.1:0").await?;
+        if !args.without_services {
+            let url = format!("http://{}", forecast.local_addr()?);
+            launch
+                .variables
+                .push(("CABRANK_GATEWAY__FORECASTS__URL", url));
+        }
         let front = Balancer::start(settings.gateway.listen).await?;
         println!("{}", front.url());
         println!("{}", map_address(&front.url(), &settings));
@@ -185,7 +198,8 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
             None
         } else {
             let dir = &settings.store.data_dir;
-            Some(Beside::start(&settings, &front.url(), dir, Some(&settings.kafka)).await?)
+            let (url, kafka) = (front.url(), Some(&settings.kafka));
+            Some(Beside::start(&settings, &url, dir, kafka, forecast).await?)
         };
         let (tell, stop) = watch::channel(false);
         tokio::spawn(async move {

@@ -264,7 +264,11 @@ impl Hand for Rider {
                     by if by.is_empty() => String::new(),
                     by => format!(" by {by}"),
                 };
-                vec![tell(format!("ride {ride}: {stage}{by}{driver}"))]
+                let why = match text("reason") {
+                    why if why.is_empty() => String::new(),
+                    why => format!(" ({why})"),
+                };
+                vec![tell(format!("ride {ride}: {stage}{by}{why}{driver}"))]
             }
             "driver_at" => {
                 let at = place_of(&message["at"])

@@ -77,11 +77,13 @@ pub struct Beside {
 
 impl Beside {
     /// Starts them for the city at `url`, with their files in `dir`; over `brokers`, if that is where the city's log is.
+    /// Forecasts are answered at `forecast`, which the gateways were told of before.
     pub async fn start(
         settings: &Settings,
         url: &str,
         dir: &Path,
         brokers: Option<&KafkaConfig>,
+        forecast: TcpListener,
     ) -> Result<Beside, AnyError> {
         let files = Files::of(dir);
         if let Some(dir) = files.order.parent() {
@@ -153,7 +155,6 @@ impl Beside {
         let payment = at(&files.payment, payment)?;
         let (payment, _) =
             host::start_payment(payment, business.payment, Arc::new(provider), for_payment).await?;
-        let forecast = TcpListener::bind("127.0.0.1:0").await?;
         let rides = rides("forecast", &[Topic::RideEvents, Topic::PersonEvents])?;
         let service =
             ForecastService::new(ForecastConfig::default()).ok_or("a resolution that exists")?;

@@ -3,6 +3,7 @@
 import { type Camera, type World, toWorld } from "./camera";
 import { type Car, type City, where } from "./city";
 import type { Ride } from "./frame";
+import { Forecast } from "./forecast";
 import { Zones } from "./zones";
 
 export interface Cell {
@@ -14,7 +15,7 @@ export interface Cell {
 }
 
 /** Which numbers the cells show. */
-export type CellsShow = "none" | "supply" | "demand" | "balance";
+export type CellsShow = "none" | "supply" | "demand" | "balance" | "forecast";
 
 /** Colours come from the style sheet, so that light and dark are said in one place. */
 interface Colours {
@@ -56,6 +57,7 @@ export class Painter {
   offline = true;
   showZones = true;
   readonly zones = new Zones();
+  readonly forecast = new Forecast();
   private readonly context: CanvasRenderingContext2D;
   private colours: Colours;
   private tiles = new Map<string, HTMLImageElement>();
@@ -93,7 +95,8 @@ export class Painter {
     if (this.tileUrl) this.paintTiles();
     else this.paintGrid();
     if (this.showZones) this.paintZones();
-    if (this.show !== "none") this.paintCells();
+    if (this.show === "forecast") this.forecast.paint(context, camera, colours.demand, colours.ink);
+    else if (this.show !== "none") this.paintCells();
     if (this.lines) this.paintLines(city, now);
     this.paintRiders(city, now);
     this.paintCars(city, now);

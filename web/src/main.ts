@@ -108,6 +108,7 @@ async function lookOn(): Promise<never> {
         zonesAt = began;
         await painter.zones.refresh(server);
       }
+      if (painter.show === "forecast") await painter.forecast.refresh(server, camera, began);
       find("door").hidden = true;
       if (past.isLive) say("live", "Live");
     } catch (why) {
@@ -338,6 +339,8 @@ function listen(): void {
   find("ask-no").addEventListener("click", () => find<HTMLDialogElement>("ask").close());
   find("cells").addEventListener("change", (event) => {
     painter.show = (event.target as HTMLSelectElement).value as CellsShow;
+    if (painter.show !== "forecast") painter.forecast.hide();
+    wakeUp();
   });
   find("lines").addEventListener("change", (event) => {
     painter.lines = (event.target as HTMLInputElement).checked;

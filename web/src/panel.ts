@@ -42,6 +42,7 @@ interface RideState {
   requested_at: number;
   driver?: string;
   cancelled_by?: string;
+  reason?: string;
 }
 
 interface Nodes {
@@ -218,6 +219,7 @@ export class Panel {
       fact(facts, "Class", state.class);
       fact(facts, "Asked", clock(state.requested_at));
       if (state.cancelled_by) fact(facts, "Called off by", state.cancelled_by);
+      if (state.reason) fact(facts, "Because", state.reason);
       const path = `/v1/rides/${encodeURIComponent(entity.id)}`;
       const stage = state.stage;
       if (["en_route", "arrived"].includes(stage)) {

@@ -167,6 +167,16 @@ try {
   await page.click("#now");
   await until("now again", async () => (await text("status")) === "Live" && (await data("past")) === "");
 
+  // What is expected, as the forecast service beside the demo says: cells with a number, and the busiest in words.
+  const withoutForecast = await shot();
+  await page.selectOption("#cells", "forecast");
+  await until("a forecast", async () => /Busiest cell: \d+(\.\d)? rides in 15 min/.test(await text("forecast-told")));
+  assert.ok(Number(await data("forecast")) > 0);
+  await until("the forecast on the map", async () => (await shot()) !== withoutForecast);
+  await picture("forecast");
+  await page.selectOption("#cells", "balance");
+  await until("no forecast", async () => (await data("forecast")) === undefined && (await text("forecast-told")) === "");
+
   // Looking closer: by search, by click, by keyboard.
   await page.keyboard.press("/");
   await page.keyboard.type("no-such-driver");

@@ -10,7 +10,7 @@ use cabrank_events::event::{
     RideRequested, RideStarted, RideUnfulfilled, SearchWidened, SearchedInVain, SwapAnswer,
     UnfulfilledBecause,
 };
-use cabrank_events::{Command, CommandId, DriverId, HoldId, Place, RideId, RiderId, Time};
+use cabrank_events::{Command, CommandId, DriverId, HoldId, Place, Reason, RideId, RiderId, Time};
 
 use super::Shard;
 use crate::matching::{Pair, RoundResult};
@@ -86,9 +86,11 @@ impl Shard {
                 driver,
                 why: _,
             } => return self.driver_left(*hold, driver),
-            Command::CancelRide { by, rider, .. } => self
+            Command::CancelRide {
+                by, rider, reason, ..
+            } => self
                 .not_a_strangers(ride, rider.as_ref())
-                .and_then(|()| self.cancel(ride, *by)),
+                .and_then(|()| self.cancel(ride, *by, reason.as_ref())),
             Command::ChangeDestination { to, rider, .. } => self
                 .not_a_strangers(ride, rider.as_ref())
                 .and_then(|()| self.lead_to(ride, *to)),
@@ -368,7 +370,7 @@ impl Shard {
         }
     }
 
-    fn cancel(&mut self, ride: RideId, by: CancelledBy) -> Answer {
+    fn cancel(&mut self, ride: RideId, by: CancelledBy, reason: Option<&Reason>) -> Answer {
         let known = self.rides.get(&ride).ok_or(RefusedBecause::UnknownRide)?;
         match known.stage {
             Stage::Waiting
@@ -376,7 +378,7 @@ impl Shard {
             | Stage::Offered { .. }
             | Stage::EnRoute { .. }
             | Stage::Arrived { .. } => {
-                self.finish(ride, Ending::Cancelled(by));
+                self.finish(ride, Ending::Cancelled(by, reason.cloned()));
                 Ok(Outcome::Done)
             }
             Stage::Started { .. } => Err(RefusedBecause::AlreadyStarted),
@@ -674,7 +676,7 @@ impl Shard {
             | Stage::Ended { .. } => true,
         };
         // Who took an airport's ride and whose rider does not come is where they were before.
-        let is_called_off = matches!(ending, Ending::Cancelled(_)) && known.airport.is_some();
+        let is_called_off = matches!(ending, Ending::Cancelled(..)) && known.airport.is_some();
         let place = match is_taken && !is_called_off {
             true => PlaceAfter::Gone,
             false => PlaceAfter::Kept,
@@ -693,13 +695,14 @@ impl Shard {
                 EndOfRide::Completed
             }
             (Ending::Completed(_), None) => unreachable!("only a started ride is completed"),
-            (Ending::Cancelled(by), driver) => {
+            (Ending::Cancelled(by, reason), driver) => {
                 self.emit(RideCancelled {
                     ride,
                     ride_seq,
                     by,
                     driver,
                     keep_until,
+                    reason,
                 });
                 EndOfRide::Cancelled
             }
@@ -764,7 +767,7 @@ impl Shard {
                 self.abandon_incoming(id);
                 self.settle(id);
             }
-            Stage::Arrived { .. } => self.finish(id, Ending::Cancelled(CancelledBy::NoShow)),
+            Stage::Arrived { .. } => self.finish(id, Ending::Cancelled(CancelledBy::NoShow, None)),
             Stage::Started { .. } => {
                 self.finish(id, Ending::Completed(CompletedBecause::LongestRide));
             }

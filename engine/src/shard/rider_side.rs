@@ -258,6 +258,7 @@ impl Shard {
                     ride,
                     by: CancelledBy::Rider,
                     rider: Some(rider.clone()),
+                    reason: None,
                 },
             ),
             Some(Wish::Ended {

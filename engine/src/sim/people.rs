@@ -223,11 +223,13 @@ impl World {
                         ride,
                         by: CancelledBy::Rider,
                         rider: Some(rider),
+                        reason: None,
                     },
                     4 => Command::CancelRide {
                         ride,
                         by: CancelledBy::Ops,
                         rider: None,
+                        reason: Reason::fitted("payment refused").filter(|_| self.number % 2 == 1),
                     },
                     _ => Command::GiveBack { hold, driver },
                 };
@@ -381,6 +383,7 @@ impl World {
                     ride,
                     by: CancelledBy::Rider,
                     rider: Some(rider.clone()),
+                    reason: None,
                 };
                 let elsewhere = self.elsewhere(ride, rider.clone());
                 let by_key = Command::CancelByKey {

@@ -318,11 +318,20 @@ impl World {
             }
             ["cancel", ride, ..] => {
                 let ride = self.ride(ride);
+                let reason = after("for").map(|why| Reason::new(why).expect("a reason"));
                 let (by, rider) = match by {
                     "ops" => (CancelledBy::Ops, None),
                     rider => (CancelledBy::Rider, Some(self.rider(rider))),
                 };
-                self.say(words, Command::CancelRide { ride, by, rider });
+                self.say(
+                    words,
+                    Command::CancelRide {
+                        ride,
+                        by,
+                        rider,
+                        reason,
+                    },
+                );
             }
             ["lead", ride, "to", place, ..] => {
                 let (ride, to) = (self.ride(ride), self.places[place]);
@@ -691,7 +700,15 @@ impl World {
             Event::DriverArrived(e) => format!("{} arrived for {}", d(&e.driver), s(e.start_by)),
             Event::RideStarted(e) => format!("{} started", r(&e.ride)),
             Event::RideCompleted(e) => format!("{} completed: {}", r(&e.ride), word(&e.why)),
-            Event::RideCancelled(e) => format!("{} cancelled by {}", r(&e.ride), word(&e.by)),
+            Event::RideCancelled(e) => {
+                let why = e.reason.as_ref().map(|why| format!(": {}", why.as_str()));
+                let by = word(&e.by);
+                format!(
+                    "{} cancelled by {by}{}",
+                    r(&e.ride),
+                    why.unwrap_or_default()
+                )
+            }
             Event::RideUnfulfilled(e) => format!("{} unfulfilled: {}", r(&e.ride), word(&e.why)),
             Event::DriverOnline(e) => format!("{} online", d(&e.driver)),
             Event::DriverHeld(e) => {

@@ -154,7 +154,7 @@ fn a_rider_cancels_in_every_stage_before_the_start() {
         round R4>d7              => R4#1 claims d7; d7 held for R4#1; offer R4#1 to d7 for 5s
         accept R4 by d7          => assign R4#1 to d7; done
         arrive R4 by d7          => d7 arrived for 300s; done
-        cancel R4 by ops         => R4 cancelled by ops; done; d7 released from R4#1; ann free
+        cancel R4 by ops for unpaid => R4 cancelled by ops: unpaid; done; d7 released from R4#1; ann free
         request R5 by ann        => ann busy with R5; open R5; ann knows of R5; done
         round R5>d7              => R5#1 claims d7; d7 held for R5#1; offer R5#1 to d7 for 5s
         accept R5 by d7          => assign R5#1 to d7; done

@@ -540,7 +540,8 @@ impl<B: Brain> Phone<B> {
                 })
             }
             ToDriver::Ride(view) => Heard::Ride(view),
-            ToDriver::PingRefused { .. } | ToDriver::Queue(_) => return None,
+            // What is advice is not followed.
+            ToDriver::PingRefused { .. } | ToDriver::Queue(_) | ToDriver::HeadTo(_) => return None,
             ToDriver::Move { after_ms } => {
                 return Some(Parted::Lost(
                     Duration::from_millis(*after_ms).min(RECONNECT_LAST),

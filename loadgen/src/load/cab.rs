@@ -704,7 +704,8 @@ impl Cab {
             ToDriver::PingRefused { reason, .. } => {
                 tracing::debug!(driver = %self.driver, ?reason, "ping refused");
             }
-            ToDriver::Ride(_) | ToDriver::Queue(_) => {}
+            // What is advice is not followed.
+            ToDriver::Ride(_) | ToDriver::Queue(_) | ToDriver::HeadTo(_) => {}
             ToDriver::Move { after_ms } => self.after_ms = after_ms.min(AFTER_MS_MAX),
             ToDriver::Error { message } => {
                 desk.tally

@@ -206,6 +206,7 @@ impl City {
                 by,
                 driver,
                 keep_until: later,
+                reason: None,
             }
             .into()
         };
