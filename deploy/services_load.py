@@ -99,13 +99,29 @@ class Watch:
                 self.failures += 1
                 continue
             applied, since = self.grew[service.name]
-            if now["events_applied_total"] != applied or since is None:
+            if now["events_applied_total"] != applied or since is None or not rides_go_on:
                 since = at
                 self.grew[service.name] = (now["events_applied_total"], at)
-            idle_ms = (at - since) * 1e3 if rides_go_on else 0
+            idle_ms = (at - since) * 1e3
             behind[service.name] = max(now["lag_ms"], idle_ms)
             self.seen[service.name].append(behind[service.name])
         return behind
+
+
+class Phase:
+    """What the load generator is at, as it says; its complaints are passed on."""
+
+    def __init__(self, lines):
+        self.is_measuring = False
+        threading.Thread(target=self.follow, args=[lines], daemon=True).start()
+
+    def follow(self, lines):
+        for line in lines:
+            word = line.split(":")[0]
+            if word in ("connecting", "warming up", "measuring", "ending"):
+                self.is_measuring = word == "measuring"
+            else:
+                print(f"load: {line.rstrip()}", flush=True)
 
 
 def share(values, part):
@@ -169,12 +185,13 @@ def measure(args, drivers, scratch, server, provider, services):
     load = subprocess.Popen(
         [CABRANK, "load", "--url", server.url, "--server-pid", str(server.child.pid), "--rides-per-second", str(rate),
          "--pings-per-second", str(args.pings_per_second), "--drivers", str(drivers), "--seconds", str(args.seconds),
-         "--no-probe", "--report", str(report_file), *args.load], stdout=subprocess.DEVNULL)
+         "--no-probe", "--report", str(report_file), *args.load], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    phase = Phase(load.stderr)
     print(f"{rate:g} rides/s for {args.seconds:g} s by {drivers} drivers; ms behind:", flush=True)
     began, said = time.monotonic(), 0
     while load.poll() is None:
         at = time.monotonic()
-        behind = watch.look(at, rides_go_on=True)
+        behind = watch.look(at, rides_go_on=phase.is_measuring)
         if at - began >= said:
             said += 5
             print(f"  {at - began:4.0f} s  " + "  ".join(f"{name} {ms:.0f}" for name, ms in behind.items()), flush=True)
