@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use cabrank_engine::matching::{Batched, Memory, Policy, PolicyKind, Round};
+use cabrank_engine::matching::{Batched, Greedy, Memory, Policy, PolicyKind, Round};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 #[path = "common/round.rs"]
@@ -139,7 +139,8 @@ fn budgets(c: &mut Criterion) {
     group.finish();
 }
 
-/// Going on from the last round, a tenth of whose rides and cars are others now.
+/// Going on from the last round, a tenth of whose rides and cars are others now; beside it the same from nothing and, as
+/// what anybody would do, shortest pair first.
 fn warm(c: &mut Criterion) {
     let size = if SMALL_ONLY { 500 } else { 10_000 };
     let mut memory = Memory::default();
@@ -148,9 +149,12 @@ fn warm(c: &mut Criterion) {
     let cold = Batched.solve(&later, ENDLESS);
     let mut group = c.benchmark_group("warm");
     group
-        .sample_size(10)
+        .sample_size(30)
         .warm_up_time(Duration::from_millis(500));
     group.measurement_time(Duration::from_secs(3));
+    group.bench_function("greedy", |b| {
+        b.iter(|| Greedy.solve(black_box(&later), ENDLESS));
+    });
     group.bench_function("cold", |b| {
         b.iter(|| Batched.solve(black_box(&later), ENDLESS));
     });

@@ -43,6 +43,8 @@ pub struct RoundSize {
     pub cars: usize,
     /// The search ended before the best was proven.
     pub exhausted: bool,
+    /// Work of the search, the same on any machine.
+    pub steps: u64,
     /// Candidates and solution together, wall time.
     pub took: Duration,
 }
@@ -198,6 +200,7 @@ impl Look<'_> {
             rides: size,
             cars: round.drivers.len(),
             exhausted: result.exhausted,
+            steps: result.steps,
             took: began.elapsed(),
         };
         (result, size)

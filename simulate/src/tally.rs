@@ -151,6 +151,9 @@ pub struct Rounds {
     pub cars_max: u64,
     /// Rounds whose budget ended before the best was proven.
     pub exhausted: u64,
+    /// Steps of the search in a round (`node.round_steps_max`).
+    #[serde(default)]
+    pub steps: Spread,
 }
 
 /// What depends on the machine.
@@ -359,6 +362,7 @@ impl Day {
             rides_max: most(|round| round.rides) as u64,
             cars_max: most(|round| round.cars) as u64,
             exhausted: self.rounds.iter().filter(|round| round.exhausted).count() as u64,
+            steps: Spread::of(self.rounds.iter().map(|round| round.steps as f64).collect()),
         }
     }
 
@@ -452,7 +456,7 @@ impl std::fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "rounds    {}, of {:.1} rides (at most {}, {} cars), {:.2} ms (p99 {:.2}, max {:.1}), {} out of budget",
+            "rounds    {}, of {:.1} rides (at most {}, {} cars), {:.2} ms (p99 {:.2}, max {:.1}), {:.0} steps (p99 {:.0}, max {:.0}), {} out of budget",
             self.rounds.count,
             self.rounds.rides_mean,
             self.rounds.rides_max,
@@ -460,6 +464,9 @@ impl std::fmt::Display for Outcome {
             self.wall.round_ms.mean,
             self.wall.round_ms.p99,
             self.wall.round_ms.max,
+            self.rounds.steps.mean,
+            self.rounds.steps.p99,
+            self.rounds.steps.max,
             self.rounds.exhausted
         )?;
         if let Some(audit) = &self.audit {

@@ -11,6 +11,8 @@
 //! That makes every problem solvable, and the largest number of served rows come first. A row that owns an edge (a
 //! ride whose driver is on the way) has no such way out: it is always served, which its own edge makes possible.
 
+mod lift;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -207,12 +209,13 @@ pub(super) fn exact(costs: &Costs, budget_steps: u64) -> Served {
 pub(super) fn exact_from(costs: &Costs, budget_steps: u64, start: &Start) -> (Served, Start) {
     let mut solver = Solver::new(costs, budget_steps, start.unserved);
     let unsettled = solver.begin(start);
-    let is_new = unsettled.len() == costs.rows();
+    // Most prices of the last round are right still: what a haggle would find is nearly known, and it would unsettle many.
+    let is_new = unsettled.len() > costs.rows() / 2;
     let mut left = solver.bid(unsettled);
     // Where few are left searching is quick, and where most are there is nothing to haggle about.
     let is_contested = (costs.rows() / 16..costs.rows() / 2).contains(&left.len());
-    if is_contested && costs.rows() >= HAGGLE_ROWS_LEAST {
-        left = solver.haggle(left, is_new);
+    if is_new && is_contested && costs.rows() >= HAGGLE_ROWS_LEAST {
+        left = solver.haggle(left);
         left = solver.bid(left);
     }
     let exhausted = left
@@ -296,11 +299,8 @@ const HAGGLE_ROWS_LEAST: usize = if cfg!(test) { 2 } else { 256 };
 /// How many times over the haggling may look at all edges.
 const HAGGLE_LOOKS_MAX: u64 = 60;
 
-/// The least raises of a haggle that begins from nothing, as parts of the spread of a row's costs.
-const RAISES_NEW: [i64; 3] = [4, 16, 64];
-
-/// The same where prices of the last round stand.
-const RAISES_AGAIN: [i64; 2] = [1, 8];
+/// The least raises of a haggle, as parts of the spread of a row's costs.
+const RAISES: [i64; 3] = [4, 16, 64];
 
 /// So many spreads above its cheapest candidate a row gives up the haggle. Whether it stays unserved, a search decides.
 const PATIENCE_SPREADS: i64 = 25;
@@ -342,52 +342,6 @@ struct Solver<'a> {
     search: u32,
     queue: BinaryHeap<Reverse<(i64, u32)>>,
     settled: Vec<u32>,
-}
-
-/// What lifting a price ends with.
-#[derive(Clone, Copy)]
-enum Lifted {
-    /// Nobody wants this column at any price.
-    Free(u32),
-    /// A row that had none takes one.
-    Serves { row: u32, edge: u32 },
-}
-
-/// Edges by column.
-struct ByColumn {
-    starts: Vec<u32>,
-    /// Edge and row.
-    edges: Vec<(u32, u32)>,
-}
-
-impl ByColumn {
-    fn of(costs: &Costs) -> ByColumn {
-        let mut starts = vec![0_u32; costs.columns + 1];
-        for column in &costs.column {
-            starts[*column as usize + 1] += 1;
-        }
-        for column in 0..costs.columns {
-            starts[column + 1] += starts[column];
-        }
-        let mut next = starts.clone();
-        let mut edges = vec![(NONE, NONE); costs.column.len()];
-        for row in 0..costs.rows() as u32 {
-            for edge in costs.edges_of(row) {
-                let place = &mut next[costs.column[edge] as usize];
-                edges[*place as usize] = (edge as u32, row);
-                *place += 1;
-            }
-        }
-        ByColumn { starts, edges }
-    }
-
-    fn edges_of(&self, column: u32) -> impl Iterator<Item = (u32, u32)> {
-        let (from, to) = (
-            self.starts[column as usize],
-            self.starts[column as usize + 1],
-        );
-        self.edges[from as usize..to as usize].iter().copied()
-    }
 }
 
 /// Where a search ends.
@@ -508,111 +462,6 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// A column that nobody has must cost nothing (what makes the result the best), but taken over prices may say
-    /// otherwise: each such column is offered, cheaper and cheaper, until a row takes it, and that row's column, and
-    /// so on, until one costs nothing any more or a row that had none is served.
-    fn lift_prices(&mut self) -> Outcome {
-        let is_dear = |column: &Column| column.row == NONE && column.price < 0;
-        if !self.columns.iter().any(is_dear) {
-            return Outcome::Settled;
-        }
-        let by_column = ByColumn::of(self.costs);
-        for column in 0..self.columns.len() as u32 {
-            if is_dear(&self.columns[column as usize])
-                && self.lift(column, &by_column) == Outcome::OutOfBudget
-            {
-                return Outcome::OutOfBudget;
-            }
-        }
-        Outcome::Settled
-    }
-
-    fn lift(&mut self, root: u32, by_column: &ByColumn) -> Outcome {
-        self.search += 1;
-        self.queue.clear();
-        self.settled.clear();
-        let at = &mut self.columns[root as usize];
-        (at.seen, at.distance) = (self.search, 0);
-        let (mut best, mut end) = (-at.price, Lifted::Free(root));
-        let (mut column, mut base) = (root, 0);
-        loop {
-            self.settled.push(column);
-            let price = self.columns[column as usize].price;
-            for (edge, row) in by_column.edges_of(column) {
-                self.steps += 1;
-                let cost = self.costs.cost[edge as usize] - price;
-                let its = self.edge_of[row as usize];
-                if its == NONE {
-                    let distance = base + cost - self.way_out(row);
-                    if distance < best {
-                        (best, end) = (distance, Lifted::Serves { row, edge });
-                    }
-                    continue;
-                }
-                let other = self.costs.column[its as usize];
-                if other == column {
-                    continue;
-                }
-                let at = &mut self.columns[other as usize];
-                let pays = self.costs.cost[its as usize] - at.price;
-                let distance = base + cost - pays;
-                if distance >= best || at.seen == self.search && distance >= at.distance {
-                    continue;
-                }
-                (at.seen, at.distance) = (self.search, distance);
-                (at.edge, at.from) = (edge, row);
-                if distance - at.price < best {
-                    (best, end) = (distance - at.price, Lifted::Free(other));
-                }
-                self.queue.push(Reverse((distance, other)));
-            }
-            if self.steps >= self.budget_steps {
-                return Outcome::OutOfBudget;
-            }
-            let nearest = loop {
-                match self.queue.pop() {
-                    Some(Reverse((distance, column))) => {
-                        self.steps += 1;
-                        if distance == self.columns[column as usize].distance {
-                            break Some((distance, column)).filter(|_| distance < best);
-                        }
-                    }
-                    None => break None,
-                }
-            };
-            let Some(nearest) = nearest else {
-                break;
-            };
-            (base, column) = nearest;
-        }
-        for column in &self.settled {
-            let at = &mut self.columns[*column as usize];
-            at.price += best - at.distance;
-        }
-        let mut freed = match end {
-            Lifted::Free(column) => column,
-            Lifted::Serves { edge, .. } => self.costs.column[edge as usize],
-        };
-        let last = freed;
-        while freed != root {
-            let (edge, row) = (
-                self.columns[freed as usize].edge,
-                self.columns[freed as usize].from,
-            );
-            freed = self.costs.column[edge as usize];
-            self.columns[freed as usize].row = row;
-            self.edge_of[row as usize] = edge;
-        }
-        match end {
-            Lifted::Free(_) => self.columns[last as usize].row = NONE,
-            Lifted::Serves { row, edge } => {
-                self.columns[last as usize].row = row;
-                self.edge_of[row as usize] = edge;
-            }
-        }
-        Outcome::Settled
-    }
-
     /// What it costs to leave a row unserved.
     fn way_out(&self, row: u32) -> i64 {
         match self.costs.out[row as usize] {
@@ -626,7 +475,7 @@ impl<'a> Solver<'a> {
     /// 1992). Then each row keeps only what is exactly its best choice; returns the others.
     ///
     /// A look at an edge costs a quarter of what it does in a search, and searches are short where prices are good.
-    fn haggle(&mut self, mut rows: Vec<u32>, is_new: bool) -> Vec<u32> {
+    fn haggle(&mut self, mut rows: Vec<u32>) -> Vec<u32> {
         if self.steps >= self.budget_steps {
             return rows;
         }
@@ -634,16 +483,9 @@ impl<'a> Solver<'a> {
         let patience = spread * PATIENCE_SPREADS;
         let looks = self.costs.column.len() as u64 * HAGGLE_LOOKS_MAX;
         let steps_max = self.budget_steps.min(self.steps + looks);
-        let parts = if is_new {
-            &RAISES_NEW[..]
-        } else {
-            &RAISES_AGAIN[..]
-        };
-        for (at, part) in parts.iter().enumerate() {
-            if at > 0 && is_new {
+        for (at, part) in RAISES.iter().enumerate() {
+            if at > 0 {
                 rows = self.start_again();
-            } else if at > 0 {
-                rows = self.take_back();
             }
             self.outbid(rows, (spread / part).max(1), patience, steps_max);
             rows = Vec::new();

@@ -350,6 +350,15 @@ fn any_round(random: &mut SmallRng, rides_max: usize, drivers_max: usize) -> Rou
 
 /// A town: rides and cars on a plane, each ride with its `k` nearest cars.
 fn town(random: &mut SmallRng, rides: usize, drivers: usize, k: usize) -> Round {
+    round(&town_table(random, rides, drivers, k))
+}
+
+fn town_table(
+    random: &mut SmallRng,
+    rides: usize,
+    drivers: usize,
+    k: usize,
+) -> Vec<Vec<Option<i64>>> {
     let mut place = || {
         (
             random.random_range(0..10_000_i64),
@@ -357,7 +366,7 @@ fn town(random: &mut SmallRng, rides: usize, drivers: usize, k: usize) -> Round 
         )
     };
     let cars: Vec<(i64, i64)> = (0..drivers).map(|_| place()).collect();
-    let rows: Vec<Vec<Option<i64>>> = (0..rides)
+    (0..rides)
         .map(|_| {
             let (x, y) = place();
             let costs: Vec<i64> = cars
@@ -372,8 +381,7 @@ fn town(random: &mut SmallRng, rides: usize, drivers: usize, k: usize) -> Round 
                 .map(|cost| (cost <= farthest).then_some(cost))
                 .collect()
         })
-        .collect();
-    round(&rows)
+        .collect()
 }
 
 /// The same round, listed in another order.
@@ -544,6 +552,52 @@ fn going_on_from_the_last_round_gives_the_best_as_well() {
             if !result.exhausted {
                 assert_eq!(worth(&result), best_by_dense(&round), "{why}, round {turn}");
             }
+        }
+    });
+}
+
+/// Larger ones: in each round a tenth of the rides and of the cars are others, and once in a while all are.
+#[test]
+fn a_town_that_changes_round_by_round_gets_the_best_as_well() {
+    for_seeds("warm towns", 40, |random, why| {
+        let (rides, cars) = (random.random_range(40..160), random.random_range(40..160));
+        let k = random.random_range(2..12).min(cars);
+        let mut memory = Memory::default();
+        let mut table = town_table(random, rides, cars, k);
+        let (mut ride_numbers, mut names): (Vec<usize>, Vec<usize>) =
+            ((0..rides).collect(), (0..cars).collect());
+        for turn in 1..6 {
+            let other = town_table(random, rides, cars, k);
+            let share = if random.random_bool(0.1) { 1.0 } else { 0.1 };
+            let mut is_new = |of: &mut [usize]| -> Vec<bool> {
+                let draw = |number: &mut usize| {
+                    let is_new = random.random_bool(share);
+                    *number += if is_new { 1_000 * turn } else { 0 };
+                    is_new
+                };
+                of.iter_mut().map(draw).collect()
+            };
+            let (new_rides, new_cars) = (is_new(&mut ride_numbers), is_new(&mut names));
+            for (row, is_new) in new_rides.iter().enumerate() {
+                for column in 0..cars {
+                    if *is_new || new_cars[column] {
+                        table[row][column] = other[row][column];
+                    }
+                }
+            }
+            let mut round = round(&table);
+            for (ask, number) in round.rides.iter_mut().zip(&ride_numbers) {
+                ask.ride = ride(*number);
+            }
+            for (driver, name) in round.drivers.iter_mut().zip(&names) {
+                *driver = DriverId::new(&format!("d{name:04}")).unwrap();
+            }
+            let result = Batched.solve_from(&round, ENDLESS, &mut memory);
+            assert_possible(&round, &result, why);
+            assert_oldest_first(&round, &result, why);
+            assert_eq!(worth(&result), best_by_dense(&round), "{why}, round {turn}");
+            let again = Batched.solve_from(&round, ENDLESS, &mut memory.clone());
+            assert_eq!(worth(&again), worth(&result), "{why}, round {turn} again");
         }
     });
 }

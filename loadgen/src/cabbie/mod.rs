@@ -10,6 +10,9 @@
 //! - It arrives after the straight line from its last report to the pickup at `speed_m_s`; the rider gets in after `board_ms`.
 //! - The ride lasts as recorded, else its straight line at `speed_m_s`.
 //! - After its last report, and without a ride, it goes offline and hangs up.
+//!
+//! Who has just lost a ride by an exchange waits [`SWAP_NEWS_MS`] before going home: the ride that takes its place is told
+//! in the next message.
 
 use std::sync::Arc;
 
@@ -25,6 +28,9 @@ use crate::trace::Report;
 
 /// How long a ride from here to there lasts, in ms, where that is recorded.
 pub type RideLength = Arc<dyn Fn(Place, Option<Place>) -> Option<u64> + Send + Sync>;
+
+/// After an exchange took a ride away, another one may follow for so long: a round's rhythm, in domain time.
+pub const SWAP_NEWS_MS: i64 = 10_000;
 
 /// What a driver is like. Shares are 0 to 1.
 #[derive(Clone, Debug)]
@@ -155,6 +161,8 @@ pub struct Cabbie {
     is_online: bool,
     is_ending: bool,
     has_left: bool,
+    /// Until then a ride may follow that takes the place of the one lost by an exchange.
+    swap_news_until: Option<i64>,
     lose_signal_at: Option<i64>,
     seq: u32,
     /// The last hold this driver was done with: a view of it that comes late is no news.
@@ -191,6 +199,7 @@ impl Cabbie {
             is_online: false,
             is_ending: false,
             has_left: false,
+            swap_news_until: None,
             lose_signal_at: None,
             seq: 0,
             done_with: None,
@@ -280,7 +289,8 @@ impl Cabbie {
 
     /// A recorded cab without a ride of ours is available as its reports say.
     fn follow_flag(&mut self, out: &mut Vec<Do>) {
-        if self.is_driven() || self.job != Job::Free || self.is_ending {
+        let may_get_another = self.swap_news_until.is_some();
+        if self.is_driven() || self.job != Job::Free || self.is_ending || may_get_another {
             return;
         }
         if self.is_occupied {
@@ -479,6 +489,13 @@ impl Cabbie {
         }
     }
 
+    fn swapped(&mut self, now: i64, hold: HoldId, out: &mut Vec<Do>) {
+        if self.work().is_some_and(|work| work.hold == hold) {
+            self.swap_news_until = Some(now + SWAP_NEWS_MS);
+            self.become_free(now, out);
+        }
+    }
+
     fn confirm(&mut self, hold: HoldId) {
         if self.work().is_some_and(|work| work.hold == hold) {
             self.is_unconfirmed = false;
@@ -517,7 +534,8 @@ impl Cabbie {
             Movement::Driven { until, .. } => until.is_some_and(|until| until.0 <= now),
             Movement::Recorded { reports } => self.next_report >= reports.len(),
         };
-        day_is_over && self.job == Job::Free && !self.has_left
+        let may_get_another = self.swap_news_until.is_some();
+        day_is_over && self.job == Job::Free && !self.has_left && !may_get_another
     }
 
     fn plan_signal_loss(&mut self, now: i64) {
@@ -554,14 +572,21 @@ impl Brain for Cabbie {
             Movement::Driven { until, city, .. } => {
                 let wander = city.as_ref().filter(|_| self.job == Job::Free);
                 let wander = wander.map(|_| self.leg.arrive);
-                let home = until.filter(|_| !self.has_left && self.job == Job::Free);
+                let is_done = !self.has_left && self.job == Job::Free;
+                let home = until.filter(|_| is_done && self.swap_news_until.is_none());
                 [wander, home.map(|home| home.0)]
                     .into_iter()
                     .flatten()
                     .min()
             }
         };
-        let all = [job, moves, self.next_ping, self.lose_signal_at];
+        let all = [
+            job,
+            moves,
+            self.next_ping,
+            self.lose_signal_at,
+            self.swap_news_until,
+        ];
         all.into_iter()
             .flatten()
             .min()
@@ -583,6 +608,10 @@ impl Brain for Cabbie {
             self.report(&report, out);
         }
         while self.step_job(now, out) {}
+        if self.swap_news_until.is_some_and(|until| until <= now) {
+            self.swap_news_until = None;
+            self.follow_flag(out);
+        }
         self.wander(now);
         if let (Some(at), Movement::Driven { ping_every_ms, .. }) = (self.next_ping, &self.movement)
             && at <= now
@@ -638,6 +667,7 @@ impl Brain for Cabbie {
                 );
             }
             Heard::Over(hold) => self.over(now, hold, out),
+            Heard::Swapped(hold) => self.swapped(now, hold, out),
             Heard::Ride(view) => {
                 let Some(attempt) = view.attempt else { return };
                 let hold = HoldId {

@@ -316,6 +316,57 @@ fn who_is_asked_on_the_way_lets_another_driver_have_the_ride() {
     assert_eq!(commands(&mut out), Vec::<String>::new(), "nothing is asked");
 }
 
+fn en_route(ride: &str, attempt: u32) -> cabrank_events::wire::RideView {
+    serde_json::from_value(serde_json::json!({
+        "ride": ride, "ride_seq": 6, "stage": "en_route", "rider": "r1", "class": "economy",
+        "pickup": { "lat": 37.8, "lon": -122.4 }, "requested_at": 0, "driver": "d7", "attempt": attempt,
+    }))
+    .unwrap()
+}
+
+#[test]
+fn who_loses_a_ride_by_an_exchange_after_the_shift_still_fetches_the_other_rider() {
+    let hold_of_the_other = HoldId {
+        ride: "1-2-9".parse().unwrap(),
+        attempt: 4,
+    };
+    let shift_ends_at_10_s = || driven(Manners::obliging(7.0), Some(10_000));
+    let seen_last_at_10_s = || {
+        let reports = vec![report(0, false), report(10_000, true)];
+        let movement = Movement::Recorded { reports };
+        Cabbie::new(Manners::obliging(7.0), movement, None, 7)
+    };
+    for mut cab in [shift_ends_at_10_s(), seen_last_at_10_s()] {
+        let mut out = Vec::new();
+        cab.begin(Time(0), &mut out);
+        cab.handle_heard(Time(1_000), offer(1, point(37.8, -122.4)), &mut out);
+        cab.handle_heard(Time(2_000), Heard::Done(Say::Accept, hold(1)), &mut out);
+        pass(&mut cab, 20_000, &mut out);
+        out.clear();
+        cab.handle_heard(Time(20_000), Heard::Swapped(hold(1)), &mut out);
+        pass(&mut cab, 22_000, &mut out);
+        assert_eq!(commands(&mut out), Vec::<String>::new(), "not gone yet");
+        let other = en_route("1-2-9", 4);
+        cab.handle_heard(Time(22_000), Heard::Ride(&other), &mut out);
+        assert_eq!(cab.work().map(|work| work.hold), Some(hold_of_the_other));
+        pass(&mut cab, 10_000_000, &mut out);
+        let all = commands(&mut out);
+        let expected = ["Arrived 4", "Started 4", "Completed 4", "Offline", "HangUp"];
+        assert_eq!(all, expected);
+    }
+    for mut cab in [shift_ends_at_10_s(), seen_last_at_10_s()] {
+        let mut out = Vec::new();
+        cab.begin(Time(0), &mut out);
+        cab.handle_heard(Time(1_000), offer(1, point(37.8, -122.4)), &mut out);
+        cab.handle_heard(Time(2_000), Heard::Done(Say::Accept, hold(1)), &mut out);
+        pass(&mut cab, 20_000, &mut out);
+        out.clear();
+        cab.handle_heard(Time(20_000), Heard::Swapped(hold(1)), &mut out);
+        pass(&mut cab, 20_000 + SWAP_NEWS_MS, &mut out);
+        assert_eq!(commands(&mut out), ["Offline", "HangUp"], "nothing came");
+    }
+}
+
 #[test]
 fn a_rider_who_wants_to_go_elsewhere_is_brought_there() {
     let mut cab = driven(Manners::obliging(7.0), Some(10_000_000));

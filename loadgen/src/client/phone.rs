@@ -100,8 +100,10 @@ pub enum Heard<'a> {
         /// Where to, if told.
         dropoff: Option<Place>,
     },
-    /// The hold is over: withdrawn, released, or somebody else's.
+    /// The hold is over: withdrawn or released.
     Over(HoldId),
+    /// Another car comes for the rider instead. If this one is to fetch another rider in turn, that is said next.
+    Swapped(HoldId),
     /// The ride as the server has it.
     Ride(&'a RideView),
     /// What was said is done (or had been).
@@ -533,6 +535,14 @@ impl<B: Brain> Phone<B> {
                     dropoff: *dropoff,
                 }
             }
+            ToDriver::Released {
+                ride,
+                attempt,
+                stage: RideStage::EnRoute,
+            } => Heard::Swapped(HoldId {
+                ride: *ride,
+                attempt: *attempt,
+            }),
             ToDriver::Withdrawn { ride, attempt } | ToDriver::Released { ride, attempt, .. } => {
                 Heard::Over(HoldId {
                     ride: *ride,
