@@ -10,6 +10,7 @@ pub mod figures;
 pub mod gateway;
 pub mod health;
 pub mod load;
+pub mod log_level;
 pub mod matcher;
 pub mod own_broker;
 pub mod probe;
@@ -22,6 +23,7 @@ pub mod service;
 pub mod service_beside;
 pub mod simulate;
 pub mod token;
+pub mod top;
 pub mod topics;
 
 // Played by hand, and what is drawn by hand.
@@ -42,6 +44,17 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, AnyError>>) -> Result<
         .enable_all()
         .build()?
         .block_on(future)
+}
+
+/// Names this process among those of a city.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = if name.trim().is_empty() {
+        "node"
+    } else {
+        name.trim()
+    };
+    format!("{name}-{}", std::process::id())
 }
 
 /// How often a node's queues are measured for `/metrics`.

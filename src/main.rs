@@ -180,6 +180,10 @@ enum Command {
     Report(commands::report::ReportCommand),
     /// Check invariants 1 to 5 over an event log, independently of the engine.
     Audit(commands::audit::AuditArgs),
+    /// Watch a city in the terminal: processes, shards, rates, latency, lag.
+    Top(commands::top::TopArgs),
+    /// Show or change what a running process logs.
+    LogLevel(commands::log_level::LogLevelArgs),
     /// Print the event log for a person to read.
     Events(commands::events::EventsArgs),
     /// Print the contract of the topics as an AsyncAPI 3 document.
@@ -200,7 +204,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(why) = start_logging(&cli.common) {
+    if let Err(why) = cabrank_gateway::start_logging(&cli.common.log, cli.common.log_json) {
         eprintln!("cabrank: --log: {why}");
         return ExitCode::from(2);
     }
@@ -229,6 +233,8 @@ fn main() -> ExitCode {
             Command::Report(command) => commands::report::run(command),
             Command::Audit(args) => commands::audit::run(&cli.common, args),
             Command::Events(args) => commands::events::run(&cli.common, args),
+            Command::Top(args) => commands::top::run(args),
+            Command::LogLevel(args) => commands::log_level::run(&cli.common, args),
             Command::Asyncapi => {
                 print!("{}", include_str!("../docs/asyncapi.json"));
                 Ok(ExitCode::SUCCESS)
@@ -248,18 +254,4 @@ fn main() -> ExitCode {
         eprintln!("cabrank: {why}");
         ExitCode::from(2)
     })
-}
-
-fn start_logging(common: &Common) -> Result<(), AnyError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&common.log)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    if common.log_json {
-        builder.json().init();
-    } else {
-        builder.init();
-    }
-    Ok(())
 }

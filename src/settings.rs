@@ -8,6 +8,7 @@ use cabrank_engine::EngineConfig;
 use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_gateway::{GatewayConfig, IngestConfig};
 use cabrank_matcher::{NodeConfig, RemoteConfig};
+use cabrank_spans::SpansConfig;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub kafka: KafkaConfig,
     /// A gateway's way to matcher nodes.
     pub remote: RemoteConfig,
+    /// Traces of rides, for a collector of OpenTelemetry.
+    pub spans: SpansConfig,
 }
 
 /// Kinds of fleets.
@@ -134,6 +137,7 @@ impl Settings {
             store: StoreConfig::default(),
             kafka: KafkaConfig::default(),
             remote: RemoteConfig::default(),
+            spans: SpansConfig::default(),
         };
         match preset {
             Preset::Phones => {}
@@ -192,6 +196,7 @@ impl Settings {
         self.gateway.check().map_err(|why| out(&why))?;
         self.kafka.check().map_err(|why| out(&why))?;
         self.remote.check().map_err(|why| out(&why))?;
+        self.spans.check().map_err(|why| out(&why))?;
         let store = &self.store;
         let ranges = [
             ("store.shards", u64::from(store.shards), 1, 1_024),

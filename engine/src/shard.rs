@@ -399,6 +399,7 @@ impl Shard {
         let entity = event.entity();
         self.counters.seq += 1;
         let record = EventRecord {
+            traceparent: None,
             shard: self.id,
             seq: self.counters.seq,
             time: self.time,

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::{DecodeError, EVENT_PREFIX, parse_event_type, parse_rfc3339, rfc3339};
 use crate::ids::{RideId, RiderId, Time};
+use crate::traceparent::TraceParent;
 
 /// The version of every message here.
 pub const BUSINESS_VERSION: u16 = 1;
@@ -244,6 +245,8 @@ pub struct BusinessRecord {
     pub id: String,
     /// When it was said.
     pub time: Time,
+    /// The trace it belongs to, if that is recorded. Nothing depends on it.
+    pub traceparent: Option<TraceParent>,
     /// What was said.
     pub said: Business,
 }
@@ -258,6 +261,8 @@ struct Out<'a> {
     subject: String,
     time: String,
     datacontenttype: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<TraceParent>,
     data: &'a RawValue,
 }
 
@@ -268,6 +273,8 @@ struct In<'a> {
     kind: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     time: std::borrow::Cow<'a, str>,
+    #[serde(default, deserialize_with = "crate::traceparent::lenient")]
+    traceparent: Option<TraceParent>,
     #[serde(borrow)]
     data: &'a RawValue,
 }
@@ -290,6 +297,7 @@ impl BusinessRecord {
             subject: self.said.subject(),
             time: rfc3339(self.time),
             datacontenttype: "application/json",
+            traceparent: self.traceparent,
             data: &data,
         };
         Bytes::from(serde_json::to_vec(&out).expect("plain structures become JSON"))
@@ -318,6 +326,7 @@ impl BusinessRecord {
             .map_err(malformed)?;
         Ok(BusinessRecord {
             time: parse_rfc3339(&raw.time)?,
+            traceparent: raw.traceparent,
             id: raw.id,
             said,
         })

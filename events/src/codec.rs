@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::command::{COMMAND_VERSION, CommandRecord};
 use crate::event::{Event, EventRecord};
 use crate::ids::{ShardId, Time};
+use crate::traceparent::TraceParent;
 
 /// The version of every event type this code writes.
 pub const EVENT_VERSION: u16 = 1;
@@ -63,6 +64,8 @@ struct CloudEventOut<'a> {
     subject: String,
     time: String,
     datacontenttype: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<TraceParent>,
     data: DataOut<'a>,
 }
 
@@ -81,6 +84,8 @@ struct CloudEventIn<'a> {
     #[serde(rename = "type")]
     kind: std::borrow::Cow<'a, str>,
     time: std::borrow::Cow<'a, str>,
+    #[serde(default, deserialize_with = "crate::traceparent::lenient")]
+    traceparent: Option<TraceParent>,
     #[serde(borrow)]
     data: &'a RawValue,
 }
@@ -106,6 +111,7 @@ impl EventRecord {
             subject: self.event.entity().to_string(),
             time: rfc3339(self.time),
             datacontenttype: "application/json",
+            traceparent: self.traceparent,
             data: DataOut(&self.event),
         };
         to_bytes(&out)
@@ -161,6 +167,7 @@ impl EventRecord {
             shard,
             seq,
             time: parse_rfc3339(&raw.time)?,
+            traceparent: raw.traceparent,
             event,
         })
     }
@@ -294,6 +301,7 @@ mod tests {
             offset: 1042,
         };
         EventRecord {
+            traceparent: None,
             shard: ShardId(3),
             seq: 77,
             time: Time(1_211_500_801_250),

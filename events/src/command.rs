@@ -11,6 +11,7 @@ use crate::ids::{
     ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason, RideId,
     RiderId, SessionId, ShardId, Time, VehicleClass,
 };
+use crate::traceparent::TraceParent;
 use crate::zone::{PickupPoint, ZoneFinding, ZoneName};
 
 /// The version of the command records this code writes. It reads one below and one above (PROTOCOL 9).
@@ -32,6 +33,13 @@ pub struct CommandRecord {
     /// Why a person at the desk wants it, in their own words; older records lack it. Nothing depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// The trace it belongs to, if that is recorded. Nothing depends on it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::traceparent::lenient"
+    )]
+    pub traceparent: Option<TraceParent>,
     /// What is asked.
     #[serde(flatten)]
     pub command: Command,
@@ -46,7 +54,16 @@ impl CommandRecord {
             issued_at,
             from: None,
             reason: None,
+            traceparent: None,
             command,
+        }
+    }
+
+    /// The same, as part of a trace.
+    pub fn traced(self, traceparent: Option<TraceParent>) -> Self {
+        Self {
+            traceparent,
+            ..self
         }
     }
 
@@ -63,6 +80,7 @@ impl CommandRecord {
             issued_at: at,
             from: Some(from),
             reason: None,
+            traceparent: None,
             command,
         }
     }

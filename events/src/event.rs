@@ -14,6 +14,7 @@ use crate::ids::{
     Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
+use crate::traceparent::TraceParent;
 use crate::zone::{PickupPoint, QueuePlace, ZoneName};
 
 /// One event with its place in its shard's history.
@@ -25,6 +26,9 @@ pub struct EventRecord {
     pub seq: u64,
     /// Engine time of the shard when it happened.
     pub time: Time,
+    /// The trace it belongs to, if that is recorded: the `traceparent` of CloudEvents' Distributed Tracing. Nothing depends
+    /// on it.
+    pub traceparent: Option<TraceParent>,
     /// What happened.
     pub event: Event,
 }

@@ -6,6 +6,7 @@
 //! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
 //! - [`proto`]: the same messages as Protobuf.
 //! - [`zone`]: what zones have to do with a request.
+//! - [`TraceParent`]: which trace a record belongs to.
 //! - [`ids`]: who and what is meant. Holding an id proves it is well formed.
 //!
 //! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
@@ -16,6 +17,7 @@ pub mod command;
 pub mod event;
 pub mod ids;
 pub mod proto;
+mod traceparent;
 pub mod wire;
 pub mod zone;
 
@@ -26,4 +28,5 @@ pub use ids::{
     Attempt, BadId, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
 };
+pub use traceparent::{NotTraced, TraceParent};
 pub use zone::{PickupPoint, QueuePlace, ZoneFinding, ZoneName};

@@ -111,6 +111,7 @@ fn record(said: Business) -> BusinessRecord {
         .unwrap_or_default()
         .to_owned();
     BusinessRecord {
+        traceparent: None,
         id: format!("{service}-17"),
         time: Time(1_211_500_801_250),
         said,

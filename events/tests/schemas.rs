@@ -467,6 +467,7 @@ fn example(name: &str) -> EventRecord {
     let event = examples().into_iter().find(|event| event.name() == name);
     let event = event.unwrap_or_else(|| panic!("{name} has no example"));
     EventRecord {
+        traceparent: None,
         shard: ShardId(3),
         seq: 1042,
         time: AT,

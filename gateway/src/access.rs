@@ -9,7 +9,7 @@ use cabrank_events::RiderId;
 use crate::edge::Edge;
 use crate::problem::Problem;
 use crate::socket::{Codec, JSON_PROTOCOL, PROTO_PROTOCOL};
-use crate::token::{BadToken, Caller, Role, Verified};
+use crate::token::{BadToken, Caller, Role, TokenVerifier, Verified};
 
 /// What can be called with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,8 @@ pub enum Endpoint {
     MarkDriver,
     /// `GET /v1/dispatch`, `PUT /v1/dispatch`
     Dispatch,
+    /// `GET /v1/log-level`, `PUT /v1/log-level`
+    LogLevel,
     /// The map and the desk: `GET /v1/map`, states and histories of people, rides and the market, `POST /v1/rides/{id}/redispatch`,
     /// `GET /v1/nodes`, `POST /v1/nodes/{node}/drain`
     Desk,
@@ -62,7 +64,7 @@ impl Endpoint {
             Self::Nearby | Self::Quote => matches!(role, Rider | Service | Ops),
             Self::Revoke => matches!(role, Ops),
             Self::Events | Self::MarkDriver => matches!(role, Service | Ops),
-            Self::Desk | Self::Dispatch => matches!(role, Ops),
+            Self::Desk | Self::Dispatch | Self::LogLevel => matches!(role, Ops),
         }
     }
 }
@@ -110,49 +112,69 @@ pub fn choose_protocol(headers: &HeaderMap) -> Result<(Codec, Option<&'static st
     Ok((Codec::Json, None))
 }
 
+/// The token in the header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = text(headers, header::AUTHORIZATION.as_str())?;
+    value
+        .strip_prefix("Bearer ")
+        .or(value.strip_prefix("bearer "))
+}
+
+/// Whose token this is.
+fn believed(verifier: &TokenVerifier, token: Option<&str>) -> Result<Verified, Problem> {
+    let token = token.ok_or_else(|| {
+        Problem::unauthorized(
+            "send the header Authorization: Bearer <token>; a token in the URL is not read",
+        )
+    })?;
+    verifier.verify(token.trim()).map_err(|bad| match bad {
+        BadToken::KeysNotHere => {
+            let detail = bad.to_string();
+            Problem::new(503, "keys_not_here", "Tokens cannot be checked", detail).retry_after(1)
+        }
+        BadToken::Over | BadToken::NotValid(_) => Problem::unauthorized(bad.to_string()),
+    })
+}
+
+/// May who has this role call `endpoint`?
+fn allowed(endpoint: Endpoint, role: Role) -> Result<(), Problem> {
+    if endpoint.allows(role) {
+        return Ok(());
+    }
+    let allowed = Role::ALL.into_iter().filter(|role| endpoint.allows(*role));
+    let allowed: Vec<&str> = allowed.map(Role::name).collect();
+    Err(Problem::forbidden(format!(
+        "a token with the role {} may not call this: use one with the role {}",
+        role.name(),
+        allowed.join(" or "),
+    )))
+}
+
+/// Who calls `endpoint` of a process without a gateway, which knows of no revocations, and may they?
+pub fn admitted(
+    verifier: &TokenVerifier,
+    endpoint: Endpoint,
+    headers: &HeaderMap,
+) -> Result<Verified, Problem> {
+    let verified = believed(verifier, bearer(headers))?;
+    allowed(endpoint, verified.caller.role())?;
+    Ok(verified)
+}
+
 impl Edge {
     /// Who calls `endpoint`, and may they?
     pub fn authorize(&self, endpoint: Endpoint, headers: &HeaderMap) -> Result<Verified, Problem> {
-        let from_header = text(headers, header::AUTHORIZATION.as_str()).and_then(|value| {
-            value
-                .strip_prefix("Bearer ")
-                .or(value.strip_prefix("bearer "))
-        });
         let is_socket = matches!(endpoint, Endpoint::DriverSocket | Endpoint::RiderSocket);
         let from_item = || {
             let mut items = protocol_items(headers).filter(|_| is_socket);
             items.find_map(|item| item.strip_prefix(BEARER_ITEM))
         };
-        let token = from_header.or_else(from_item).ok_or_else(|| {
-            Problem::unauthorized(
-                "send the header Authorization: Bearer <token>; a token in the URL is not read",
-            )
-        })?;
-        let verified = self
-            .verifier
-            .verify(token.trim())
-            .map_err(|bad| match bad {
-                BadToken::KeysNotHere => {
-                    let detail = bad.to_string();
-                    Problem::new(503, "keys_not_here", "Tokens cannot be checked", detail)
-                        .retry_after(1)
-                }
-                BadToken::Over | BadToken::NotValid(_) => Problem::unauthorized(bad.to_string()),
-            })?;
+        let verified = believed(&self.verifier, bearer(headers).or_else(from_item))?;
         if self.revocations.covers(&verified) {
             let why = "an operator has ended this person's sessions: log in again for a new token";
             return Err(Problem::unauthorized(why));
         }
-        let role = verified.caller.role();
-        if !endpoint.allows(role) {
-            let allowed = Role::ALL.into_iter().filter(|role| endpoint.allows(*role));
-            let allowed: Vec<&str> = allowed.map(Role::name).collect();
-            return Err(Problem::forbidden(format!(
-                "a token with the role {} may not call this: use one with the role {}",
-                role.name(),
-                allowed.join(" or "),
-            )));
-        }
+        allowed(endpoint, verified.caller.role())?;
         Ok(verified)
     }
 }

@@ -178,6 +178,8 @@ pub struct Timing {
     /// How often files are looked at that may change while the gateway runs: `keys.jwks_file`, `keys.revocations_file`,
     /// certificates (100 to 3,600,000).
     pub files_ms: u64,
+    /// A thread of sockets that stands still for longer is wedged, and `/healthz` says so (500 to 3,600,000).
+    pub wedged_after_ms: u64,
 }
 
 impl Default for Timing {
@@ -195,6 +197,7 @@ impl Default for Timing {
             move_ms: 500,
             drain_ms: 5_000,
             files_ms: 5_000,
+            wedged_after_ms: 30_000,
         }
     }
 }
@@ -298,7 +301,7 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 41] = [
+        let ranges: [(&str, u64, u64, u64); 42] = [
             (
                 "hints.look_every_ms",
                 self.hints.look_every_ms,
@@ -458,6 +461,7 @@ impl GatewayConfig {
                 600_000,
             ),
             ("timing.files_ms", t.files_ms, 100, 3_600_000),
+            ("timing.wedged_after_ms", t.wedged_after_ms, 500, 3_600_000),
             ("sockets.threads", self.sockets.threads as u64, 0, 256),
             ("sockets.wait_us", self.sockets.wait_us, 0, 20_000),
             ("map.tick_ms", self.map.tick_ms, 100, 10_000),

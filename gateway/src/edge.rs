@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cabrank_events::{Command, CommandId, CommandRecord, Reason, RiderId, Time};
+use cabrank_events::{Command, CommandId, CommandRecord, Reason, RiderId, Time, TraceParent};
 use cabrank_matcher::api::{Dispatch, NotTaken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use crate::pulse::Pulse;
 use crate::quote::Quotes;
 use crate::rate::Buckets;
 use crate::revoke::Revocations;
+use crate::steps::Steps;
 use crate::threads::Threads;
 use crate::tls::Tls;
 use crate::token::{Caller, TokenVerifier, Verified};
@@ -74,6 +75,8 @@ pub struct Edge {
     pub quotes: Quotes,
     /// What happened in the last minute.
     pub pulse: Pulse,
+    /// What is traced.
+    pub steps: Steps,
     /// How long riders of this gateway wait for an offer.
     pub first_offers: FirstOffers,
     /// One permit per history that is being read; more wait.
@@ -154,6 +157,7 @@ impl Edge {
             zones,
             quotes: Quotes::default(),
             pulse: Pulse::default(),
+            steps: Steps::default(),
             first_offers: FirstOffers::default(),
             histories: Semaphore::new(HISTORIES_MAX),
             started: Instant::now(),
@@ -196,16 +200,17 @@ impl Edge {
         issued_at: Time,
         command: Command,
     ) -> Result<Waiting, NotHandedIn> {
-        self.submit_because(id, issued_at, command, None)
+        self.hand_in(id, issued_at, command, None, None)
     }
 
-    /// The same, with the words of the person at the desk who wants it.
-    pub fn submit_because(
+    /// The same, with the words of the person at the desk who wants it, and the step of a trace it is part of.
+    pub fn hand_in(
         &self,
         id: CommandId,
         issued_at: Time,
         command: Command,
         reason: Option<Reason>,
+        parent: Option<TraceParent>,
     ) -> Result<Waiting, NotHandedIn> {
         let waiting = self
             .outcomes
@@ -214,8 +219,15 @@ impl Edge {
                 refused("waiting_outcomes");
                 NotHandedIn { retry_after_s: 1 }
             })?;
-        let record = CommandRecord::external(id, issued_at, command).because(reason);
-        match self.dispatch.submit(record) {
+        let traceparent = self.steps.ask(&id, &command, parent);
+        let record = CommandRecord::external(id, issued_at, command)
+            .because(reason)
+            .traced(traceparent);
+        let taken = self.dispatch.submit(record);
+        if taken.is_err() {
+            self.steps.withdraw(&waiting);
+        }
+        match taken {
             Ok(()) => Ok(waiting),
             Err(NotTaken::Busy) => {
                 refused("log_queue");

@@ -15,10 +15,12 @@ use axum::routing::{delete, get, post, put};
 use cabrank_events::command::{CancelledBy, Outcome};
 use cabrank_events::wire::{Nearby, RideOpened, RideRequest, RideView, WireResult};
 use cabrank_events::{
-    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, VehicleClass, ZoneFinding,
+    Command, CommandId, IdempotencyKey, Place, Reason, RideId, Time, TraceParent, VehicleClass,
+    ZoneFinding,
 };
 use cabrank_geo::Point;
 use cabrank_matcher::api::{CarsNear, NearbyQuery};
+use cabrank_spans::Span;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::OwnedSemaphorePermit;
@@ -33,6 +35,7 @@ use crate::edge::{Edge, refused};
 use crate::forecasts;
 use crate::frames::Outbound;
 use crate::listener::Conn;
+use crate::logging;
 use crate::map;
 use crate::marks;
 use crate::meters;
@@ -112,7 +115,8 @@ pub fn router(edge: Arc<Edge>) -> Router {
             "/v1/revocations/{role}/{subject}",
             delete(shutout::lift_revocation),
         )
-        .route("/healthz", get(async || "alive\n"))
+        .route("/v1/log-level", get(show_log_level).put(set_log_level))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(async || {
@@ -152,6 +156,33 @@ async fn count(
         Err(retry_after_s) => {
             let close = [(header::CONNECTION, "close")];
             (close, Problem::busy_address(retry_after_s)).into_response()
+        }
+    }
+}
+
+async fn show_log_level(State(edge): Shared, headers: HeaderMap) -> Result<Response, Problem> {
+    edge.authorize(Endpoint::LogLevel, &headers)?;
+    logging::show()
+}
+
+async fn set_log_level(
+    State(edge): Shared,
+    headers: HeaderMap,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let verified = edge.authorize(Endpoint::LogLevel, &headers)?;
+    let most = edge.config.limits.frame_bytes_max;
+    logging::change(&verified.caller, bytes, most)
+}
+
+/// It answers, so its runtime goes round; what else must?
+async fn alive(State(edge): Shared) -> Result<&'static str, Problem> {
+    let wedged = edge.threads.wedged().or_else(|| edge.dispatch.wedged());
+    match wedged {
+        None => Ok("alive\n"),
+        Some(wedged) => {
+            let detail = format!("{wedged}: restart the process");
+            Err(Problem::new(503, "wedged", "A loop stands still", detail))
         }
     }
 }
@@ -315,9 +346,16 @@ pub fn body<T: serde::de::DeserializeOwned>(
     edge: &Edge,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<T, Problem> {
+    body_of(bytes, edge.config.limits.frame_bytes_max)
+}
+
+/// The same where a body has at most `most` bytes.
+pub fn body_of<T: serde::de::DeserializeOwned>(
+    bytes: Result<Bytes, BytesRejection>,
+    most: usize,
+) -> Result<T, Problem> {
     let bytes = bytes.map_err(|rejection| {
         let (status, why) = (rejection.status().as_u16(), rejection.body_text());
-        let most = edge.config.limits.frame_bytes_max;
         let detail = format!("{why}: send the whole body, at most {most} bytes");
         Problem::new(status, "bad_body", "The body cannot be read", detail)
     })?;
@@ -335,7 +373,7 @@ pub async fn ask(
     issued_at: Time,
     command: Command,
 ) -> Result<Answer, Problem> {
-    ask_because(edge, id, issued_at, command, None).await
+    hand_in(edge, id, issued_at, command, None, None).await
 }
 
 /// The same, with the words of the person at the desk who wants it.
@@ -346,10 +384,21 @@ pub async fn ask_because(
     command: Command,
     reason: Option<Reason>,
 ) -> Result<Answer, Problem> {
+    hand_in(edge, id, issued_at, command, reason, None).await
+}
+
+async fn hand_in(
+    edge: &Edge,
+    id: CommandId,
+    issued_at: Time,
+    command: Command,
+    reason: Option<Reason>,
+    parent: Option<TraceParent>,
+) -> Result<Answer, Problem> {
     let kind = command_name(&command);
     let since = Instant::now();
     let waiting = edge
-        .submit_because(id, issued_at, command, reason)
+        .hand_in(id, issued_at, command, reason, parent)
         .inspect_err(|_| count_command(kind, None))?;
     let patience = Duration::from_millis(edge.config.timing.outcome_timeout_ms);
     let answer = waiting.answer(patience).await;
@@ -384,6 +433,11 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, Problem> {
 
 async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Problem> {
     let (mut parts, bytes) = request.into_parts();
+    let caller = parts.headers.get("traceparent");
+    let mut span = cabrank_spans::begin_ride(
+        "POST /v1/rides",
+        caller.and_then(|caller| caller.to_str().ok()),
+    );
     let verified = edge.authorize(Endpoint::OpenRide, &parts.headers)?;
     let rider = rider_for(&verified.caller, &parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
@@ -429,8 +483,18 @@ async fn open_ride(State(edge): Shared, request: Request) -> Result<Response, Pr
     let room = edge.admit_request()?;
     let estimate = fetched_at.and_then(|at| edge.learn(at, class));
     edge.first_offers.ask(&rider, &key);
-    let answer = ask(&edge, id, issued_at, command).await;
+    let parent = span.as_ref().map(Span::context);
+    let answer = hand_in(&edge, id, issued_at, command, None, parent).await;
     drop(room);
+    if let (
+        Some(span),
+        Ok(Answer {
+            ride: Some(ride), ..
+        }),
+    ) = (&mut span, &answer)
+    {
+        span.set("ride", ride);
+    }
     // What was done is measured from its events; an unknown outcome may still come, but is none of ours to wait for.
     if !matches!(&answer, Ok(answer) if answer.outcome == Outcome::Done) {
         edge.first_offers.forget(&rider, &key);

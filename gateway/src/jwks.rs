@@ -45,7 +45,8 @@ pub fn read_file(path: &Path, verifier: &TokenVerifier) -> Result<(), NotFetched
     Ok(())
 }
 
-async fn fetch_set(fetcher: &Fetcher, verifier: &TokenVerifier) -> Result<(), NotFetched> {
+/// One try.
+pub async fn fetch_set(fetcher: &Fetcher, verifier: &TokenVerifier) -> Result<(), NotFetched> {
     // From its beginning: what the provider changes meanwhile is not in it.
     let at = Instant::now();
     let text = fetcher.fetch(None, SET_BYTES_MAX).await?;

@@ -13,7 +13,7 @@
 //!   `page` what a browser is served.
 //! - `forecasts` how many rides are expected where, `hints` which idle drivers are told of it.
 //! - `zones` where rides may begin, [`zone_file`] what a file of them holds; `quote` when a car would be there.
-//! - [`serve_health`]: health and metrics of a process without a gateway.
+//! - [`start_health`]: health and metrics of a process without a gateway; [`start_logging`]: what it logs, changed while it runs.
 //! - `token` who is calling, `keys` and `jwks` which keys are believed (`fetch` asks for them), `revoke` who was shut out, `files` what is read again.
 //! - `tls` what is between a connection and us, `addresses` how much may come from one.
 //! - `people`, `outcomes`, `admission`, `rate`, `counters` keep who is connected, who waits, how many new rides may come, who calls too often,
@@ -46,6 +46,7 @@ mod ingest;
 mod jwks;
 mod keys;
 mod listener;
+mod logging;
 mod map;
 mod marks;
 mod meters;
@@ -65,6 +66,7 @@ mod revoke;
 mod rider;
 mod shutout;
 mod socket;
+mod steps;
 mod stream;
 mod threads;
 mod tls;
@@ -91,9 +93,10 @@ pub use cabrank_engine::ingest::IngestConfig;
 pub use config::{BadGatewayConfig, GatewayConfig, Limits, MapConfig, Sockets, Timing};
 pub use counters::{IngestCounters, IngestSnapshot};
 pub use forecasts::ForecastsConfig;
-pub use health::serve_health;
+pub use health::{Health, keep_beating, start_health};
 pub use hints::HintsConfig;
 pub use ingest::PartnerPings;
+pub use logging::{BadLog, start_logging};
 pub use openapi::openapi;
 pub use stream::{cursor_from_text, cursor_to_text};
 pub use tls::{BadTls, TlsConfig};
@@ -168,8 +171,9 @@ impl Gateway {
         let (connections_max, _) = config.limits.connections();
         let wait = Duration::from_micros(wait_us);
         tracing::info!(connections_max, threads, wait_us, "room for sockets");
-        let threads =
-            Threads::start(threads, wait, &Handle::current()).map_err(ServeError::Threads)?;
+        let patience = Duration::from_millis(config.timing.wedged_after_ms);
+        let threads = Threads::start(threads, wait, &Handle::current(), patience)
+            .map_err(ServeError::Threads)?;
         let edge = Edge::new(config, dispatch, threads, zones)?;
         let keys = &edge.config.keys;
         let unusable = |key: &str, value: &str, why: &dyn std::fmt::Display| BadGatewayConfig {

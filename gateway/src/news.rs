@@ -50,6 +50,7 @@ impl Edge {
             if let Some(waited_s) = self.first_offers.hear(&committed.record.event) {
                 metrics::histogram!("cabrank_offer_seconds").record(waited_s);
             }
+            self.steps.hear(committed);
             self.hear_for_drivers(committed);
             if let Some(ride) = &committed.ride {
                 self.riders
@@ -84,6 +85,7 @@ impl Edge {
                     ride: e.ride,
                     pickup_point: e.pickup_point.clone(),
                 };
+                self.steps.answered(&e.command, &answer);
                 if let Some(waited) = self.outcomes.resolve(&e.command, answer) {
                     self.admission.answered(waited);
                 }
@@ -91,9 +93,12 @@ impl Edge {
             Event::OfferMade(e) => {
                 if let Some(ride) = &committed.ride {
                     let attempt = e.attempt;
-                    self.drivers.tell(&e.driver, || DriverNews::Offered {
-                        ride: ride.clone(),
-                        attempt,
+                    self.drivers.tell(&e.driver, || {
+                        self.steps.shown(committed);
+                        DriverNews::Offered {
+                            ride: ride.clone(),
+                            attempt,
+                        }
                     });
                 }
             }

@@ -14,6 +14,7 @@ use crate::destination::Destination;
 use crate::dispatch::{Rules, SetRules};
 use crate::forecasts::Expected;
 use crate::http::{ByKey, Changed, Why};
+use crate::logging::LogLevel;
 use crate::map::{Area, Named};
 use crate::marks::{Block, Heading};
 use crate::nodes::Nodes;
@@ -371,6 +372,29 @@ fn desk() -> Vec<Call> {
                 done(),
             )
         },
+        Call {
+            refusals: &[409],
+            ..call(
+                "get",
+                "/v1/log-level",
+                Some(Endpoint::LogLevel),
+                tag,
+                "What the process that answers logs.",
+                found(shape::<LogLevel>),
+            )
+        },
+        Call {
+            body: Some((shape::<LogLevel>, true)),
+            refusals: &[409, 413, 422],
+            ..call(
+                "put",
+                "/v1/log-level",
+                Some(Endpoint::LogLevel),
+                tag,
+                "Change what the process that answers logs, until it ends.",
+                found(shape::<LogLevel>),
+            )
+        },
         call(
             "get",
             "/v1/dispatch/history",
@@ -550,7 +574,14 @@ fn open() -> Vec<Call> {
         )
     };
     vec![
-        page("/healthz", "The process lives.", "text/plain"),
+        Call {
+            refusals: &[503],
+            ..page(
+                "/healthz",
+                "The process lives, and its loops go round.",
+                "text/plain",
+            )
+        },
         Call {
             refusals: &[503],
             ..page("/readyz", "It takes traffic.", "text/plain")

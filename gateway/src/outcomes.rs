@@ -114,6 +114,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// The command waited for.
+    pub fn id(&self) -> &CommandId {
+        &self.id
+    }
+
     /// The answer, if it is here; the task hears of it when it comes. `None` when it will never come.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
         Pin::new(&mut self.receiver).poll(cx).map(Result::ok)

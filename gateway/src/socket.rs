@@ -193,14 +193,18 @@ pub fn command_name(command: &Command) -> &'static str {
     }
 }
 
+/// The outcome's name in metrics and traces.
+pub fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::AlreadyDone => "already_done",
+        Outcome::Refused { .. } => "refused",
+    }
+}
+
 /// Counts a command by type and outcome.
 pub fn count_command(kind: &'static str, answer: Option<&Answer>) {
-    let outcome = match answer.map(|answer| &answer.outcome) {
-        None => "unknown",
-        Some(Outcome::Done) => "done",
-        Some(Outcome::AlreadyDone) => "already_done",
-        Some(Outcome::Refused { .. }) => "refused",
-    };
+    let outcome = answer.map_or("unknown", |answer| outcome_name(&answer.outcome));
     metrics::counter!("cabrank_commands_total", "type" => kind, "outcome" => outcome).increment(1);
 }
 

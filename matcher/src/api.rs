@@ -16,6 +16,8 @@ use cabrank_events::{
     VehicleClass,
 };
 
+use crate::heart::Wedged;
+
 /// A committed event, as gateways hear of it. Never sent before the commit is durable.
 #[derive(Clone, Debug)]
 pub struct Committed {
@@ -247,8 +249,13 @@ pub struct CarsNear {
 pub trait Dispatch: Send + Sync + 'static {
     /// Domain time.
     fn now(&self) -> Time;
-    /// Does it serve? False until recovered and while draining.
+    /// Does it serve? False until recovered, while draining, without the right to answer for its shards, and while the log is
+    /// out of reach of a gateway for long.
     fn is_ready(&self) -> bool;
+    /// A loop of it that does not go round any more.
+    fn wedged(&self) -> Option<Wedged> {
+        None
+    }
     /// Hands a command to the log. Its outcome comes as a `command.outcome` event with the record's id.
     fn submit(&self, record: CommandRecord) -> Result<(), NotTaken>;
     /// Hands over a checked position. Never waits.

@@ -41,6 +41,9 @@ pub struct NodeConfig {
     pub hops_max: usize,
     /// Commands in one transaction.
     pub batch_max: usize,
+    /// A loop of the node that stands still for longer is wedged, and `/healthz` says so, ms; longer than a commit may take
+    /// (`kafka.transaction_timeout_ms`).
+    pub wedged_after_ms: u64,
 }
 
 impl Default for NodeConfig {
@@ -60,6 +63,7 @@ impl Default for NodeConfig {
             roads: RoadsConfig::default(),
             hops_max: 10_000,
             batch_max: 1_000,
+            wedged_after_ms: 30_000,
         }
     }
 }
@@ -141,6 +145,12 @@ impl NodeConfig {
             "node.speed_mps",
             self.speed_mps,
             "choose 0.5 to 60 metres a second",
+        )?;
+        demand(
+            (500..=3_600_000).contains(&self.wedged_after_ms),
+            "node.wedged_after_ms",
+            self.wedged_after_ms,
+            "choose 500 to 3600000",
         )?;
         self.speeds.check()?;
         self.roads.check()?;

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::Failure;
 use crate::clock::DomainClock;
+use crate::heart::Heart;
 
 /// Records taken at once.
 const READ_MAX: usize = 1_000;
@@ -157,10 +158,18 @@ impl<'a> Follower<'a> {
     }
 
     /// Follows what `following` wants into `sink`.
-    pub fn run(mut self, following: &Following, sink: &mut impl Sink) -> Result<(), Failure> {
+    pub fn run(
+        mut self,
+        following: &Following,
+        heart: &Heart,
+        sink: &mut impl Sink,
+    ) -> Result<(), Failure> {
         while !following.is_over() {
             let wanted = following.wanted().clone();
+            // A shard is read for as long as it takes.
+            heart.rest();
             self.adjust(&wanted)?;
+            heart.beat();
             let found = match self.tail.next(WAIT, READ_MAX) {
                 Ok(found) => found,
                 Err(error) => {

@@ -13,6 +13,7 @@
 //! - `history`: the commands and events that made an entity what it is.
 //! - `reach`: which waiting rides a car that comes free could serve.
 //! - [`clock`]: domain time.
+//! - [`heart`]: do the loops still go round?
 //!
 //! It decides nothing: choices are the engine's, order and durability the log's.
 
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod config;
 mod cursor;
 mod follower;
+pub mod heart;
 mod hints;
 mod history;
 mod node;

@@ -6,6 +6,7 @@
 mod dispatch;
 mod measure;
 mod run;
+mod steps;
 mod warm;
 
 pub use measure::Measured;
@@ -28,6 +29,7 @@ use crate::api::Listener;
 use crate::clock::DomainClock;
 use crate::config::NodeConfig;
 use crate::follower::Following;
+use crate::heart::{Heart, Hearts};
 use crate::people::People;
 use crate::views::Views;
 
@@ -86,6 +88,8 @@ pub(crate) struct Shared {
     is_warming: AtomicBool,
     warm_again: AtomicBool,
     pub(crate) lease: Lease,
+    /// Of the node's loops.
+    hearts: Hearts,
 }
 
 /// What a node does that is asked to leave.
@@ -162,6 +166,12 @@ impl Shared {
             info!(node = leave.name, "the desk asks this node to leave");
             (leave.tell)();
         }
+    }
+
+    /// For a loop of the node.
+    fn heart(&self, name: &str) -> Heart {
+        let patience = Duration::from_millis(self.config.wedged_after_ms);
+        self.hearts.add(name, patience)
     }
 
     fn take_others_failed(&self) -> Option<Failure> {
@@ -245,6 +255,7 @@ impl Node {
             is_warming: AtomicBool::new(false),
             warm_again: AtomicBool::new(false),
             lease,
+            hearts: Hearts::default(),
         });
         let for_thread = Arc::clone(&shared);
         let owner = parts.owner;

@@ -44,6 +44,7 @@ use crate::api::{
 use crate::clock::DomainClock;
 use crate::config::NodeConfig;
 use crate::follower::{Follower, Following, Sink, What};
+use crate::heart::{Hearts, Wedged};
 use crate::node::Failure;
 use crate::rpc::{LinkConfig, v1};
 use crate::views::Views;
@@ -59,6 +60,8 @@ use watched::Watched;
 const OWN_POSITION_MS: i64 = 10_000;
 /// A log that has not answered for so long (and for two looks at it) counts as out of reach.
 const LOG_SILENT: Duration = Duration::from_secs(1);
+/// A gateway whose log has not answered for so long takes no new clients; those it has stay, and are told what is known.
+const LOG_GONE: Duration = Duration::from_secs(10);
 /// Events handed to listeners at once.
 const LISTEN_MAX: usize = 256;
 
@@ -172,6 +175,8 @@ struct Shared {
     draining: AtomicBool,
     /// Rung to look for owners at once, and to stop.
     look: Look,
+    /// Of its loops.
+    hearts: Hearts,
     /// Whether the log says who owns what.
     silence: Silence,
 }
@@ -217,6 +222,7 @@ impl Remote {
             following: Following::of(0..shards),
             draining: AtomicBool::new(false),
             look: Look::default(),
+            hearts: Hearts::default(),
             silence: Silence::new(silent_after, Instant::now()),
             parts,
         });
@@ -342,7 +348,9 @@ impl Shared {
             bounds,
             self.parts.clock.clone(),
         );
-        follower.run(&self.following, &mut sink)
+        let patience = Duration::from_millis(self.parts.node.wedged_after_ms);
+        let heart = self.hearts.add("the follower of the log", patience);
+        follower.run(&self.following, &heart, &mut sink)
     }
 
     fn look_for_owners(&self) {
@@ -562,7 +570,14 @@ impl Dispatch for Remote {
     }
 
     fn is_ready(&self) -> bool {
-        self.shared.following.is_ready() && !self.shared.draining.load(Ordering::SeqCst)
+        let shared = &self.shared;
+        shared.following.is_ready()
+            && !shared.draining.load(Ordering::SeqCst)
+            && shared.silence.lasts(Instant::now()) < LOG_GONE
+    }
+
+    fn wedged(&self) -> Option<Wedged> {
+        self.shared.hearts.wedged()
     }
 
     fn submit(&self, record: CommandRecord) -> Result<(), NotTaken> {

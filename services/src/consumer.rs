@@ -29,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::database::Database;
 use crate::source::{Batch, Positions, Source, SourceError, backoff};
+use crate::steps::Steps;
 
 /// How often an event is tried before it is set aside.
 pub const ATTEMPTS_MAX: u32 = 5;
@@ -146,6 +147,7 @@ pub struct Work {
     service: &'static str,
     now: Time,
     says: Vec<Business>,
+    steps: Steps,
 }
 
 impl Work {
@@ -174,6 +176,7 @@ impl Work {
                 let record = BusinessRecord {
                     id: format!("{service}-{seq}"),
                     time: now,
+                    traceparent: self.steps.of(&said.subject()),
                     said,
                 };
                 let body = String::from_utf8_lossy(&record.to_json()).into_owned();
@@ -363,6 +366,8 @@ pub struct Consumer {
     pub gauges: Arc<Gauges>,
     /// Rung after each commit that said something.
     pub news: Arc<Notify>,
+    /// Of rides that are traced.
+    pub steps: Steps,
     generation: i64,
     service: &'static str,
 }
@@ -383,6 +388,7 @@ impl Consumer {
             database,
             gauges: Arc::default(),
             news: Arc::default(),
+            steps: Steps::default(),
             generation,
             service,
         })
@@ -410,6 +416,7 @@ impl Consumer {
             service: self.service,
             now: wall(),
             says: Vec::new(),
+            steps: self.steps.clone(),
         })
     }
 
@@ -511,6 +518,8 @@ impl Consumer {
     ) -> Result<(), RunError> {
         let began = std::time::Instant::now();
         let (messages, mut dead) = decode(&batch.messages);
+        // They end when the batch is applied.
+        let _steps = self.steps.take_in(self.service, &messages);
         let mut attempts: HashMap<String, u32> = HashMap::new();
         let mut retries = backoff();
         loop {

@@ -3,6 +3,7 @@
 //! - [`consumer`]: consuming exactly once in effect; the shape to copy for another service. [`source`]: where messages come
 //!   from. [`database`]: where a service keeps what it knows. [`kafka`]: the same over topics.
 //! - [`order`]: the read model of rides and the saga of their money. [`payment`]: the provider, called safely.
+//! - [`steps`]: what is traced.
 //!
 //! Each service has a database of its own and talks to the others by messages alone.
 
@@ -17,4 +18,5 @@ pub mod order;
 pub mod payment;
 pub mod provider_sim;
 pub mod source;
+pub mod steps;
 pub mod web;

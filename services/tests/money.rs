@@ -302,6 +302,7 @@ async fn a_refused_payment_calls_the_ride_off_and_the_rider_sees_why() {
         reason: None,
     };
     let record = EventRecord {
+        traceparent: None,
         shard: ShardId(0),
         seq: 900,
         time: Time(city.now),

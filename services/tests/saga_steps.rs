@@ -59,6 +59,7 @@ impl Story {
     fn ride(self, event: impl Into<Event>, state: &'static str, says: &'static str) -> Story {
         let seq = self.0.len() as u64 + 1;
         let record = EventRecord {
+            traceparent: None,
             shard: ShardId(0),
             seq,
             time: Time(1_000_000 * seq as i64),
@@ -70,6 +71,7 @@ impl Story {
     fn money(self, said: impl Into<Business>, state: &'static str, says: &'static str) -> Story {
         let id = format!("payment-{}", self.0.len() + 1);
         let record = BusinessRecord {
+            traceparent: None,
             id,
             time: Time(5),
             said: said.into(),

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::service_beside::{self, Beside, Files};
-use super::{audit, block_on, shutdown_signal, token::minter};
+use super::{audit, block_on, host_name, shutdown_signal, token::minter};
 use crate::cluster::{Balancer, Launch};
 use crate::server::Server;
 use crate::settings::Settings;
@@ -75,6 +75,7 @@ pub fn run(common: &Common, args: DemoArgs) -> Result<ExitCode, AnyError> {
         }
     })?;
     let data_dir = settings.store.data_dir.clone();
+    let _sending = cabrank_spans::start(&settings.spans, "demo", &host_name())?;
     let outcome = block_on(async move {
         let shutdown = shutdown_signal()?;
         let forecast = TcpListener::bind("127.0.0.1:0").await?;

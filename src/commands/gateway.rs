@@ -15,7 +15,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{block_on, shutdown_signal};
+use super::{block_on, host_name, shutdown_signal};
 use crate::{AnyError, Brokers, Common};
 
 /// How often a starting gateway looks whether the city was read.
@@ -37,6 +37,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
         args.brokers.apply(settings);
         settings.gateway.listen = args.listen.unwrap_or(settings.gateway.listen);
     })?;
+    let _sending = cabrank_spans::start(&settings.spans, "gateway", &host_name())?;
     block_on(async move {
         let shutdown = shutdown_signal()?;
         let config = settings.kafka.clone();

@@ -3,10 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cabrank_eventlog::kafka::{KafkaLog, KafkaOpenError};
+use cabrank_gateway::{Health, keep_beating, start_health};
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
+use cabrank_matcher::heart::Hearts;
 use cabrank_matcher::{Node, Parts, Stopped, rpc};
 use cabrank_ring::Ring;
 use clap::Args;
@@ -14,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{block_on, keep_measuring, shutdown_signal};
+use super::{block_on, host_name, keep_measuring, shutdown_signal};
 use crate::{AnyError, Brokers, Common};
 
 /// Flags of `matcher`.
@@ -31,32 +34,22 @@ pub struct MatcherArgs {
     /// What gateways are told to connect to, where that is not the address it listens on.
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Where it answers /healthz, /readyz and /metrics; port 0 takes a free one.
+    /// Where it answers /healthz, /readyz, /metrics and /v1/log-level; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))]
     ops_listen: SocketAddr,
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = if name.trim().is_empty() {
-        "node"
-    } else {
-        name.trim()
-    };
-    format!("{name}-{}", std::process::id())
 }
 
 /// Serves until told to stop.
 pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|settings| args.brokers.apply(settings))?;
     let name = args.name.unwrap_or_else(host_name);
+    let _sending = cabrank_spans::start(&settings.spans, "matcher", &name)?;
     block_on(async move {
         let shutdown = shutdown_signal()?;
         let listener = TcpListener::bind(args.listen)
             .await
             .map_err(|why| format!("--listen {}: {why}", args.listen))?;
-        let ops = TcpListener::bind(args.ops_listen)
-            .await
+        let ops = std::net::TcpListener::bind(args.ops_listen)
             .map_err(|why| format!("--ops-listen {}: {why}", args.ops_listen))?;
         let address = args.advertise.unwrap_or(listener.local_addr()?.to_string());
         let ops_address = ops.local_addr()?;
@@ -91,12 +84,16 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             listener,
             stop.clone(),
         ));
-        let healthy = node.clone();
-        let health = tokio::spawn(cabrank_gateway::serve_health(
-            ops,
-            Arc::new(move || healthy.is_ready()),
-            stop.clone(),
-        ));
+        let hearts = Hearts::default();
+        let patience = Duration::from_millis(settings.node.wedged_after_ms);
+        let beating = tokio::spawn(keep_beating(hearts.add("the runtime", patience)));
+        let (ready, going_round) = (node.clone(), node.clone());
+        let health = Health {
+            ready: Arc::new(move || ready.is_ready()),
+            wedged: Arc::new(move || going_round.wedged().or_else(|| hearts.wedged())),
+            keys: settings.gateway.keys.clone(),
+        };
+        let health = start_health(ops, health, stop.clone())?;
         let measuring = tokio::spawn(keep_measuring(node.clone()));
         println!(
             "{name} answers gateways at {address}, health and metrics at http://{ops_address}"
@@ -113,7 +110,11 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
         let stopped = tokio::task::spawn_blocking(move || stopping.stop()).await?;
         stop.cancel();
         answering.await??;
-        health.await??;
+        beating.abort();
+        // It ends with `stop`.
+        health
+            .join()
+            .map_err(|_| "the thread that answers for health panicked")??;
         info!("stopped");
         match stopped {
             Ok(()) => Ok(ExitCode::SUCCESS),

@@ -21,7 +21,7 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use super::{block_on, shutdown_signal};
+use super::{block_on, host_name, shutdown_signal};
 use crate::settings::Settings;
 use crate::{AnyError, Common, store};
 
@@ -244,6 +244,13 @@ fn rides(
 /// Runs a service until SIGTERM or Ctrl-C.
 pub fn run(common: &Common, command: ServiceCommand) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|_| {})?;
+    let name = match &command {
+        ServiceCommand::Order(_) => "order",
+        ServiceCommand::Payment(_) => "payment",
+        ServiceCommand::Forecast(_) => "forecast",
+        ServiceCommand::ReplayDead(_) => "replay-dead",
+    };
+    let _sending = cabrank_spans::start(&settings.spans, name, &host_name())?;
     match command {
         ServiceCommand::Order(args) => order(common, &settings, &args),
         ServiceCommand::Payment(args) => payment(common, &settings, &args),

@@ -15,6 +15,7 @@ use crate::api::{
     CarsNear, Dispatch, DriverSeen, DriverView, EventCursor, EventsUnreadable, History, Listener,
     MarketView, NearbyQuery, NotAnswered, NotTaken, Pinged, Position, ReadEvent, Soon,
 };
+use crate::heart::Wedged;
 use crate::{cursor, history, route};
 
 /// Most cars one `nearby` may ask for.
@@ -98,7 +99,13 @@ impl Dispatch for Node {
 
     fn is_ready(&self) -> bool {
         let shared = &self.shared;
-        shared.ready.load(Ordering::SeqCst) && !shared.draining.load(Ordering::SeqCst)
+        let is_up = shared.ready.load(Ordering::SeqCst) && !shared.draining.load(Ordering::SeqCst);
+        // Without a lease it answers nobody about its shards; with none it has nothing to answer for.
+        is_up && ((shared.lease)() || shared.table().is_empty())
+    }
+
+    fn wedged(&self) -> Option<Wedged> {
+        self.shared.hearts.wedged()
     }
 
     fn submit(&self, record: CommandRecord) -> Result<(), NotTaken> {

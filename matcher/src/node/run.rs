@@ -22,6 +22,7 @@ use cabrank_events::{Command, CommandRecord, DriverId, Event, RideId, ShardId, T
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tracing::{error, warn};
 
+use super::steps::{Mark, Steps};
 use super::{Failure, Shared, Stopped};
 use crate::api::Committed;
 use crate::people::People;
@@ -62,11 +63,15 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
     let solving = std::thread::Builder::new()
         .name("cabrank-rounds".into())
         .spawn(move || {
+            let heart = bell.heart("the solver of rounds");
+            heart.rest();
             for job in to_solve {
+                heart.beat();
                 if solved.send(solver.solve(job)).is_err() {
                     return;
                 }
                 bell.bell.ring();
+                heart.rest();
             }
         })
         .expect("a process that cannot start a thread at its start cannot work");
@@ -135,6 +140,8 @@ struct Loop {
     is_new: bool,
     /// How far the newest time given by the log was behind the clock.
     clock_lag_ms: i64,
+    /// Of rides that are traced.
+    steps: Steps,
 }
 
 /// Rides that wait for each other, because they want the same cars. Bounded by the rides of a round.
@@ -175,6 +182,7 @@ impl Loop {
             refused: BTreeMap::new(),
             is_new: true,
             clock_lag_ms: 0,
+            steps: Steps::default(),
             shared,
             owner,
             host: Host::new([], hops_max),
@@ -195,8 +203,10 @@ impl Loop {
     }
 
     fn run(mut self) -> Stopped {
+        let heart = self.shared.heart("the node");
         self.throw_away();
         loop {
+            heart.beat();
             if self.waits_in_poll && self.is_stopping() {
                 // What is left in the log is handled by whoever has the shards next.
                 return Ok(());
@@ -291,6 +301,7 @@ impl Loop {
                 }
             };
             let id = ShardId(*shard);
+            let mark = Mark::of(&batch);
             self.host.handle_command(
                 &mut batch,
                 id,
@@ -298,6 +309,7 @@ impl Loop {
                 Time(record.time_ms),
                 &command,
             );
+            self.steps.handled(&mut batch, &mark, &command);
             self.next_input.insert(id, record.offset + 1);
         }
         let mut noted = 0;
@@ -379,7 +391,8 @@ impl Loop {
     // -- committing --------------------------------------------------------------------------------------------
 
     /// Writes the batch and shows it. `Ok(false)`: it may or may not be written; memory is stale.
-    fn commit(&mut self, batch: Batch) -> Result<bool, Failure> {
+    fn commit(&mut self, mut batch: Batch) -> Result<bool, Failure> {
+        self.steps.settle(&mut batch);
         let jsons: Vec<Bytes> = batch.events.iter().map(|record| record.to_json()).collect();
         let states: Vec<(ShardId, EntityId, Option<EntityState>)> = batch
             .changed
@@ -399,6 +412,7 @@ impl Loop {
         metrics::histogram!("cabrank_commit_events").record(batch.events.len() as f64);
         match written {
             Ok(()) => {
+                self.steps.committed();
                 self.note_claims(&batch);
                 self.show(&batch, jsons, &states);
                 Ok(true)

@@ -47,6 +47,12 @@ impl Silence {
         seen.answered = now;
     }
 
+    /// How long the log has not answered.
+    pub fn lasts(&self, now: Instant) -> Duration {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(seen.answered)
+    }
+
     /// Will an unconfirmed answer do for a shard whose newest known epoch this is?
     pub fn unconfirmed_will_do(&self, now: Instant, shard: u16, epoch: u64) -> bool {
         // A panic while holding it leaves two moments behind, which are as good as before.
@@ -75,7 +81,9 @@ mod tests {
         silence.log_answered(at(900), epochs);
         assert!(!silence.unconfirmed_will_do(at(1_800), 0, 3), "it answers");
         assert!(silence.unconfirmed_will_do(at(2_000), 0, 3), "it is silent");
+        assert_eq!(silence.lasts(at(2_000)), Duration::from_millis(1_100));
         silence.log_answered(at(5_000), epochs);
+        assert_eq!(silence.lasts(at(5_000)), Duration::ZERO);
         silence.log_answered(at(5_200), || vec![4, 7]);
         assert!(
             !silence.unconfirmed_will_do(at(5_300), 0, 4),

@@ -19,6 +19,7 @@ use cabrank_events::RideId;
 use cabrank_events::business::{
     Authorised, Business, Captured, Money, ProviderState, Refunded, Refused, Voided,
 };
+use cabrank_spans::{Side, begin};
 use failsafe::backoff::EqualJittered;
 use failsafe::failure_policy::{ConsecutiveFailures, consecutive_failures};
 use failsafe::{Instrument, StateMachine};
@@ -488,11 +489,19 @@ impl Worker {
             let (provider, breaker) = (Arc::clone(&self.provider), Arc::clone(&self.breaker));
             let (gauges, heard) = (Arc::clone(&self.gauges), heard.clone());
             let patience = Duration::from_millis(self.config.timeout_ms);
+            let subject = format!("ride/{}", due.payment.ride);
+            let parent = self.consumer.steps.of(&subject);
             tokio::spawn(async move {
                 let answer = if needless {
                     Ok(Answer::Refused("nothing is held".to_owned()))
                 } else {
+                    let name = format!("provider {}", due.kind.name());
+                    let mut span = begin(name, Side::Client, parent);
                     let answer = call(&*provider, &due, patience).await;
+                    if let Some(span) = &mut span {
+                        span.set("answered", answer.is_ok());
+                    }
+                    drop(span);
                     gauges.calls.fetch_add(1, Ordering::Relaxed);
                     match &answer {
                         Ok(_) => breaker.on_success(),

@@ -122,6 +122,7 @@ impl City {
     fn record(&mut self, event: Event) -> Bytes {
         self.seq += 1;
         let record = EventRecord {
+            traceparent: None,
             shard: ShardId(0),
             seq: self.seq,
             time: Time(self.now),

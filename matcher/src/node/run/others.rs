@@ -28,7 +28,8 @@ pub(super) fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()>
                 Bounds::of(&shared.engine),
                 shared.clock.clone(),
             );
-            if let Err(why) = follower.run(&shared.foreign, &mut sink) {
+            let heart = shared.heart("the follower of other nodes' drivers");
+            if let Err(why) = follower.run(&shared.foreign, &heart, &mut sink) {
                 error!(%why, "the drivers of other nodes cannot be followed");
                 *shared
                     .others_failed

@@ -18,6 +18,7 @@ use crate::route;
 impl Loop {
     /// Memory may be ahead of the log: every shard is to be read back.
     pub(super) fn throw_away(&mut self) {
+        self.steps.forget();
         let ours = self.owner.shards();
         let here: Vec<u16> = self.host.shards().map(|shard| shard.id().0).collect();
         for shard in here {
