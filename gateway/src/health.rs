@@ -79,7 +79,7 @@ pub fn start_health(
             .await
     };
     let named = thread::Builder::new().name("cabrank-health".into());
-    Ok(named.spawn(move || runtime.block_on(answering))?)
+    named.spawn(move || runtime.block_on(answering))
 }
 
 /// Who may change something here.

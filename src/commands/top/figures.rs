@@ -92,7 +92,9 @@ fn sum(metrics: &Metrics, name: &str, with: &str) -> f64 {
     series
         .filter(|(labels, _)| labels.contains(with))
         .map(|(_, value)| value)
-        .sum()
+        .sum::<f64>()
+        // The sum of nothing is minus zero.
+        + 0.0
 }
 
 /// Two looks at one process.
@@ -197,7 +199,7 @@ impl View {
 
     /// Commands that wait in all shards.
     pub fn lag(&self) -> f64 {
-        self.shards.values().map(|shard| shard.lag).sum()
+        self.shards.values().map(|shard| shard.lag).sum::<f64>() + 0.0
     }
 
     fn add_shards(&mut self, look: &Look, metrics: &Metrics) {
