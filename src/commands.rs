@@ -7,6 +7,7 @@ pub mod demo;
 pub mod dispatch;
 pub mod events;
 pub mod figures;
+pub mod film;
 pub mod gateway;
 pub mod health;
 pub mod load;

@@ -2,6 +2,8 @@
 //!
 //! Thin: parses, builds, prints. What happens is in the crates.
 
+#![forbid(unsafe_code)]
+
 mod cluster;
 mod commands;
 mod report;
@@ -164,6 +166,8 @@ enum Command {
     Replay(commands::replay::ReplayArgs),
     /// Play a recorded evening under a policy, in virtual time and without sockets.
     Simulate(Box<commands::simulate::SimulateArgs>),
+    /// Show a film of a simulation or a replay on the map, in a browser on this machine.
+    Watch(commands::film::WatchArgs),
     /// Offer a load to a server by a schedule and measure what it takes and how soon it answers.
     Load(Box<commands::load::LoadArgs>),
     /// A process of `load`.
@@ -226,6 +230,7 @@ fn main() -> ExitCode {
             Command::ProviderSim(args) => commands::provider_sim::run(&args),
             Command::Replay(args) => commands::replay::run(&cli.common, args),
             Command::Simulate(args) => commands::simulate::run(&cli.common, *args),
+            Command::Watch(args) => commands::film::run(&args),
             Command::Load(args) => commands::load::run(&cli.common, *args),
             Command::LoadPart => commands::load::run_load_part(),
             Command::LoadServer(args) => commands::load::run_server(&cli.common, args),

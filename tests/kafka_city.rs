@@ -130,6 +130,60 @@ fn of_three_nodes_one_is_killed_and_one_drained_during_the_demo_and_the_audit_fi
 }
 
 #[test]
+fn a_node_that_owns_no_shard_is_listed_and_leaves_when_the_desk_asks() {
+    let Some(broker) = testing::broker() else {
+        return;
+    };
+    let mut child = cabrank()
+        .args(["demo", "--brokers", broker.bootstrap()])
+        .args(["--nodes", "3", "--shards", "2", "--drivers", "20"])
+        .args(["--requests-per-minute", "60", "--seconds", "20"])
+        .args(["--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut demo = Demo(child);
+    let mut city = None;
+    let look = loop {
+        let line = lines.next().expect("the demo ended at its start").unwrap();
+        if let Some(address) = line.strip_prefix("the city, live: ") {
+            city = address.split_once("/#").map(|(url, _)| url.to_owned());
+        }
+        if let Some(look) = line.strip_prefix("look at it: cabrank ") {
+            break look.to_owned();
+        }
+    };
+    let (look, url): (Vec<&str>, String) = (look.split(' ').collect(), city.unwrap());
+    let idle = || {
+        let said: Value = serde_json::from_slice(&status(&look).stdout).ok()?;
+        let all = said["nodes"].as_array()?;
+        let owning = owners(&look)?;
+        let names: Vec<&str> = all
+            .iter()
+            .filter_map(|node| node["node"].as_str())
+            .collect();
+        let idle = names
+            .iter()
+            .find(|name| !owning.iter().any(|owner| owner == *name))?;
+        (names.len() == 3).then(|| (*idle).to_owned())
+    };
+    let idle = until("three nodes, one of them without a shard", idle);
+    let drain = [
+        "cluster", "drain", &idle, "--reason", "too many", "--url", &url,
+    ];
+    until("the desk's wish", || {
+        let output = cabrank().args(drain).output().unwrap();
+        output.status.success().then_some(())
+    });
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let ended = demo.0.wait().unwrap();
+    assert!(ended.success(), "{ended}: {}", rest.join("\n"));
+    let line = format!("{idle} had ended before");
+    assert!(rest.contains(&line), "no {line:?} in {rest:?}");
+}
+
+#[test]
 fn brokers_that_are_not_ours_are_not_hurt() {
     for fault in ["kill-broker", "restart-broker", "cut-off-node"] {
         // Port 1: nobody is there, and nobody is asked.

@@ -52,6 +52,64 @@ fn evening(dir: &Path) -> (String, String) {
     (write("trips.csv", &trips), write("gps.csv", &gps))
 }
 
+/// Tells of a film: the time of each drawing, and how many drivers and rides are on it.
+fn drawings(film: &[u8]) -> Vec<(i64, u32, u32)> {
+    let mut rest = film.strip_prefix(b"CABFILM1").unwrap();
+    let mut drawings = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let (drawing, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        let number = |at: usize| u32::from_le_bytes(drawing[at..at + 4].try_into().unwrap());
+        let time = i64::from_le_bytes(drawing[8..16].try_into().unwrap());
+        // Counts stand behind layout, number, time and bounds: five of drivers, the silent ones, five of rides.
+        let sum = |from: usize| (from..from + 5).map(|n| number(32 + 4 * n)).sum();
+        drawings.push((time, sum(0), sum(6)));
+        rest = after;
+    }
+    drawings
+}
+
+#[test]
+fn a_film_shows_the_evening_at_its_pace_and_changes_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = dir.path().join("film").display().to_string();
+    let plain = reported(dir.path(), &[]);
+    let filmed = reported(dir.path(), &["--film", &film, "--film-every-s", "20"]);
+    for key in ["/wait_s", "/rides", "/events"] {
+        let (plain, filmed) = (plain.pointer(key).unwrap(), filmed.pointer(key).unwrap());
+        assert_eq!(plain, filmed, "{key}");
+    }
+    let drawings = drawings(&std::fs::read(&film).unwrap());
+    // Half an hour, and as long as the last rides took.
+    assert!(drawings.len() >= 90, "{}", drawings.len());
+    assert!(drawings.windows(2).all(|two| two[1].0 - two[0].0 == 20_000));
+    assert_eq!(drawings[0].0, BEGINS_S as i64 * 1_000);
+    let (_, drivers, rides) = drawings[45];
+    assert_eq!(u64::from(drivers), CABS);
+    assert!(
+        (10..=100).contains(&rides),
+        "{rides} open rides in the middle"
+    );
+    assert!(drawings.last().unwrap().2 <= 3, "nearly none at the end");
+}
+
+#[test]
+fn what_is_no_film_is_not_shown_and_a_film_is_shown_on_this_machine_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("film");
+    std::fs::write(&file, "time,driver\n").unwrap();
+    let refused = |listen: &str| {
+        let done = Command::new(env!("CARGO_BIN_EXE_cabrank"))
+            .args(["watch", "--listen", listen])
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert_eq!(done.status.code(), Some(2));
+        String::from_utf8(done.stderr).unwrap()
+    };
+    assert!(refused("127.0.0.1:0").contains("this is no film"));
+    assert!(refused("0.0.0.0:0").contains("choose a loopback address"));
+}
+
 fn simulate(arguments: &[&str]) -> Output {
     let done = Command::new(env!("CARGO_BIN_EXE_cabrank"))
         .arg("simulate")

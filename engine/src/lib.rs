@@ -9,11 +9,15 @@
 //! - [`matching`]: policies that choose pairs in a round.
 //! - [`market`]: how rounds choose, as configured and as an operator has changed it.
 //! - [`queues`]: who is next at an airport.
+//! - [`film`]: what it all looked like, drawn from the events.
 //! - [`ingest`]: which pings are believed.
 //! - [`travel`]: how long a drive takes.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod driver;
+pub mod film;
 pub mod fold;
 pub mod host;
 pub mod ingest;

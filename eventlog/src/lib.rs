@@ -19,6 +19,8 @@
 //!
 //! Everything here blocks. A node runs its loop on a thread of its own.
 
+#![deny(unsafe_code)]
+
 #[cfg(feature = "contract")]
 pub mod contract;
 mod embedded;

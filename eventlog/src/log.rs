@@ -432,6 +432,12 @@ pub trait EventLog: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// The nodes that are there, whether they own shards or not, as `(name, address)`: asked of whoever gives the shards out.
+    /// Empty where one process owns all shards.
+    fn members(&self) -> Result<Vec<(String, String)>, ReadError> {
+        Ok(Vec::new())
+    }
+
     /// Hands over a record that may be lost ([`Topic::DriverLocations`]): never waits, nobody is told. False when it
     /// was not taken. The default keeps nothing: in one process nobody has to be warmed up by it.
     fn publish(&self, _topic: Topic, _shard: u16, _key: Bytes, _value: Bytes) -> bool {

@@ -4,6 +4,7 @@
 //! - [`event`]: facts, published as CloudEvents 1.0 JSON for everybody. Never refused.
 //! - [`business`]: what the services beside the engine say: orders, payments, forecasts.
 //! - [`wire`]: messages between phones and gateways (`docs/protocol.md`).
+//! - [`map`]: what a live map draws, and films of it.
 //! - [`proto`]: the same messages as Protobuf.
 //! - [`zone`]: what zones have to do with a request.
 //! - [`TraceParent`]: which trace a record belongs to.
@@ -11,11 +12,14 @@
 //!
 //! Pure: no clock, no socket. Not here: what a command *does* (`engine`), where records are kept (`eventlog`).
 
+#![forbid(unsafe_code)]
+
 pub mod business;
 pub mod codec;
 pub mod command;
 pub mod event;
 pub mod ids;
+pub mod map;
 pub mod proto;
 mod traceparent;
 pub mod wire;

@@ -245,6 +245,9 @@ pub struct MapConfig {
     pub drivers_max: usize,
     /// A driver at work who has not pinged for so long is drawn as silent, ms of domain time (1,000 up).
     pub silent_ms: u64,
+    /// How far back the page's slider goes, in seconds of domain time (60 to 3,600): so much is read back from the log
+    /// when somebody opens the map.
+    pub film_s: u64,
     /// H3 resolution of demand and supply (5 to 10). 8 is about 0.7 km2.
     pub cell_resolution: u8,
     /// Where pictures of streets come from, as `https://host/{z}/{x}/{y}.png`; empty for none. Every browser with an
@@ -260,6 +263,7 @@ impl Default for MapConfig {
             tick_ms: 500,
             drivers_max: 20_000,
             silent_ms: 30_000,
+            film_s: 600,
             cell_resolution: 8,
             tile_url: String::new(),
             tile_credit: String::new(),
@@ -301,7 +305,7 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), BadGatewayConfig> {
         let (l, t) = (&self.limits, &self.timing);
         let far = u64::MAX;
-        let ranges: [(&str, u64, u64, u64); 42] = [
+        let ranges: [(&str, u64, u64, u64); 43] = [
             (
                 "hints.look_every_ms",
                 self.hints.look_every_ms,
@@ -472,6 +476,7 @@ impl GatewayConfig {
                 1_000_000,
             ),
             ("map.silent_ms", self.map.silent_ms, 1_000, far),
+            ("map.film_s", self.map.film_s, 60, 3_600),
             (
                 "map.cell_resolution",
                 u64::from(self.map.cell_resolution),

@@ -99,6 +99,7 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/map", get(map::map))
         .route("/v1/map/area", get(map::area))
         .route("/v1/map/forecast", get(forecasts::forecast))
+        .route("/v1/map/film", get(map::film))
         .route("/v1/map/drivers/{key}", get(map::name))
         .route("/", get(page::index))
         .route("/map.js", get(page::script))

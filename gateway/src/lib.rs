@@ -21,6 +21,8 @@
 //!
 //! Not here: who gets a ride (`engine`), what is durable (`matcher`, `eventlog`).
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod addresses;
 mod admission;
@@ -33,6 +35,7 @@ mod driver;
 mod edge;
 mod fetch;
 mod files;
+mod film;
 mod first_offer;
 mod forecasts;
 mod frames;
@@ -73,6 +76,7 @@ mod tls;
 pub mod token;
 mod upgrade;
 mod waiting;
+pub mod watch;
 pub mod zone_file;
 mod zones;
 

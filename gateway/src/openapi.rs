@@ -536,6 +536,14 @@ fn map() -> Vec<Call> {
                 found(shape::<Area>),
             )
         },
+        call(
+            "get",
+            "/v1/map/film",
+            desk,
+            tag,
+            "The last minutes, drawing by drawing, read back from the log; docs/protocol.md has the layout.",
+            vec![(200, "a film", Answer::Other("application/octet-stream"))],
+        ),
         Call {
             params: sides(),
             ..call(

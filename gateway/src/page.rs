@@ -20,6 +20,8 @@ const OPENAPI: &str = include_str!("../../docs/openapi.json");
 /// Where the page looks for the tile server's address and its maker's name.
 const TILES_MARK: &str = r#"content="TILE_URL""#;
 const CREDIT_MARK: &str = r#"content="TILE_CREDIT""#;
+/// And for the film that it is to show.
+const FILM_MARK: &str = r#"content="FILM_URL""#;
 
 fn served(kind: &'static str, images: &str, text: String) -> Response {
     let policy = format!(
@@ -35,6 +37,22 @@ fn served(kind: &'static str, images: &str, text: String) -> Response {
         (header::CACHE_CONTROL, "no-cache".to_owned()),
     ];
     (headers, text).into_response()
+}
+
+/// The map's page, which shows the film at this address; empty: the city as it is.
+fn map_page(tile_url: &str, tile_credit: &str, film: &str) -> Response {
+    let content = |text: &str| format!("content=\"{}\"", escaped(text));
+    let text = PAGE
+        .replace(TILES_MARK, &content(tile_url))
+        .replace(CREDIT_MARK, &content(tile_credit))
+        .replace(FILM_MARK, &content(film));
+    let images = origin(tile_url).unwrap_or_default();
+    served("text/html; charset=utf-8", images, text)
+}
+
+/// The map's page over the film at `/film`.
+pub fn over_film() -> Response {
+    map_page("", "", "/film")
 }
 
 /// As the value of an attribute.
@@ -59,15 +77,7 @@ pub fn origin(url: &str) -> Option<&str> {
 /// `GET /`
 pub async fn index(State(edge): Shared) -> Response {
     let map = &edge.config.map;
-    let content = |text: &str| format!("content=\"{}\"", escaped(text));
-    let text = PAGE
-        .replace(TILES_MARK, &content(&map.tile_url))
-        .replace(CREDIT_MARK, &content(&map.tile_credit));
-    served(
-        "text/html; charset=utf-8",
-        origin(&map.tile_url).unwrap_or_default(),
-        text,
-    )
+    map_page(&map.tile_url, &map.tile_credit, "")
 }
 
 /// `GET /map.js`
@@ -116,6 +126,10 @@ mod tests {
         ] {
             assert_eq!(origin(bad), None, "{bad}");
         }
-        assert!(PAGE.contains(TILES_MARK) && PAGE.contains(CREDIT_MARK));
+        assert!(
+            [TILES_MARK, CREDIT_MARK, FILM_MARK]
+                .iter()
+                .all(|mark| PAGE.contains(mark))
+        );
     }
 }

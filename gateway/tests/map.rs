@@ -151,6 +151,70 @@ async fn a_map_shows_cars_by_state_and_the_ride_one_of_them_drives_to() {
     city.end().await;
 }
 
+/// The drawings of a film.
+fn drawings(film: &[u8]) -> Vec<Drawn> {
+    let mut rest = film.strip_prefix(b"CABFILM1").unwrap();
+    let mut drawings = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let (drawing, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        let mut as_live = drawing.to_vec();
+        assert_eq!(
+            as_live[2..4],
+            5_000_u16.to_le_bytes(),
+            "ms from drawing to drawing"
+        );
+        as_live[2..4].copy_from_slice(&100_u16.to_le_bytes());
+        drawings.push(read(&as_live));
+        rest = after;
+    }
+    drawings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_opens_a_map_late_sees_the_minutes_before_from_the_log_and_cars_where_it_says_they_were()
+ {
+    let city = city().await;
+    let mut near = city.driver("near").await;
+    near.online(&["economy"]).await;
+    near.ping(37.7750, -122.4190, 1).await;
+    let ride = city.ride("ann", "k1").await;
+    let offer = near.hear("offer").await;
+    near.reports(&["received", "accept", "arrived"], &offer)
+        .await;
+    // Nobody has looked at a map so far.
+    city.pass(11_000);
+    near.reports(&["started"], &offer).await;
+    city.pass(11_000);
+    let film = async || {
+        let answer = city.get("/v1/map/film", OPS).await;
+        assert_eq!(answer.status(), 200);
+        drawings(&answer.bytes().await.unwrap())
+    };
+    let seen = film().await;
+    assert!(seen.len() > 100, "ten minutes: {} drawings", seen.len());
+    let (before, now) = (&seen[0], &seen[seen.len() - 1]);
+    assert!(before.drivers.is_empty() && before.rides.is_empty());
+    assert_eq!(before.counts[0], 1, "known, and not at work yet");
+    // At the pickup, then under way: the car is where the log last knows it was.
+    let stages: Vec<u8> = seen
+        .iter()
+        .filter_map(|drawn| Some(drawn.rides.first()?.1))
+        .collect();
+    assert!(
+        stages.is_sorted() && stages.contains(&3) && stages.ends_with(&[4]),
+        "{stages:?}"
+    );
+    assert_eq!(now.rides[0].0, ride);
+    let (key, _, _, state) = now.drivers[0];
+    assert_eq!((now.rides[0].2, state & 0x7f), (key, 4));
+    // The same driver as on the map.
+    let live = drawn(&city, SAN_FRANCISCO).await;
+    assert_eq!(live.drivers[0].0, key);
+    let refused = refusal(city.get("/v1/map/film?minutes=5", OPS).await).await;
+    refused.is(400, "bad_request", "this call knows");
+    city.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_newest_drawing_gets_no_other_and_a_wrong_question_says_what_is_wrong() {
     let city = City::with(|gateway, _| gateway.map.tick_ms = 10_000).await;

@@ -364,6 +364,9 @@ impl Dispatch for Door {
     fn events_start(&self) -> EventCursor {
         self.node.events_start()
     }
+    fn events_since(&self, time: Time, most: u64) -> EventCursor {
+        self.node.events_since(time, most)
+    }
     fn read_events(
         &self,
         cursor: &EventCursor,

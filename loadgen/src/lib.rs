@@ -9,6 +9,8 @@
 //!
 //! Not here: the server, its store, the command line (the root binary).
 
+#![forbid(unsafe_code)]
+
 pub mod audit;
 pub mod cabbie;
 pub mod city;

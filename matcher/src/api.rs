@@ -173,14 +173,14 @@ pub struct History {
     pub is_cut: bool,
 }
 
-/// A node that serves shards.
+/// A node of the city.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSeen {
     /// Its name.
     pub name: String,
     /// Where it answers gateways.
     pub address: String,
-    /// Its shards, in order.
+    /// Its shards, in order. None: it stands by, or has just come.
     pub shards: Vec<u16>,
 }
 
@@ -284,7 +284,8 @@ pub trait Dispatch: Send + Sync + 'static {
     fn each_ride(&self, see: &mut dyn FnMut(&Arc<RideView>));
     /// How rounds choose, as far as is known here: `set_dispatch` changes it, and every node follows.
     fn market(&self) -> MarketView;
-    /// The nodes that serve shards, by name, as far as is known here; `None`: this process is the whole city.
+    /// The nodes, by name, as far as is known here; `None`: this process is the whole city. May ask the brokers: not for a
+    /// thread that must not block.
     fn nodes(&self) -> Option<Vec<NodeSeen>> {
         None
     }
@@ -296,6 +297,9 @@ pub trait Dispatch: Send + Sync + 'static {
     fn events_end(&self) -> EventCursor;
     /// The oldest kept place of the event log.
     fn events_start(&self) -> EventCursor;
+    /// Where to begin reading to hear all that was committed since `time` (append time), but no more than the newest `most`
+    /// events. Some of what lies before may be read, too.
+    fn events_since(&self, time: Time, most: u64) -> EventCursor;
     /// Reads up to `max` committed events after `cursor`, each with the place after it. Empty at the end. A call costs
     /// a read of every partition, however small `max` is.
     fn read_events(

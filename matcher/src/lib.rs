@@ -17,6 +17,8 @@
 //!
 //! It decides nothing: choices are the engine's, order and durability the log's.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod clock;
 pub mod config;

@@ -710,6 +710,19 @@ impl Dispatch for Remote {
             });
             node.shards.push(owner.shard);
         }
+        // Those that own nothing are known to the group only.
+        match self.shared.parts.log.members() {
+            Ok(members) => {
+                for (name, address) in members {
+                    nodes.entry(name.clone()).or_insert_with(|| NodeSeen {
+                        name,
+                        address,
+                        shards: Vec::new(),
+                    });
+                }
+            }
+            Err(why) => warn!(%why, "nodes without shards cannot be listed"),
+        }
         Some(nodes.into_values().collect())
     }
 
@@ -739,6 +752,10 @@ impl Dispatch for Remote {
 
     fn events_start(&self) -> EventCursor {
         cursor::start(&*self.shared.parts.log)
+    }
+
+    fn events_since(&self, time: Time, most: u64) -> EventCursor {
+        cursor::since(&*self.shared.parts.log, time, most)
     }
 
     fn read_events(

@@ -6,6 +6,8 @@
 //!
 //! Elsewhere: which cell holds a point (`geo`), which node runs a shard (the log's consumer group).
 
+#![forbid(unsafe_code)]
+
 pub mod table;
 
 use std::hash::{BuildHasher, Hash, Hasher};

@@ -7,6 +7,8 @@
 //!
 //! Each service has a database of its own and talks to the others by messages alone.
 
+#![forbid(unsafe_code)]
+
 pub mod audit;
 pub mod consumer;
 pub mod database;

@@ -9,6 +9,8 @@
 //!
 //! Not here: the command line (the root binary), real sockets (`loadgen`'s replay).
 
+#![forbid(unsafe_code)]
+
 pub mod calibrate;
 pub mod car;
 pub mod compare;

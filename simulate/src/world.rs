@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use cabrank_engine::film::Camera;
 use cabrank_events::command::{CancelledBy, EntityId};
 use cabrank_events::{
     ClassSet, Command, DriverId, Event, EventRecord, HoldId, IdempotencyKey, Place, RideId,
@@ -107,6 +108,7 @@ struct World<'a> {
     audit: Option<Audit>,
     events: u64,
     offer_gap_min_ms: Option<i64>,
+    camera: Option<&'a mut Camera>,
 }
 
 /// Told how far a run is: virtual time, rides asked for so far.
@@ -120,6 +122,19 @@ pub fn play(
     seed: u64,
     audited: bool,
     progress: OnProgress<'_>,
+) -> Result<Day, BadNode> {
+    play_filmed(scene, rules, habits, seed, audited, progress, None)
+}
+
+/// As [`play`], before a camera.
+pub fn play_filmed(
+    scene: &Scene,
+    rules: NodeRules,
+    habits: &Habits,
+    seed: u64,
+    audited: bool,
+    progress: OnProgress<'_>,
+    camera: Option<&mut Camera>,
 ) -> Result<Day, BadNode> {
     let drivers: Vec<DriverId> = scene.cars.iter().map(|car| car.driver.clone()).collect();
     let begins = scene.begins();
@@ -145,6 +160,7 @@ pub fn play(
         }),
         events: 0,
         offer_gap_min_ms: None,
+        camera,
     };
     for (n, wish) in (0..).zip(&scene.wishes) {
         world.plan(wish.at, Plan::Ask(n));
@@ -165,6 +181,7 @@ impl World<'_> {
                 return now;
             };
             now = now.max(next);
+            self.film_until(now);
             self.node.set_speed(self.habits.speeds.at(now));
             while let Some(Reverse((at, _, plan))) = self.plans.peek().copied()
                 && at <= now
@@ -180,6 +197,20 @@ impl World<'_> {
                 return now;
             }
             progress(now, self.rides.len() - self.unasked);
+        }
+    }
+
+    /// Draws what is due before anything else happens at `now`.
+    fn film_until(&mut self, now: Time) {
+        let Some(camera) = &mut self.camera else {
+            return;
+        };
+        while camera.poll_draw() < now {
+            let due = camera.poll_draw();
+            for car in self.cars.iter().filter(|car| car.job != Job::Home) {
+                camera.handle_place(&car.driver, car.at(due), due);
+            }
+            camera.draw(due);
         }
     }
 
@@ -366,6 +397,9 @@ impl World<'_> {
         self.events += 1;
         if let Some(audit) = &mut self.audit {
             audit.event("events", record.shard.0, record.seq - 1, &record.to_json());
+        }
+        if let Some(camera) = &mut self.camera {
+            camera.handle_event(record);
         }
         match &record.event {
             Event::RideRequested(e) => {

@@ -136,9 +136,12 @@ async fn look(log: &KafkaLog) -> Result<Status, AnyError> {
             }
         })
         .collect();
+    // Nodes that own nothing are known to the group only.
+    let members = log.members()?.into_iter();
     let names: BTreeMap<String, String> = owners
         .iter()
         .map(|owner| (owner.address.clone(), owner.node.clone()))
+        .chain(members.map(|(node, address)| (address, node)))
         .collect();
     let mut nodes = Vec::new();
     for (address, node) in names {
@@ -206,14 +209,26 @@ fn print(status: &Status) {
                 .map_or("-".to_owned(), |ms| ms.to_string()),
         );
     }
+    let owns = |node: &str| {
+        let mut owners = status
+            .shards
+            .iter()
+            .filter_map(|shard| shard.node.as_deref());
+        owners.any(|owner| owner == node)
+    };
     for node in &status.nodes {
         match &node.error {
             Some(why) => println!("{} at {}: not reached ({why})", node.node, node.address),
             None => println!(
-                "{} at {}: {}, {} drivers known",
+                "{} at {}: {}{}, {} drivers known",
                 node.node,
                 node.address,
                 if node.ready { "ready" } else { "not ready" },
+                if owns(&node.node) {
+                    ""
+                } else {
+                    ", owns no shard"
+                },
                 number(node.drivers_known),
             ),
         }

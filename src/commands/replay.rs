@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cabrank_events::Time;
+use cabrank_loadgen::client::Role;
 use cabrank_loadgen::replay::{Drive, ReplayOptions, replay};
 use cabrank_loadgen::trace::Window;
 use cabrank_matcher::clock::DomainClock;
 use clap::{Args, ValueEnum};
 use tokio::sync::watch;
 
+use super::film::{self, Filming};
 use super::{block_on, shutdown_signal, token::minter};
 use crate::server::Server;
 use crate::settings::Preset;
@@ -45,6 +48,12 @@ pub struct ReplayArgs {
     /// Write the run's report (cabrank.report/1 JSON) here.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write a film of the map here: `cabrank watch FILE` shows it again.
+    #[arg(long, value_name = "FILE")]
+    film: Option<PathBuf>,
+    /// From drawing to drawing of the film, seconds of the trace.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "film", value_parser = clap::value_parser!(u64).range(1..=600))]
+    film_every_s: u64,
     /// Use this running server (started with --clock trace) instead of starting one.
     #[arg(long, value_name = "URL", conflicts_with_all = ["data_dir", "listen"])]
     url: Option<String>,
@@ -79,6 +88,13 @@ pub fn run(common: &Common, args: ReplayArgs) -> Result<ExitCode, AnyError> {
         }
         // The rate is counted on the wall clock, which a fast replay outruns.
         settings.gateway.ingest.pings_per_second = 0;
+        if args.film.is_some() {
+            // All of the city is on it, as fresh as it is asked for.
+            settings.gateway.map.drivers_max = 1_000_000;
+            settings.gateway.map.tick_ms = 100;
+            // Recorded cabs report once a minute: those are not silent.
+            settings.gateway.map.silent_ms = settings.node.ping_ttl_ms.max(1_000).unsigned_abs();
+        }
     })?;
     let data_dir = settings.store.data_dir.clone();
     let given_url = args.url.clone();
@@ -123,7 +139,17 @@ pub fn run(common: &Common, args: ReplayArgs) -> Result<ExitCode, AnyError> {
             // Nobody listens any more when the run has ended by itself.
             let _ = tell.send(true);
         });
+        let filming = args.film.as_ref().map(|_| {
+            let every_s = args.film_every_s as f64 / args.speed;
+            let token = (options.mint)(Role::Ops, "film");
+            // The map is drawn no more often.
+            let every = Duration::from_secs_f64(every_s).max(Duration::from_millis(100));
+            Filming::begin(&options.url, token, every)
+        });
         let outcome = replay(options, stop).await;
+        if let (Some(file), Some(filming)) = (&args.film, filming) {
+            film::write(file, &filming.finish().await?)?;
+        }
         if let Some(server) = server {
             server.stop().await?;
         }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use cabrank_engine::film::Camera;
 use cabrank_events::Time;
+use cabrank_events::map::Film;
 use cabrank_loadgen::trace::Window;
 use cabrank_simulate::calibrate::{self, Profile};
 use cabrank_simulate::compare::{Comparison, Side};
@@ -16,9 +18,10 @@ use cabrank_simulate::html;
 use cabrank_simulate::rounds::RoundRules;
 use cabrank_simulate::scene::{Fleet, Scene, Source, read_shape};
 use cabrank_simulate::tally::Outcome;
-use cabrank_simulate::world::{Habits, Speeds, play};
+use cabrank_simulate::world::{Habits, Speeds, play_filmed};
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::film;
 use crate::settings::Preset;
 use crate::{AnyError, Common};
 
@@ -57,6 +60,12 @@ struct OneArgs {
     /// Write a page with pictures here.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write a film of the day here: `cabrank watch FILE` shows it on the map.
+    #[arg(long, value_name = "FILE")]
+    film: Option<PathBuf>,
+    /// From drawing to drawing of the film, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "film", value_parser = clap::value_parser!(u64).range(1..=600))]
+    film_every_s: u64,
     /// Do not audit the events.
     #[arg(long)]
     no_audit: bool,
@@ -233,7 +242,15 @@ fn one(common: &Common, args: &OneArgs) -> Result<ExitCode, AnyError> {
         habits: &habits,
         audited: !args.no_audit,
     };
-    let mut outcome = run.play(&args.policy, args.seed, "")?;
+    let mut camera = args.film.as_ref().map(|_| {
+        let every_ms = args.film_every_s * 1_000;
+        // Cars at work are always seen, so none is silent.
+        Camera::new(scene.begins(), every_ms, u64::MAX, Film::BYTES_MAX)
+    });
+    let mut outcome = run.play(&args.policy, args.seed, "", camera.as_mut())?;
+    if let (Some(file), Some(camera)) = (&args.film, camera) {
+        film::write(file, &camera.finish())?;
+    }
     if args.hindsight {
         let served = outcome.wait_s.count as usize;
         outcome.hindsight = Some(bound(&scene, habits.speeds.fastest_mps(), served));
@@ -283,7 +300,7 @@ fn compare(common: &Common, args: &CompareArgs) -> Result<ExitCode, AnyError> {
             };
             for (policy, side) in args.policies.iter().zip(&mut comparison.sides) {
                 let name = format!("day {} of {}, seed {seed}: ", day + 1, args.trips.len());
-                side.days.push(run.play(policy, seed, &name)?);
+                side.days.push(run.play(policy, seed, &name, None)?);
             }
         }
     }
@@ -325,7 +342,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn play(&self, policy: &Contender, seed: u64, name: &str) -> Result<Outcome, AnyError> {
+    fn play(
+        &self,
+        policy: &Contender,
+        seed: u64,
+        name: &str,
+        camera: Option<&mut Camera>,
+    ) -> Result<Outcome, AnyError> {
         let (begins, ends) = (self.scene.begins(), self.scene.ends());
         let began = Instant::now();
         let mut shown = began;
@@ -339,13 +362,14 @@ impl Run<'_> {
             eprint!("\r{name}{policy} {}\x1b[K", bar(part, asked));
         };
         let rules = policy.rules(self.rules);
-        let day = play(
+        let day = play_filmed(
             self.scene,
             rules,
             self.habits,
             seed,
             self.audited,
             &mut progress,
+            camera,
         )?;
         if is_terminal {
             eprint!("\r\x1b[K");

@@ -212,6 +212,7 @@ export class Painter {
       context.setLineDash(isArea ? [10, 4, 2, 4] : []);
       context.stroke();
       context.setLineDash([]);
+      context.globalAlpha = 1;
       if (!isArea && camera.zoom >= 12) context.fillText(name, camera.x(middle), camera.y(middle) - 5);
     }
     context.globalAlpha = 1;
@@ -234,7 +235,6 @@ export class Painter {
 
   private paintLines(city: City, now: number): void {
     const { context, camera, colours } = this;
-    context.lineWidth = 1.5;
     for (const isStarted of [false, true]) {
       context.beginPath();
       for (const ride of city.rides.values()) {
@@ -247,7 +247,9 @@ export class Painter {
         context.lineTo(camera.x(goal), camera.y(goal));
       }
       context.strokeStyle = (isStarted ? colours.states[4] : colours.states[3]) ?? colours.ink;
-      context.globalAlpha = isStarted ? 0.35 : 0.85;
+      // Fainter and they could not be told from the ground (`test/looks.mjs`).
+      context.globalAlpha = isStarted ? 0.8 : 0.85;
+      context.lineWidth = isStarted ? 1 : 1.5;
       // Dashes run from the car to where it goes.
       context.setLineDash(isStarted ? [3, 9] : [7, 5]);
       context.lineDashOffset = -(now / 40) % 12;

@@ -1,4 +1,4 @@
-// Reads an answer of GET /v1/map: the layout of docs/protocol.md, "The map".
+// Reads a drawing, an answer of GET /v1/map: the layout of docs/protocol.md, "The map".
 
 /** How a driver is drawn, by the number in the answer. */
 export const DRIVER_STATES = ["offline", "free", "held", "to pickup", "with rider"] as const;
@@ -43,8 +43,13 @@ export interface Frame {
   going: Ride[];
 }
 
-export function readFrame(buffer: ArrayBuffer): Frame {
-  const data = new DataView(buffer);
+const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
+/** The city's time of a drawing, Unix ms. */
+export const timeOf = (bytes: Uint8Array): number => Number(viewOf(bytes).getBigInt64(8, true));
+
+export function readFrame(bytes: Uint8Array): Frame {
+  const data = viewOf(bytes);
   if (data.getUint8(0) !== 1) throw new Error("the server speaks another layout: reload the page");
   let at = 16;
   const u32 = () => data.getUint32((at += 4) - 4, true);

@@ -3,8 +3,9 @@
 import { Camera, toWorld } from "./camera";
 import { City, where } from "./city";
 import { type Cell, type CellsShow, Painter, type Selected } from "./draw";
+import { readFilm } from "./film";
 import { readFrame } from "./frame";
-import { find, Panel, type Rates } from "./panel";
+import { clock, find, Panel, type Rates } from "./panel";
 import { Past } from "./past";
 import { Refused, Server, Silent } from "./server";
 
@@ -17,7 +18,10 @@ const ZONES_MS = 10_000;
 /** After the server was silent. */
 const RETRY_MS = 1_000;
 /** How often the past is drawn anew while it is watched. */
-const PAST_MS = 500;
+const PAST_MS = 250;
+/** How fast a film passes at first, and how fast it may: drawings are some seconds apart. */
+const FILM_SPEED = "60";
+const FILM_SPEEDS = ["60", "240"];
 /** A click this near to a car or a pickup means it, pixels. */
 const NEAR_PX = 14;
 
@@ -29,10 +33,14 @@ const city = new City();
 const server = new Server();
 const panel = new Panel(server);
 const painter = new Painter(canvas, camera, meta("tile-url"));
-const past = new Past();
+/** Where a film is, when the page shows one and no city. */
+const film = meta("film");
+const past = new Past(film !== "");
 const selected: Selected = { driver: null, ride: null };
 let selectedName = "";
 let isPlaced = false;
+/** The server has been asked for the minutes before. */
+let isRemembered = false;
 let wakeUp: () => void = () => {};
 
 /** Says how it stands; `state` is for the style sheet. */
@@ -78,7 +86,7 @@ async function lookOn(): Promise<never> {
     }
     try {
       if (!isPlaced) {
-        const whole = readFrame(await (await server.ask("/v1/map")).arrayBuffer());
+        const whole = readFrame(await bytesOf(await server.ask("/v1/map")));
         if (whole.bounds) {
           camera.fit(whole.bounds);
           isPlaced = true;
@@ -86,9 +94,13 @@ async function lookOn(): Promise<never> {
       }
       const answer = await server.ask(`/v1/map?${camera.query()}${after}`);
       if (answer.status === 200) {
-        const bytes = await answer.arrayBuffer();
+        const bytes = await bytesOf(answer);
         const frame = readFrame(bytes);
-        past.keep(bytes, performance.now());
+        past.keep(bytes);
+        if (!isRemembered) {
+          isRemembered = true;
+          void remember();
+        }
         if (past.isLive) {
           city.take(frame, performance.now());
           panel.counts(frame);
@@ -128,6 +140,36 @@ async function lookOn(): Promise<never> {
   }
 }
 
+const bytesOf = async (answer: Response) => new Uint8Array(await answer.arrayBuffer());
+
+/** Asks once for the minutes before this page was opened. Without them the slider begins where the page did. */
+async function remember(): Promise<void> {
+  try {
+    past.prepend(readFilm(await (await server.ask("/v1/map/film")).arrayBuffer()));
+  } catch (why) {
+    if (!(why instanceof Refused || why instanceof Silent)) throw why;
+  }
+}
+
+/** Shows a film instead of a city. */
+async function showFilm(): Promise<void> {
+  document.body.dataset.film = "yes";
+  find("past").setAttribute("aria-label", "The film");
+  find("slider").setAttribute("aria-label", "When");
+  find("now").textContent = "Start";
+  const speed = find<HTMLSelectElement>("speed");
+  for (const value of FILM_SPEEDS) speed.append(new Option(`${value}×`, value));
+  speed.value = FILM_SPEED;
+  try {
+    past.prepend(readFilm(await (await server.ask(film)).arrayBuffer()));
+  } catch (why) {
+    return say("problem", why instanceof Error ? sentence(why.message) : "There is no film.");
+  }
+  past.play();
+  const first = past.step(performance.now(), 0);
+  if (first?.bounds) camera.fit(first.bounds);
+}
+
 const sentence = (text: string) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
 const minutes = (ms: number) => {
@@ -142,9 +184,9 @@ function watchPast(): void {
   const speed = find<HTMLSelectElement>("speed");
   const show = () => {
     const frame = past.step(performance.now(), Number(speed.value));
-    slider.min = String(-Math.floor(past.length / 1_000));
+    slider.min = String(-Math.ceil(past.length / 1_000));
     slider.value = String(-past.ago / 1_000);
-    const told = past.isLive ? "now" : `${minutes(past.ago)} ago`;
+    const told = frame && film ? clock(frame.time) : past.isLive ? "now" : `${minutes(past.ago)} ago`;
     slider.setAttribute("aria-valuetext", told);
     find("ago").textContent = told;
     document.body.dataset.past = past.isLive ? "" : String(Math.round(past.ago / 1_000));
@@ -152,7 +194,9 @@ function watchPast(): void {
     if (!frame) return;
     city.take(frame, performance.now());
     panel.counts(frame);
-    say("past", `${minutes(past.ago)} ago`);
+    document.body.dataset.cars = String(frame.seen.length);
+    if (!film) say("past", `${minutes(past.ago)} ago`);
+    else say("past", past.plays ? "Film" : past.ago > 0 ? "Film, paused" : "Film, at its end");
   };
   slider.addEventListener("input", () => {
     past.goTo(-Number(slider.value) * 1_000);
@@ -168,7 +212,7 @@ function watchPast(): void {
     show();
   });
   find("now").addEventListener("click", () => {
-    past.goTo(0);
+    past.goTo(film ? past.length : 0);
     show();
   });
   setInterval(show, PAST_MS);
@@ -193,6 +237,8 @@ function pick(x: number, y: number): void {
   if (driver === null && ride === null) return panel.close();
   selected.driver = driver;
   selected.ride = ride;
+  // Nobody can be asked about a film.
+  if (film) return;
   if (ride !== null) void panel.open({ kind: "ride", id: ride }, false);
   else void openDriver(driver ?? 0);
 }
@@ -391,4 +437,4 @@ painter.fitWindow();
 listen();
 watchPast();
 draw();
-void lookOn();
+void (film ? showFilm() : lookOn());

@@ -87,7 +87,7 @@ function fact(list: HTMLElement, name: string, value: string | HTMLElement): voi
   list.append(shown);
 }
 
-const clock = (ms: number) => new Date(ms).toLocaleTimeString([], { hour12: false });
+export const clock = (ms: number) => new Date(ms).toLocaleTimeString([], { hour12: false });
 const seconds = (ms: number) => (ms < 10_000 ? `${(ms / 1_000).toFixed(1)} s` : `${Math.round(ms / 1_000)} s`);
 
 export class Panel {
@@ -186,7 +186,7 @@ export class Panel {
   private renderNodes({ nodes, one_process }: Nodes, history: History): void {
     const facts = make("dl", "", "facts");
     for (const { node, address, shards } of nodes) {
-      const value = make("span", `${address}, shards ${shards.join(", ")} `);
+      const value = make("span", `${address}, ${shards.length > 0 ? `shards ${shards.join(", ")}` : "no shard: it stands by"} `);
       const asks = `Let ${node} hand its shards over and end?`;
       value.append(this.action("Drain…", asks, `/v1/nodes/${encodeURIComponent(node)}/drain`, true));
       fact(facts, node, value);
@@ -245,8 +245,13 @@ export class Panel {
     const title = history.is_cut ? "History (the newest)" : "History";
     const body = find("detail-body");
     const scrolled = body.scrollTop;
+    const focused = body.contains(document.activeElement) ? document.activeElement : null;
     body.replaceChildren(...parts, make("h3", title), list);
     body.scrollTop = scrolled;
+    // Who works here by keyboard goes on where they were.
+    if (!focused || focused === body) return;
+    const same = [...body.querySelectorAll<HTMLElement>("button, summary")].find((now) => meant(now) === meant(focused));
+    (same ?? body).focus({ preventScroll: true });
   }
 
   private link(entity: Exclude<Entity, { kind: "nodes" }>): HTMLElement {
@@ -288,6 +293,9 @@ export class Panel {
     };
   }
 }
+
+/** What a button or a line of the history is about, from one rendering to the next. */
+const meant = (element: Element) => element.closest("details")?.dataset.key ?? `button ${element.textContent}`;
 
 /** One command or event, with all it says behind a click. */
 function entry({ time, kind, record }: Past, wasOpen: Set<string | undefined>): HTMLElement {

@@ -1,19 +1,20 @@
-// The last minutes as this page has seen them, to be watched again.
+// What was, to be watched again: the last minutes of a city, or a film of a simulation or a replay.
 //
-// Kept are the server's answers themselves, at most one a second: what lay outside of the view then is not there now. Positions
-// of cars are in no log (a ping is worth nothing after some seconds), so nobody but who looked can show them again.
+// The last minutes begin with what the server reads back from its log (`GET /v1/map/film`); from then on the server's answers
+// themselves are kept, at most one a second: what lay outside of the view then is not there now.
 
-import { type Frame, readFrame } from "./frame";
+import { type Frame, readFrame, timeOf } from "./frame";
 
-/** How far back, ms of the wall clock, and how many bytes at most: the oldest go first. */
-const KEPT_MS = 10 * 60_000;
+/** How many answers and bytes are kept: the oldest go first. A film is kept whole. */
+const KEPT = 1_200;
 const KEPT_BYTES = 64 << 20;
-/** Answers nearer to each other than this are not all kept, ms. */
+/** Answers nearer to each other than this are not all kept, ms of the city's time. */
 const APART_MS = 950;
 
 interface Seen {
+  /** The city's time. */
   at: number;
-  bytes: ArrayBuffer;
+  bytes: Uint8Array;
 }
 
 export class Past {
@@ -24,34 +25,52 @@ export class Past {
   private isPlaying = false;
   private lastStep = 0;
 
+  /** A film has no now: it stops at its end. */
+  constructor(private readonly isFilm: boolean) {}
+
   get isLive(): boolean {
     return this.shown === null;
   }
 
+  private get newest(): number {
+    return this.seen.at(-1)?.at ?? 0;
+  }
+
   /** Milliseconds from the oldest to the newest. */
   get length(): number {
-    return (this.seen.at(-1)?.at ?? 0) - (this.seen[0]?.at ?? 0);
+    return this.newest - (this.seen[0]?.at ?? 0);
   }
 
   /** How long ago what is shown was, ms. */
   get ago(): number {
-    return this.shown === null ? 0 : Math.max(0, (this.seen.at(-1)?.at ?? 0) - this.shown);
+    return this.shown === null ? 0 : Math.max(0, this.newest - this.shown);
   }
 
-  keep(bytes: ArrayBuffer, now: number): void {
-    const last = this.seen.at(-1);
-    if (last && now - last.at < APART_MS) return;
-    this.seen.push({ at: now, bytes });
+  keep(bytes: Uint8Array): void {
+    const at = timeOf(bytes);
+    if (this.seen.length > 0 && at - this.newest < APART_MS) return;
+    this.seen.push({ at, bytes });
     this.bytes += bytes.byteLength;
-    while (this.seen.length > 1 && (this.bytes > KEPT_BYTES || now - (this.seen[0]?.at ?? now) > KEPT_MS)) {
-      this.bytes -= this.seen.shift()?.bytes.byteLength ?? 0;
-    }
+    while (this.seen.length > 1 && (this.bytes > KEPT_BYTES || this.seen.length > KEPT)) this.forgetOldest();
+  }
+
+  private forgetOldest(): void {
+    this.bytes -= this.seen.shift()?.bytes.byteLength ?? 0;
+  }
+
+  /** Puts drawings before all that is kept, as far as they are older. */
+  prepend(drawings: Uint8Array[]): void {
+    const first = this.seen[0]?.at ?? Number.POSITIVE_INFINITY;
+    const older = drawings.map((bytes) => ({ at: timeOf(bytes), bytes })).filter((seen) => seen.at < first);
+    this.seen.unshift(...older);
+    for (const { bytes } of older) this.bytes += bytes.byteLength;
+    if (this.isFilm) this.shown = this.seen[0]?.at ?? null;
   }
 
   /** Looks so many milliseconds back and goes on from there; 0: now. */
   goTo(ago: number): void {
-    const newest = this.seen.at(-1)?.at;
-    this.shown = ago <= 0 || newest === undefined ? null : newest - ago;
+    const isNow = !this.isFilm && (ago <= 0 || this.seen.length === 0);
+    this.shown = isNow ? null : this.newest - ago;
     this.isPlaying = true;
   }
 
@@ -60,6 +79,7 @@ export class Past {
   }
 
   play(): void {
+    if (this.isFilm && this.ago <= 0) this.goTo(this.length);
     this.isPlaying = true;
   }
 
@@ -73,15 +93,18 @@ export class Past {
     this.lastStep = now;
     if (this.shown === null) return null;
     if (this.isPlaying) this.shown += passed * speed;
-    const newest = this.seen.at(-1);
-    if (!newest || this.shown >= newest.at) {
-      // It has caught up with now.
-      this.shown = null;
-      return null;
+    if (this.shown >= this.newest) {
+      if (!this.isFilm) {
+        // It has caught up with now.
+        this.shown = null;
+        return null;
+      }
+      this.shown = this.newest;
+      this.isPlaying = false;
     }
     const shown = this.shown;
     const later = this.seen.findIndex((seen) => seen.at > shown);
-    const found = this.seen[Math.max(0, later - 1)];
+    const found = later < 0 ? this.seen.at(-1) : this.seen[Math.max(0, later - 1)];
     return found ? readFrame(found.bytes) : null;
   }
 }

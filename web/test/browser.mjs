@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { createHmac } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +15,7 @@ import { fileURLToPath } from "node:url";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
+import { complaintsAbout } from "./looks.mjs";
 
 const PATIENCE_MS = 60_000;
 const cabrank = process.env.CABRANK ?? "../target/release/cabrank";
@@ -56,6 +57,7 @@ async function freePort() {
 const directory = mkdtempSync(join(tmpdir(), "cabrank-map-"));
 const port = await freePort();
 let demo = null;
+let film = null;
 
 /** Starts the city, or starts it again; the address with its token. */
 async function start() {
@@ -67,6 +69,27 @@ async function start() {
     if (found) return found[1];
   }
   throw new Error("the demo printed no address");
+}
+
+/** Simulates half an hour in a small town, and serves its film; the address. */
+async function startFilm() {
+  const begins = 1_211_500_800;
+  // Anywhere in a town of some 5 km, always the same.
+  const place = (n) => `${(37.75 + ((n * 7919) % 4000) / 1e5).toFixed(5)},${(-122.45 + ((n * 104729) % 5000) / 1e5).toFixed(5)}`;
+  const trips = ["request_id,time,pickup_lat,pickup_lon,dropoff_lat,dropoff_lon,dropoff_time,passengers,vehicle_id"];
+  for (let n = 0; n < 150; n++) trips.push(`${n},${begins + 12 * n},${place(n)},${place(n + 500)},${begins + 12 * n + 400},,`);
+  const gps = ["vehicle_id,time,lat,lon,occupied"];
+  for (const time of [begins, begins + 1_800]) for (let n = 0; n < 40; n++) gps.push(`cab${n},${time},${place(n + 900)},0`);
+  const files = { trips: join(directory, "trips.csv"), gps: join(directory, "gps.csv"), film: join(directory, "film") };
+  writeFileSync(files.trips, `${trips.join("\n")}\n`);
+  writeFileSync(files.gps, `${gps.join("\n")}\n`);
+  execFileSync(cabrank, ["simulate", "--trips", files.trips, "--gps", files.gps, "--stay", "--film", files.film], { stdio: "ignore" });
+  film = spawn(cabrank, ["watch", files.film], { stdio: ["ignore", "pipe", "inherit"] });
+  for await (const line of createInterface({ input: film.stdout })) {
+    const found = line.match(/drawings: (\S+)/);
+    if (found) return found[1];
+  }
+  throw new Error("the film is not shown");
 }
 
 async function kill() {
@@ -107,6 +130,13 @@ try {
   const picture = async (name, of = page) => {
     if (pictures) await of.screenshot({ path: join(pictures, `${name}.png`) });
   };
+  /** In both colours; what the page looks like is put back. */
+  const judge = async (name, of = page) => {
+    for (const colorScheme of ["dark", "light"]) {
+      await of.emulateMedia({ colorScheme });
+      assert.deepEqual(await complaintsAbout(of), [], `${name}, ${colorScheme}`);
+    }
+  };
   const data = (name) => page.evaluate((name) => document.body.dataset[name], name);
   const text = (id) => page.textContent(`#${id}`);
   const number = async (id) => Number(await text(id));
@@ -116,6 +146,7 @@ try {
   await page.waitForSelector("#door:visible");
   assert.match(await text("token-why"), /operator's token/);
   await picture("no-token");
+  await judge("the door");
   await page.fill("#token", "nonsense");
   await page.click("#door button");
   await until("the refusal of a token that is none", async () => /get one signed with this server's key/.test(await text("token-why")));
@@ -146,7 +177,8 @@ try {
   console.log(`${await data("cars")} cars: ${await data("fps")} frames a second, ${await data("paintMs")} ms of script each`);
   await picture("light");
 
-  // Zones, and the last seconds once more.
+  // Zones, and the last seconds once more; before them, what the log says.
+  await until("the minutes before the page was opened", async () => Number(await page.getAttribute("#slider", "min")) <= -590);
   await until("the zones", async () => (await data("zones")) === "4");
   await until("some seconds that were seen", async () => Number(await page.getAttribute("#slider", "min")) <= -5);
   const slide = (ago) =>
@@ -205,6 +237,7 @@ try {
   await until("the driver's panel", async () => (await text("detail-title")) === `driver ${driver}`);
   await page.waitForSelector("#detail .history li");
   await picture("driver");
+  await judge("the map with a driver's panel");
   // The map stands centred on the driver now.
   await page.click("#close");
   const clicked = async () => {
@@ -213,12 +246,23 @@ try {
   };
   await until("a click on a car", clicked);
 
+  // The panel is told anew every two seconds: who is in it by keyboard stays where they are.
+  await page.focus("#detail-body summary");
+  const told = () => page.evaluate(() => document.activeElement.closest("details")?.dataset.key);
+  const focused = await told();
+  await page.evaluate(() => {
+    document.activeElement.dataset.before = "yes";
+  });
+  await until("the panel told anew", () => page.evaluate(() => !document.querySelector("[data-before]")));
+  assert.equal(await told(), focused, "the focus stays on the same line");
+
   // Acting: asks first, says who and why.
   await page.fill("#search-text", driver);
   await page.press("#search-text", "Enter");
   await page.click("#detail .actions .act >> text=Suspend");
   await page.waitForSelector("#ask[open]");
   await picture("asks");
+  await judge("a question");
   await page.click("#ask-no");
   assert.equal((await ask(`/v1/drivers/${driver}`)).suspended, undefined, "No changes nothing");
   await page.click("#detail .actions .act >> text=Suspend");
@@ -252,6 +296,41 @@ try {
   await start();
   await until("the page goes on by itself", async () => (await text("status")) === "Live" && Number(await data("cars")) > 100);
 
+  // A film of a simulated evening on the same page: it plays, cars move, the slider goes anywhere.
+  const shown = await startFilm();
+  const theatre = await context.newPage();
+  watch(theatre);
+  await theatre.goto(shown);
+  const cars = () => theatre.evaluate(() => Number(document.body.dataset.cars));
+  const when = async () => (await theatre.textContent("#ago")) ?? "";
+  await until("the film's cars", async () => (await cars()) === 40);
+  const opening = await when();
+  await until("the film's time", async () => (await when()) !== opening);
+  const picturesOf = async () => (await theatre.locator("#map").screenshot()).toString("base64");
+  const still = await picturesOf();
+  await until("cars that move", async () => (await picturesOf()) !== still);
+  assert.equal(await theatre.isVisible("#search"), false, "nobody can be asked about a film");
+  const length = -Number(await theatre.getAttribute("#slider", "min"));
+  assert.ok(length > 1_500, `${length} s`);
+  await theatre.click("#play");
+  assert.equal(await theatre.textContent("#play"), "Play");
+  for (const [name, part] of [["begin", 1], ["middle", 0.5], ["end", 0]]) {
+    await theatre.evaluate((ago) => {
+      const slider = document.getElementById("slider");
+      slider.value = String(-ago);
+      slider.dispatchEvent(new Event("input"));
+    }, length * part);
+    await theatre.waitForTimeout(400);
+    await picture(`film-${name}`, theatre);
+  }
+  await until("the end", async () => /at its end/.test(await theatre.textContent("#status")));
+  await theatre.focus("#slider");
+  await theatre.keyboard.press("Home");
+  await until("the beginning, by keyboard", async () => (await when()) === opening || Number(await theatre.inputValue("#slider")) <= -length + 120);
+  await judge("a film", theatre);
+  await theatre.close();
+  film.kill("SIGTERM");
+
   // Dark, narrow, and the page about the API.
   await page.emulateMedia({ colorScheme: "dark" });
   await picture("dark");
@@ -262,15 +341,17 @@ try {
   await api.goto(`${origin}/api`);
   await api.waitForSelector("article");
   await picture("api", api);
+  await judge("the page about the API", api);
 
   assert.deepEqual(complaints, [], "nothing in the console");
-  const foreign = requested.filter((url) => !url.startsWith(origin) && !url.startsWith("data:"));
+  const foreign = requested.filter((url) => !url.startsWith(origin) && !url.startsWith(shown) && !url.startsWith("data:"));
   assert.deepEqual(foreign, [], "nothing is fetched from elsewhere");
   assert.ok(requested.every((url) => !url.includes("token=") || url.includes("#")), "no token in a URL");
   failed = false;
   console.log("the map works in a browser");
 } finally {
   await browser.close();
+  if (film && film.exitCode === null && film.signalCode === null) film.kill("SIGKILL");
   if (demo && demo.exitCode === null && demo.signalCode === null) await kill();
   rmSync(directory, { recursive: true, force: true });
 }

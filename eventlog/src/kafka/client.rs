@@ -131,11 +131,23 @@ pub(super) fn reader(config: &KafkaConfig, isolation: Isolation) -> ClientConfig
     client
 }
 
+/// The group of the nodes.
+pub(super) fn group(config: &KafkaConfig) -> String {
+    format!("{}{}", config.prefix, config.group)
+}
+
+/// For a node: as [`member`], and the group's list says who and where it is, also while it owns nothing.
+pub(super) fn named_member(config: &KafkaConfig, node: &str, address: &str) -> ClientConfig {
+    let mut client = member(config);
+    client.set("client.id", format!("{node}@{address}"));
+    client
+}
+
 /// For a node: member of the group, reader of commands.
 pub(super) fn member(config: &KafkaConfig) -> ClientConfig {
     let mut client = consumer(config);
     client
-        .set("group.id", format!("{}{}", config.prefix, config.group))
+        .set("group.id", group(config))
         .set("isolation.level", "read_committed")
         // Eager: every change of the group takes all shards back and gives them out anew, in one round. It pauses
         // least (0.2 s), and an assignment is one life of the memory built from it (PROTOCOL 24).

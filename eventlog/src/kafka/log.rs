@@ -366,6 +366,17 @@ impl EventLog for KafkaLog {
         Ok(owners)
     }
 
+    fn members(&self) -> Result<Vec<(String, String)>, ReadError> {
+        let shared = &self.shared;
+        let clients = shared
+            .reader
+            .group_clients(&client::group(&shared.config))?;
+        // A node of an older version does not say its name there.
+        let named = clients.iter().filter_map(|client| client.rsplit_once('@'));
+        let owned = named.map(|(node, address)| (node.to_owned(), address.to_owned()));
+        Ok(owned.collect())
+    }
+
     fn publish(&self, topic: Topic, shard: u16, key: Bytes, value: Bytes) -> bool {
         let shared = &self.shared;
         let losable = shared.losable.get_or_init(|| {

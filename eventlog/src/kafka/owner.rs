@@ -206,7 +206,10 @@ impl KafkaOwner {
     pub(super) fn join(shared: &Arc<Shared>, node: &str, address: &str) -> KafkaResult<KafkaOwner> {
         // Before the others have to wait for this node.
         let keeper = Keeper::start(shared);
-        let inbox = Inbox::new(&client::member(&shared.config), &shared.names)?;
+        let inbox = Inbox::new(
+            &client::named_member(&shared.config, node, address),
+            &shared.names,
+        )?;
         let commands = shared.names.of(Topic::RideCommands);
         inbox
             .consumer()

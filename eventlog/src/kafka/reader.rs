@@ -203,6 +203,17 @@ impl Reader {
         }
     }
 
+    /// What the members of a group call themselves (`client.id`), in no order.
+    pub(super) fn group_clients(&self, group: &str) -> Result<Vec<String>, ReadError> {
+        let asker = self.asker(Isolation::Committed);
+        let groups = asker.consumer().fetch_group_list(Some(group), request());
+        let groups = groups.map_err(unavailable)?;
+        let members = groups.groups().iter().flat_map(|group| group.members());
+        Ok(members
+            .map(|member| member.client_id().to_owned())
+            .collect())
+    }
+
     /// First offset and stable end of a partition.
     pub(super) fn bounds(&self, topic: Topic, partition: u16) -> Result<Bounds, ReadError> {
         let end = self.stable_ends(&[(topic, partition)])?[0];

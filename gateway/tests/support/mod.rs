@@ -112,6 +112,7 @@ pub async fn answered(answer: Response, status: u16) -> Value {
 pub struct City {
     pub address: SocketAddr,
     pub node: Node,
+    pub clock: DomainClock,
     pub stop: CancellationToken,
     pub serving: JoinHandle<Result<Served, ServeError>>,
     pub config: GatewayConfig,
@@ -148,7 +149,8 @@ impl City {
         // Tests leave without a goodbye: the end of a city does not wait for theirs.
         gateway.timing.move_ms = 10;
         gateway.timing.close_ms = 500;
-        let clock = DomainClock::wall();
+        // As fast as the wall clock, and a test may let time pass.
+        let clock = DomainClock::trace(DomainClock::wall().now(), 1.0);
         let for_log = clock.clone();
         let mut knobs = Knobs {
             gateway,
@@ -177,7 +179,7 @@ impl City {
             log: Arc::new(log),
             owner,
             ring,
-            clock,
+            clock: clock.clone(),
             config: node,
             engine,
         };
@@ -196,6 +198,7 @@ impl City {
         City {
             address,
             node,
+            clock,
             stop,
             serving,
             config,
@@ -203,6 +206,11 @@ impl City {
             partners,
             _dir: dir,
         }
+    }
+
+    /// So many milliseconds pass at once, for the city; sockets do not notice.
+    pub fn pass(&self, ms: u64) {
+        self.clock.raise_to(self.clock.now().plus_ms(ms));
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -228,6 +228,10 @@ impl Dispatch for Node {
         cursor::start(&*self.shared.log)
     }
 
+    fn events_since(&self, time: Time, most: u64) -> EventCursor {
+        cursor::since(&*self.shared.log, time, most)
+    }
+
     fn read_events(
         &self,
         cursor: &EventCursor,
