@@ -22,8 +22,8 @@ pub const BATCH_MAX: usize = 512;
 pub const BATCHES_MAX: usize = 4;
 /// How long a source waits for news before it looks whether anybody still listens.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a batch of a stream may grow after its first event.
-const GATHER: Duration = Duration::from_millis(5);
+/// How long a batch that is not full may grow: a transaction costs as much as some dozen events, so many small ones cost most.
+const GATHER: Duration = Duration::from_millis(40);
 /// How long a feed is asked to wait for news.
 const FEED_WAIT_MS: u64 = 1_000;
 
@@ -193,8 +193,12 @@ fn follow(
                 .map(|(place, end)| end.saturating_sub(at.get(place).copied().unwrap_or(*end)));
             batch.behind = Some(behind.sum());
         }
+        let is_full = batch.messages.len() >= BATCH_MAX;
         if give.blocking_send(Ok(batch)).is_err() {
             return Ok(());
+        }
+        if !is_full && !is_finite {
+            std::thread::park_timeout(GATHER);
         }
     }
 }
@@ -372,8 +376,12 @@ impl Source for FeedSource {
                             after: Positions::from([(WHOLE.to_owned(), next.to_string())]),
                             behind: Some(page.behind),
                         };
+                        let is_full = batch.messages.len() >= BATCH_MAX;
                         if give.send(Ok(batch)).await.is_err() {
                             return;
+                        }
+                        if !is_full {
+                            tokio::time::sleep(GATHER).await;
                         }
                     }
                     Err(why)

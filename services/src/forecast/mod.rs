@@ -87,9 +87,9 @@ struct Memory {
 pub struct ForecastService {
     config: Config,
     resolution: Resolution,
-    /// Read back from the database before the first batch.
+    /// As committed. `None`: it is read back from the database before the next batch.
     memory: Option<Memory>,
-    /// As committed: what a batch that failed goes back to.
+    /// After the batch that is being committed.
     next: Option<Memory>,
 }
 
@@ -266,7 +266,8 @@ impl Service for ForecastService {
     }
 
     async fn apply(&mut self, work: &mut Work, messages: &[Message]) -> Result<(), Trouble> {
-        let mut memory = match self.memory.clone() {
+        // Whatever becomes of this batch: unless it is committed, what the database has is read back.
+        let mut memory = match self.memory.take() {
             Some(memory) => memory,
             None => load(work.sql()).await?,
         };
