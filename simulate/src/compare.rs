@@ -1,4 +1,4 @@
-//! Several policies over the same days: one table, with 95 % intervals over seeds.
+//! Several policies over the same days: one table, with 95 % intervals over days, or over the seeds of a single one.
 
 use std::fmt::Write;
 
@@ -24,6 +24,12 @@ pub struct Side {
     pub policy: String,
     /// In the order of the scenes.
     pub days: Vec<Outcome>,
+}
+
+impl Side {
+    fn seeds(&self) -> Vec<u64> {
+        self.days.iter().map(|day| day.seed).collect()
+    }
 }
 
 /// A mean and half the width of its 95 % interval; the latter is not a number with fewer than two values.
@@ -66,6 +72,23 @@ impl Estimate {
     }
 }
 
+/// What may count as independent: with several scenes the mean over the seeds of each, as the seeds of one scene have nearly
+/// everything in common; else each seed.
+fn independent(seeds: &[u64], values: &[f64]) -> Vec<f64> {
+    let mut scenes: Vec<Vec<f64>> = Vec::new();
+    for (seed, value) in seeds.iter().zip(values) {
+        match scenes.last_mut() {
+            Some(scene) if Some(seed) != seeds.first() => scene.push(*value),
+            _ => scenes.push(vec![*value]),
+        }
+    }
+    if scenes.len() < 2 {
+        return values.to_vec();
+    }
+    let mean = |scene: Vec<f64>| scene.iter().sum::<f64>() / scene.len() as f64;
+    scenes.into_iter().map(mean).collect()
+}
+
 type Figure = (&'static str, usize, fn(&Outcome) -> f64);
 
 /// What stands in the table: heading, digits, value.
@@ -105,6 +128,7 @@ impl Comparison {
             write!(text, "| {} |", side.policy).expect("a string takes all");
             for (_, digits, of) in FIGURES {
                 let values: Vec<f64> = side.days.iter().map(of).collect();
+                let values = independent(&side.seeds(), &values);
                 write!(text, " {} |", Estimate::of(&values).told(digits))
                     .expect("a string takes all");
             }
@@ -134,6 +158,7 @@ impl Comparison {
                         _ => (of(day) / of(base) - 1.0) * 100.0,
                     })
                     .collect();
+                let differences = independent(&side.seeds(), &differences);
                 let unit = if n == 0 { "" } else { " %" };
                 write!(text, " {}{unit} |", Estimate::of(&differences).told(1))
                     .expect("a string takes all");
@@ -163,5 +188,13 @@ mod tests {
         assert!((estimate.half - 4.303 * 2.0 / 3.0_f64.sqrt()).abs() < 1e-9);
         assert!(Estimate::of(&[10.0]).half.is_nan());
         assert_eq!(Estimate::of(&[10.0]).told(1), "10.0");
+    }
+
+    #[test]
+    fn the_seeds_of_a_day_are_no_days_of_their_own() {
+        let values = [1.0, 3.0, 10.0, 20.0];
+        assert_eq!(independent(&[1, 2, 1, 2], &values), [2.0, 15.0]);
+        assert_eq!(independent(&[1, 1, 1, 1], &values), values);
+        assert_eq!(independent(&[1, 2, 3, 4], &values), values);
     }
 }

@@ -42,7 +42,7 @@ pub struct SimulateArgs {
 
 #[derive(Subcommand)]
 enum SimulateCommand {
-    /// Play the same days under several policies and print one table, with 95 % intervals over seeds and days.
+    /// Play the same days under several policies and print one table, with 95 % intervals over days, each the mean of its seeds.
     Compare(Box<CompareArgs>),
     /// Measure how fast cars are along straight lines, by the hour, on recorded rides; prints `hour,kmh` for --speeds.
     Calibrate(CalibrateArgs),
