@@ -340,8 +340,42 @@ struct Solver<'a> {
     edge_of: Vec<u32>,
     /// The number of the search.
     search: u32,
-    queue: BinaryHeap<Reverse<(i64, u32)>>,
+    queue: Frontier,
     settled: Vec<u32>,
+}
+
+/// Columns that a search has reached and not looked at, the nearest first.
+#[derive(Default)]
+struct Frontier {
+    heap: BinaryHeap<Reverse<(i64, u32)>>,
+    /// Those as near as the last that was given out: many are, and need no heap.
+    level: Vec<u32>,
+    distance: i64,
+}
+
+impl Frontier {
+    fn clear(&mut self) {
+        self.heap.clear();
+        self.level.clear();
+        self.distance = i64::MIN;
+    }
+
+    fn push(&mut self, distance: i64, column: u32) {
+        if distance == self.distance {
+            self.level.push(column);
+        } else {
+            self.heap.push(Reverse((distance, column)));
+        }
+    }
+
+    fn pop(&mut self) -> Option<(i64, u32)> {
+        if let Some(column) = self.level.pop() {
+            return Some((self.distance, column));
+        }
+        let Reverse((distance, column)) = self.heap.pop()?;
+        self.distance = distance;
+        Some((distance, column))
+    }
 }
 
 /// Where a search ends.
@@ -385,7 +419,7 @@ impl<'a> Solver<'a> {
             columns: vec![column; costs.columns],
             edge_of: vec![NONE; costs.rows()],
             search: 0,
-            queue: BinaryHeap::new(),
+            queue: Frontier::default(),
             settled: Vec::new(),
         }
     }
@@ -678,7 +712,7 @@ impl<'a> Solver<'a> {
                 } else if at.seen != self.search || distance < at.distance {
                     at.seen = self.search;
                     at.distance = distance;
-                    self.queue.push(Reverse((distance, column)));
+                    self.queue.push(distance, column);
                 } else {
                     continue;
                 }
@@ -693,7 +727,7 @@ impl<'a> Solver<'a> {
             }
             let nearest = loop {
                 match self.queue.pop() {
-                    Some(Reverse((distance, column))) => {
+                    Some((distance, column)) => {
                         self.steps += 1;
                         if distance == self.columns[column as usize].distance {
                             break Some((distance, column)).filter(|_| distance < best);

@@ -96,8 +96,8 @@ impl Solver<'_> {
     /// the last of `dear` columns all are made cheaper by the same.
     fn make_cheaper(&mut self, mut dear: usize) -> Outcome {
         self.search += 1;
-        let mut queue = std::mem::take(&mut self.queue).into_vec();
-        queue.clear();
+        self.queue.clear();
+        let mut queue = std::mem::take(&mut self.queue.heap).into_vec();
         for (at, column) in self.columns.iter_mut().zip(0..) {
             (at.seen, at.distance) = (self.search, -at.price);
             queue.push(Reverse((at.distance, column)));
@@ -118,9 +118,9 @@ impl Solver<'_> {
                 }
             }
         }
-        self.queue = BinaryHeap::from(queue);
+        self.queue.heap = BinaryHeap::from(queue);
         let mut farthest = 0;
-        while let Some(Reverse((distance, column))) = self.queue.pop() {
+        while let Some((distance, column)) = self.queue.pop() {
             self.steps += 1;
             let at = self.columns[column as usize];
             if distance != at.distance || at.seen != self.search {
@@ -146,7 +146,7 @@ impl Solver<'_> {
                 let distance = base + self.costs.cost[edge] - at.price;
                 if distance < at.distance {
                     at.distance = distance;
-                    self.queue.push(Reverse((distance, column)));
+                    self.queue.push(distance, column);
                 }
             }
             if self.steps >= self.budget_steps {
@@ -196,14 +196,14 @@ impl Solver<'_> {
                 if distance - at.price < best {
                     (best, end) = (distance - at.price, Lifted::Free(other));
                 }
-                self.queue.push(Reverse((distance, other)));
+                self.queue.push(distance, other);
             }
             if self.steps >= self.budget_steps {
                 return Outcome::OutOfBudget;
             }
             let nearest = loop {
                 match self.queue.pop() {
-                    Some(Reverse((distance, column))) => {
+                    Some((distance, column)) => {
                         self.steps += 1;
                         if distance == self.columns[column as usize].distance {
                             break Some((distance, column)).filter(|_| distance < best);
