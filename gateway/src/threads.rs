@@ -38,6 +38,8 @@ use crate::tls::Wire;
 const READ_BYTES: usize = 64 * 1_024;
 /// Sockets taken from one look.
 const EVENTS_PER_LOOK: usize = 1_024;
+/// ... and so many between two looks at what sockets are woken for.
+const EVENTS_PER_WAKES: usize = 64;
 /// How long a thread rests when its sockets cannot be waited for.
 const LOOK_FAILED_PAUSE: Duration = Duration::from_millis(100);
 /// Names the mailbox among the sockets.
@@ -408,7 +410,13 @@ impl<'a> SocketThread<'a> {
             for slot in std::mem::take(&mut self.again) {
                 self.turn(slot, looked);
             }
-            for event in &events {
+            for (n, event) in events.iter().enumerate() {
+                // Answers do not wait for all who have something to say. Who arrives does: a slot that is given away
+                // again would get an event of the socket that was there.
+                if n % EVENTS_PER_WAKES == EVENTS_PER_WAKES - 1 {
+                    let woken = std::mem::take(&mut self.mailbox.lock().woken);
+                    self.handle_woken(woken, Instant::now());
+                }
                 self.handle_event(event, looked);
             }
         }
@@ -462,11 +470,7 @@ impl<'a> SocketThread<'a> {
         for arrived in post.arrived {
             self.adopt(arrived, now);
         }
-        for key in post.woken {
-            if self.wake(key) {
-                self.turn(key.slot, now);
-            }
-        }
+        self.handle_woken(post.woken, now);
         if post.all_woken {
             for slot in 0..self.slots.len() as u32 {
                 if let Some(conn) = &mut self.slots[slot as usize].conn {
@@ -476,6 +480,14 @@ impl<'a> SocketThread<'a> {
             }
         }
         false
+    }
+
+    fn handle_woken(&mut self, woken: Vec<Key>, now: Instant) {
+        for key in woken {
+            if self.wake(key) {
+                self.turn(key.slot, now);
+            }
+        }
     }
 
     fn wake(&mut self, key: Key) -> bool {

@@ -18,6 +18,7 @@ use cabrank_loadgen::load::report::{Bounds, report as build_report};
 use cabrank_loadgen::load::schedule::{Arrivals, Burst, Rate};
 use cabrank_loadgen::report::Report;
 use clap::{Args, Subcommand, ValueEnum};
+use futures_util::StreamExt;
 
 use super::{audit, block_on, shutdown_signal};
 use crate::report::Scratch;
@@ -40,6 +41,8 @@ const OVERLOAD_TIMES: f64 = 2.0;
 const CALM_TIMES: f64 = 0.5;
 /// Seconds after an overload, in the first [`conditions::RECOVERY_S`] of which it may recover.
 const AFTER_S: f64 = 15.0;
+/// Wishes called off at the same time when a run ends.
+const CALLS_OFF_AT_ONCE: usize = 64;
 
 /// What else there is below `load`.
 #[derive(Subcommand, Clone)]
@@ -198,6 +201,10 @@ pub struct LoadArgs {
     /// Write the report as one page with pictures here.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// How far the server started here stands back behind the generator when both want the processors, as `nice` counts:
+    /// beyond what the machine can do a generator that waits for a processor measures itself.
+    #[arg(long, value_name = "0-19", default_value_t = 0, conflicts_with = "url", value_parser = clap::value_parser!(u8).range(0..=19))]
+    server_nice: u8,
     /// Keep the log of the server started here in this directory.
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
@@ -620,16 +627,20 @@ pub(super) async fn end_rides(plan: &Plan, measured: &Measured) -> Result<u64, A
             ended += 1;
         }
     }
-    for (rider, key) in &tally.unclear {
-        let call = context
-            .http
-            .post(format!("{}/v1/cancel", context.url))
-            .bearer_auth((context.mint)(client::Role::Rider, rider))
-            .json(&serde_json::json!({ "key": key }));
-        if let Err(why) = call.send().await {
-            tracing::debug!(%why, %key, "a wish could not be called off");
-        }
-    }
+    // After an overload there are a hundred thousand of these; the log takes what waits at the same time in one write.
+    let context = &context;
+    futures_util::stream::iter(&tally.unclear)
+        .for_each_concurrent(CALLS_OFF_AT_ONCE, |(rider, key)| async move {
+            let call = context
+                .http
+                .post(format!("{}/v1/cancel", context.url))
+                .bearer_auth((context.mint)(client::Role::Rider, rider))
+                .json(&serde_json::json!({ "key": key }));
+            if let Err(why) = call.send().await {
+                tracing::debug!(%why, %key, "a wish could not be called off");
+            }
+        })
+        .await;
     Ok(ended)
 }
 

@@ -43,7 +43,16 @@ impl OwnServer {
         data_dir: Option<&Path>,
         listen: Option<&str>,
     ) -> Result<OwnServer, AnyError> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let program = std::env::current_exe()?;
+        let mut command = match args.server_nice {
+            0 => Command::new(program),
+            // It becomes the program, so the process is the server's.
+            nice => {
+                let mut command = Command::new("nice");
+                command.args(["-n", &nice.to_string()]).arg(program);
+                command
+            }
+        };
         if let Some(config) = &common.config {
             command.arg("--config").arg(config);
         }

@@ -40,7 +40,7 @@ pub struct SuiteArgs {
     /// Warm-up of a run, seconds.
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
-    /// Also the ten minutes at 70 % of the highest rate.
+    /// Also the highest rate that keeps a bound, and ten minutes at 70 % of it.
     #[arg(long)]
     soak: bool,
     /// A Redis to compare with, redis://HOST:PORT; `none`: without. Default: `redis-server` is started if there is one.
@@ -121,7 +121,7 @@ fn chosen(args: &SuiteArgs) -> Result<Vec<&'static Row>, AnyError> {
         return Err(format!("--rows {unknown}: choose from {}", names.join(", ")).into());
     }
     let is_chosen = |row: &&Row| match args.rows.is_empty() {
-        true => row.by_default || args.soak && row.name == "soak",
+        true => row.by_default || args.soak && ["highest", "soak"].contains(&row.name),
         false => args.rows.iter().any(|name| name == row.name),
     };
     Ok(ROWS.iter().filter(is_chosen).collect())
@@ -165,7 +165,9 @@ impl Suite<'_> {
                             }
                         })
                         .collect();
-                    commands.push(format!("cabrank load {}", shown.join(" ")));
+                    let (settings, flags) = shown.split_at(settings_of(&arguments));
+                    let words = [settings, &["cabrank", "load"], flags].concat();
+                    commands.push(words.join(" "));
                 }
                 if now_ns() > self.ends {
                     eprintln!("{}: no time left for round {}", row.name, n + 1);
@@ -223,9 +225,11 @@ impl Suite<'_> {
             command.arg("--config").arg(config);
         }
         let log_file = std::fs::File::create(file.with_extension("log"))?;
+        let (settings, flags) = arguments.split_at(settings_of(arguments));
         command
+            .envs(settings.iter().filter_map(|one| one.split_once('=')))
             .arg("load")
-            .args(arguments)
+            .args(flags)
             .arg("--report")
             .arg(file)
             .stdin(Stdio::null())
@@ -255,6 +259,12 @@ impl Suite<'_> {
         };
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+/// How many of a row's words, the first ones, are settings of the server (`CABRANK_...=...`).
+fn settings_of(words: &[String]) -> usize {
+    let is_setting = |word: &&String| word.starts_with("CABRANK_");
+    words.iter().take_while(is_setting).count()
 }
 
 /// A child that does not outlive its owner.
