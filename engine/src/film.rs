@@ -5,7 +5,7 @@
 //!
 //! Bounds: as large as the engine's memory of open rides and drivers; the film has its own ([`Film`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use cabrank_events::map::{FILM_KEYS_FROM, Film, Shown, Sketch, View};
 use cabrank_events::wire::{RideStage, RideView};
@@ -30,7 +30,7 @@ pub struct Camera {
     rides: BTreeMap<RideId, Ride>,
     /// Rides that no event is heard of.
     still: BTreeMap<RideId, RideView>,
-    cars: HashMap<DriverId, Car>,
+    cars: BTreeMap<DriverId, Car>,
     next_key: u32,
     bounds: Bounds,
     every_ms: u64,
@@ -46,7 +46,7 @@ impl Camera {
         Camera {
             rides: BTreeMap::new(),
             still: BTreeMap::new(),
-            cars: HashMap::new(),
+            cars: BTreeMap::new(),
             next_key: FILM_KEYS_FROM,
             // What is remembered of a ride's past is not drawn.
             bounds: Bounds::of(&EngineConfig::default()),
@@ -149,7 +149,7 @@ impl Camera {
         self.due = self.due.max(now).plus_ms(self.every_ms);
         let open = self.rides.values().map(Ride::view);
         let views: Vec<RideView> = open.chain(self.still.values().cloned()).collect();
-        let stages: HashMap<RideId, RideStage> =
+        let stages: BTreeMap<RideId, RideStage> =
             views.iter().map(|ride| (ride.ride, ride.stage)).collect();
         let mut sketch = Sketch::default();
         for car in self.cars.values() {
