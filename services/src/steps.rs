@@ -1,7 +1,7 @@
 //! What a service does for rides that are traced: taking in what is said of them, and calls of the provider.
 //!
 //! What the service says later of a ride carries the step on that last brought something about it. Kept in memory: a ride that
-//! is under way while the service starts anew is not followed further. Bound: [`RIDES_MAX`] rides; beyond it all are let go.
+//! is under way while the service starts anew is not followed further. Bound: `RIDES_MAX` rides; beyond it all are let go.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
