@@ -211,10 +211,12 @@ def measure(args, drivers, scratch, server, provider, services):
     cpu = {process.name: process.cpu_s() - cpu[process.name] for process in [server, provider, *services]}
     for process in [*reversed(services), provider, server]:
         process.end()
-    audit = subprocess.run([CABRANK, "audit", "--data-dir", str(scratch / "data"), "--services", str(scratch / "services")],
-                           capture_output=True, text=True)
-    return conclude(args, json.loads(report_file.read_text()) if report_file.exists() else None, watch, last, cpu, settled_s,
-                    open_money, audit)
+    report = json.loads(report_file.read_text()) if report_file.exists() else None
+    # Where all rides are over and their money is settled, each must be paid for.
+    is_over = report is not None and report["rides"]["open"] == 0 and open_money == 0
+    audit = subprocess.run([CABRANK, "audit", "--data-dir", str(scratch / "data"), "--services", str(scratch / "services"),
+                            *(["--complete"] if is_over else [])], capture_output=True, text=True)
+    return conclude(args, report, watch, last, cpu, settled_s, open_money, audit)
 
 
 def conclude(args, report, watch, last, cpu, settled_s, open_money, audit):

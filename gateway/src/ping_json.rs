@@ -31,6 +31,15 @@ impl Number {
         Some(if self.is_negative { -size } else { size })
     }
 
+    /// The nearest single: the double rounded once more. Half way between two singles the double may have been
+    /// rounded to there, and rounding it again could go the wrong way; that is left to the general reader.
+    fn single(&self) -> Option<f32> {
+        const BELOW_SINGLE: u64 = (1 << 29) - 1;
+        const HALF_WAY: u64 = 1 << 28;
+        let double = self.float()?;
+        (double.to_bits() & BELOW_SINGLE != HALF_WAY).then_some(double as f32)
+    }
+
     fn whole(&self) -> Option<i64> {
         // `-0` and `1.0` are no whole numbers to the general reader.
         if self.decimals > 0 || (self.is_negative && self.digits == 0) {
@@ -106,7 +115,7 @@ pub fn read(text: &str) -> Option<Ping> {
         } else if let Some(after) = rest.strip_prefix(br#""accuracy":"#) {
             let (number, after) = number(after)?;
             rest = after;
-            accuracy.replace(number.float()? as f32).is_none()
+            accuracy.replace(number.single()?).is_none()
         } else {
             return None;
         };
@@ -176,6 +185,8 @@ mod tests {
             r#"{"type":"ping","lat":1,"lon":1,"seq":-1}"#,
             r#"{"type":"ping","lat":1,"lon":1,"seq":4294967296}"#,
             r#"{"type":"ping","lat":1,"lon":1,"time":1.0}"#,
+            r#"{"type":"ping","lat":1,"lon":1,"accuracy":16777217}"#,
+            r#"{"type":"ping","lat":1,"lon":1,"accuracy":16777217.000000001}"#,
             r#"{"type":"ping","lat":1,"lon":1,"time":-0}"#,
             r#"{"type":"ping","lat":1,"lon":1,"time":9223372036854775808}"#,
             r#"{"type":"ping","lat":12345678901234567890,"lon":1}"#,

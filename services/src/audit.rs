@@ -57,7 +57,7 @@ pub struct ServicesReport {
     pub receipts: u64,
     /// Money taken by the ledger, in the minor unit.
     pub captured_minor: i64,
-    /// What the rides' events add up to.
+    /// What the rides' events add up to; before all is settled, those of rides whose money was taken.
     pub expected_minor: i64,
     /// What riders owe.
     pub unpaid_minor: i64,
@@ -374,6 +374,10 @@ impl ServicesAudit {
             };
             let was_declined = !of("declined").is_empty();
             if !is_settled {
+                // What is not taken yet may still be.
+                if captured != 0 {
+                    report.expected_minor += owed;
+                }
                 if captured != 0 && captured != owed {
                     report.find(format!("ride {id}: {captured} taken, {owed} owed"));
                 }

@@ -725,18 +725,7 @@ impl<'a> Solver<'a> {
             if self.steps >= self.budget_steps {
                 return Outcome::OutOfBudget;
             }
-            let nearest = loop {
-                match self.queue.pop() {
-                    Some((distance, column)) => {
-                        self.steps += 1;
-                        if distance == self.columns[column as usize].distance {
-                            break Some((distance, column)).filter(|_| distance < best);
-                        } // else it has been reached on a shorter way since
-                    }
-                    None => break None,
-                }
-            };
-            let Some((distance, column)) = nearest else {
+            let Some((distance, column)) = self.nearest_below(best) else {
                 break;
             };
             self.settled.push(column);
@@ -751,6 +740,17 @@ impl<'a> Solver<'a> {
         }
         self.hand_over(root, end);
         Outcome::Settled
+    }
+
+    /// Takes the nearest column out of the queue, if it is nearer than `best`.
+    fn nearest_below(&mut self, best: i64) -> Option<(i64, u32)> {
+        loop {
+            let (distance, column) = self.queue.pop()?;
+            self.steps += 1;
+            if distance == self.columns[column as usize].distance {
+                return Some((distance, column)).filter(|_| distance < best);
+            } // else it has been reached on a shorter way since
+        }
     }
 
     /// Walks back from the end of a search: each row on the way takes the column it was reached through.

@@ -201,18 +201,7 @@ impl Solver<'_> {
             if self.steps >= self.budget_steps {
                 return Outcome::OutOfBudget;
             }
-            let nearest = loop {
-                match self.queue.pop() {
-                    Some((distance, column)) => {
-                        self.steps += 1;
-                        if distance == self.columns[column as usize].distance {
-                            break Some((distance, column)).filter(|_| distance < best);
-                        }
-                    }
-                    None => break None,
-                }
-            };
-            let Some(nearest) = nearest else {
+            let Some(nearest) = self.nearest_below(best) else {
                 break;
             };
             (base, column) = nearest;
