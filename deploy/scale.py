@@ -103,6 +103,25 @@ class Broker:
         return subprocess.Popen([*command, *map(str, arguments)], stdout=log, stderr=log)
 
 
+def papers(work):
+    """What the chart's Secret for `clusterTls` holds: an authority that is thrown away, and a certificate for everybody."""
+    into = work / "cluster"
+    into.mkdir()
+
+    def openssl(*words):
+        done = subprocess.run(["openssl", *words], cwd=into, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"openssl {words[0]}: {done.stderr.strip()}")
+
+    (into / "openssl.cnf").write_text(
+        "[req]\ndistinguished_name=dn\n[dn]\n[ca]\nbasicConstraints=critical,CA:true\n"
+        "[pod]\nbasicConstraints=critical,CA:false\nsubjectAltName=DNS:cabrank.internal\n")
+    make = ("req", "-x509", "-config", "openssl.cnf", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30")
+    openssl(*make, "-subj", "/CN=scale", "-extensions", "ca", "-keyout", "ca.key", "-out", "ca.crt")
+    openssl(*make, "-subj", "/CN=pod", "-extensions", "pod", "-CA", "ca.crt", "-CAkey", "ca.key", "-keyout", "tls.key", "-out", "tls.crt")
+    return into
+
+
 class Cluster:
     """What Kubernetes has been told."""
 
@@ -111,7 +130,8 @@ class Cluster:
         objects = [o for o in yaml.safe_load_all(RENDERED.read_text()) if o]
         self.objects = {(o["kind"], o["metadata"]["name"]): o for o in objects}
         self.toml = work / "cabrank.toml"
-        self.toml.write_text(self.objects["ConfigMap", "scale-config"]["data"]["cabrank.toml"])
+        config = self.objects["ConfigMap", "scale-config"]["data"]["cabrank.toml"]
+        self.toml.write_text(config.replace("/etc/cabrank/cluster", str(papers(work))))
 
     def start(self, kind, owner, name, ip):
         return Pod(self, self.objects[kind, owner]["spec"]["template"]["spec"], name, ip)

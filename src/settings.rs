@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use cabrank_engine::EngineConfig;
 use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_gateway::{GatewayConfig, IngestConfig};
+use cabrank_matcher::tls::ClusterConfig;
 use cabrank_matcher::{NodeConfig, RemoteConfig};
 use cabrank_spans::SpansConfig;
 use figment::Figment;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub kafka: KafkaConfig,
     /// A gateway's way to matcher nodes.
     pub remote: RemoteConfig,
+    /// How gateways and nodes are with each other.
+    pub cluster: ClusterConfig,
     /// Traces of rides, for a collector of OpenTelemetry.
     pub spans: SpansConfig,
 }
@@ -137,6 +140,7 @@ impl Settings {
             store: StoreConfig::default(),
             kafka: KafkaConfig::default(),
             remote: RemoteConfig::default(),
+            cluster: ClusterConfig::default(),
             spans: SpansConfig::default(),
         };
         match preset {
@@ -196,6 +200,7 @@ impl Settings {
         self.gateway.check().map_err(|why| out(&why))?;
         self.kafka.check().map_err(|why| out(&why))?;
         self.remote.check().map_err(|why| out(&why))?;
+        self.cluster.tls.check().map_err(|why| out(&why))?;
         self.spans.check().map_err(|why| out(&why))?;
         let store = &self.store;
         let ranges = [

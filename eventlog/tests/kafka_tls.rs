@@ -1,13 +1,16 @@
-//! A broker that wants TLS and a password: with the right ones everything works, with wrong ones the error says which.
+//! A broker that wants TLS and a password, or a certificate: with the right ones everything works, with wrong ones the error
+//! says which.
 //!
 //! `cargo test -p cabrank-eventlog --features kafka-testing,kafka-tls --test kafka_tls`
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cabrank_eventlog::kafka::testing::SecuredBroker;
+use cabrank_eventlog::kafka::testing::{MutualBroker, SecuredBroker};
 use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, SecurityProtocol, topics};
 use cabrank_eventlog::{Append, EventLog, Header, ShardOwner, Topic, Transaction};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -88,4 +91,114 @@ fn a_city_over_tls_with_a_password_works_and_what_is_wrong_is_named() {
     wrong.security.protocol = SecurityProtocol::Plaintext;
     let why = refusal(wrong);
     assert!(why.contains("kafka.security.protocol"), "{why}");
+}
+
+/// An authority that lives as long as its test.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        Authority { issuer, pem }
+    }
+
+    /// A certificate for `name` and its key.
+    fn issue(&self, name: &str, is_over: bool) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        if is_over {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+#[test]
+fn a_city_by_certificates_works_and_wrong_ones_on_either_side_are_named() {
+    let (ours, strangers) = (Authority::new("ours"), Authority::new("strangers"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let shown = [
+        ours.issue("127.0.0.1", false),
+        ours.issue("else.test", false),
+        ours.issue("127.0.0.1", true),
+    ];
+    let shown: Vec<_> = (0..)
+        .zip(&shown)
+        .map(|(number, (certificate, key))| {
+            file(
+                &format!("broker-{number}.pem"),
+                &format!("{key}{certificate}"),
+            )
+        })
+        .collect();
+    let believed = file("ours.pem", &ours.pem);
+    let Some(broker) = MutualBroker::start(&shown, &believed) else {
+        return;
+    };
+    let with = |number: usize, believed: &Path, (certificate, key): &(String, String)| {
+        let mut config = broker.config(1, number);
+        config.security.ca_file = Some(believed.to_owned());
+        config.security.certificate_file = Some(file("client.pem", certificate));
+        config.security.key_file = Some(file("client.key", key));
+        config
+    };
+    let right = ours.issue("cabrank", false);
+    let over = ours.issue("cabrank", true);
+    a_command_is_carried_out(with(0, &believed, &right));
+
+    // What the broker refuses: nobody's certificate, a stranger's, one that is over.
+    let mut nobody = with(0, &believed, &right);
+    nobody.security.certificate_file = None;
+    nobody.security.key_file = None;
+    let why = refusal(nobody);
+    assert!(why.contains("kafka.security.certificate_file"), "{why}");
+    for shown in [&strangers.issue("cabrank", false), &over] {
+        let why = refusal(with(0, &believed, shown));
+        assert!(why.contains("kafka.security.certificate_file"), "{why}");
+    }
+    // What we refuse: an unknown authority, another name, a certificate that is over.
+    for (number, believed) in [
+        (0, file("strangers.pem", &strangers.pem)),
+        (1, believed.clone()),
+        (2, believed.clone()),
+    ] {
+        let why = refusal(with(number, &believed, &right));
+        assert!(
+            why.contains("kafka.security.ca_file") && why.contains("is kafka.brokers a name"),
+            "{why}"
+        );
+    }
+
+    // Files are read when a client is made: what runs goes on with what it had, whoever starts gets what is there.
+    let config = with(0, &believed, &right);
+    topics::create(&config).unwrap();
+    let log = KafkaLog::open(config.clone()).unwrap();
+    let submit = |text: &'static [u8]| {
+        log.submit(0, Bytes::from_static(b"rider"), Bytes::from_static(text))
+            .unwrap();
+        log.sync().unwrap();
+    };
+    submit(b"before");
+    with(0, &believed, &over);
+    let why = refusal(config.clone());
+    assert!(why.contains("kafka.security.certificate_file"), "{why}");
+    submit(b"with what it had");
+    with(0, &believed, &right);
+    KafkaLog::open(config).unwrap();
 }

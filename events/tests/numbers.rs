@@ -26,7 +26,11 @@ fn a_position_is_read_as_it_was_written() {
             accuracy: None,
         });
         let text = serde_json::to_string(&written).unwrap();
-        assert_eq!(serde_json::from_str::<FromDriver>(&text).unwrap(), written, "{text}");
+        assert_eq!(
+            serde_json::from_str::<FromDriver>(&text).unwrap(),
+            written,
+            "{text}"
+        );
     }
 }
 
@@ -37,7 +41,11 @@ fn a_place_in_an_event_is_read_as_it_was_written() {
         let text = format!("{{\"lat\":{},\"lon\":{}}}", 90.0 * share, -180.0 * share);
         let place: Place = serde_json::from_str(&text).unwrap();
         let again = serde_json::to_string(&place).unwrap();
-        assert_eq!(serde_json::from_str::<Place>(&again).unwrap(), place, "{text}");
+        assert_eq!(
+            serde_json::from_str::<Place>(&again).unwrap(),
+            place,
+            "{text}"
+        );
     }
 }
 

@@ -25,10 +25,18 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 65] = [
+const HELP: [(&str, &str); 67] = [
     (
         "cabrank_build_info",
         "1; the label says which version runs.",
+    ),
+    (
+        "cabrank_cluster_certificate_until_timestamp_seconds",
+        "Until when gateways and nodes believe this process's certificate, in seconds since 1970; 0: they do not.",
+    ),
+    (
+        "cabrank_cluster_handshakes_total",
+        "TLS handshakes between gateways and nodes by side and result.",
     ),
     (
         "cabrank_command_ack_seconds",

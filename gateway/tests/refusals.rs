@@ -389,7 +389,7 @@ async fn city_with_a_door(outcome_timeout_ms: u64) -> (City, Arc<Mutex<Way>>) {
         knobs.gateway.limits.waiting_requests_max = 8;
         knobs.gateway.limits.session_waiting_max = 1;
     };
-    let city = City::behind(change, |node| {
+    let city = City::behind(change, |node, _| {
         Arc::new(Door {
             node,
             nodes: vec!["node-1", "node-2"],
@@ -683,7 +683,7 @@ async fn a_node_is_asked_to_leave_if_there_is_one_and_others_stay() {
 
     let alone = City::behind(
         |_| {},
-        |node| {
+        |node, _| {
             let (nodes, way) = (vec!["node-1"], Arc::new(Mutex::new(Way::Through)));
             Arc::new(Door { node, nodes, way })
         },

@@ -12,6 +12,7 @@
 //! - `views`: what was last committed, for reads.
 //! - `history`: the commands and events that made an entity what it is.
 //! - `reach`: which waiting rides a car that comes free could serve.
+//! - [`tls`]: who is believed between gateways and nodes.
 //! - [`clock`]: domain time.
 //! - [`heart`]: do the loops still go round?
 //!
@@ -35,6 +36,7 @@ mod roads;
 mod rounds;
 mod route;
 pub mod rpc;
+pub mod tls;
 mod views;
 
 pub use config::NodeConfig;

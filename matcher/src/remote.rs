@@ -47,6 +47,7 @@ use crate::follower::{Follower, Following, Sink, What};
 use crate::heart::{Hearts, Wedged};
 use crate::node::Failure;
 use crate::rpc::{LinkConfig, v1};
+use crate::tls::{ClusterTls, Side};
 use crate::views::Views;
 use crate::{cursor, history, route};
 
@@ -158,6 +159,8 @@ pub struct RemoteParts {
     pub node: NodeConfig,
     /// The gateway's knobs.
     pub config: RemoteConfig,
+    /// What connections to nodes are secured with; plain text without it.
+    pub tls: Option<Arc<ClusterTls>>,
     /// Where connections to nodes live.
     pub runtime: tokio::runtime::Handle,
 }
@@ -209,7 +212,11 @@ impl Remote {
             .expect("the engine's settings were checked");
         let halo_m = f64::from(parts.engine.radius_max_m);
         let shards = parts.log.shards();
-        let routes = Routes::new(shards, parts.config.link(), parts.runtime.clone());
+        if let Some(tls) = &parts.tls {
+            tls.watch(Side::Gateway, &parts.runtime);
+        }
+        let (tls, runtime) = (parts.tls.clone(), parts.runtime.clone());
+        let routes = Routes::new(shards, parts.config.link(), tls, runtime);
         let looks = Duration::from_millis(2 * parts.config.owners_every_ms);
         let silent_after = LOG_SILENT.max(looks);
         let shared = Arc::new(Shared {

@@ -2,9 +2,20 @@
 //!
 //! - [`serve`]: a node answers gateways.
 //! - `link`: a gateway's way to one node: pings, questions, reconnection.
+//! - [`connect`]: somebody who asks a node now and then.
+//!
+//! In plain text, or under mutual TLS ([`crate::tls`]): then nobody is answered who does not show a certificate.
 
 mod link;
 mod server;
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::{ClusterTls, Connector};
+use v1::node_client::NodeClient;
 
 pub use server::serve;
 
@@ -19,4 +30,56 @@ pub(crate) use link::{LinkConfig, NodeLink};
 )]
 pub mod v1 {
     tonic::include_proto!("cabrank.node.v1");
+}
+
+/// A channel to the node at `address` that connects when it is first needed.
+pub(crate) fn channel(
+    endpoint: &Endpoint,
+    address: &str,
+    tls: Option<&Arc<ClusterTls>>,
+) -> Channel {
+    match tls {
+        None => endpoint.connect_lazy(),
+        Some(tls) => endpoint.connect_with_connector_lazy(Connector::new(address, tls)),
+    }
+}
+
+/// Connects to the node at `address`.
+pub async fn connect(
+    address: &str,
+    tls: Option<&Arc<ClusterTls>>,
+) -> Result<NodeClient<Channel>, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    let channel = match tls {
+        None => endpoint.connect().await?,
+        Some(tls) => {
+            let connector = Connector::new(address, tls);
+            endpoint.connect_with_connector(connector).await?
+        }
+    };
+    Ok(NodeClient::new(channel))
+}
+
+/// As [`connect`], but connects when it is first needed, and again.
+pub fn connect_lazy(
+    address: &str,
+    tls: Option<&Arc<ClusterTls>>,
+) -> Result<NodeClient<Channel>, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    Ok(NodeClient::new(channel(&endpoint, address, tls)))
+}
+
+/// An error and what caused it, in one line: the library's own words for the first are "transport error".
+pub fn in_words(why: &dyn Error) -> String {
+    let mut words = why.to_string();
+    let mut cause = why.source();
+    while let Some(next) = cause {
+        let text = next.to_string();
+        if !words.ends_with(&text) {
+            words += ": ";
+            words += &text;
+        }
+        cause = next.source();
+    }
+    words
 }

@@ -116,7 +116,7 @@ impl Cluster {
         };
         let node = Node::start(parts, |_| {});
         let stop = CancellationToken::new();
-        let serving = rpc::serve(node.clone(), name.clone(), listener, stop.clone());
+        let serving = rpc::serve(node.clone(), name.clone(), listener, None, stop.clone());
         self.runtime.spawn(serving);
         self.nodes.push(TestNode {
             name,
@@ -141,6 +141,7 @@ impl Cluster {
                     partner_partitions: vec![2],
                     ..RemoteConfig::default()
                 },
+                tls: None,
                 runtime: self.runtime.handle().clone(),
             },
             |why| panic!("a gateway failed: {why}"),

@@ -4,6 +4,8 @@
 //! dialect). Migrations run at the start, forwards only, and two starters cannot run them at once: PostgreSQL by an
 //! advisory lock, SQLite by a lock on a file beside the database, which is held as long as the service lives, because a
 //! SQLite database belongs to one process.
+//! PostgreSQL's URL says how the connection is secured (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`). Its files are read for
+//! each new connection, and no connection lives longer than [`CONNECTION_LIVES`]: so new certificates need no restart.
 //!
 //! Not here: what the tables mean (`consumer`, and each service).
 
@@ -19,6 +21,8 @@ use sqlx::{Any, AnyPool, SqlStr, Transaction};
 
 /// Connections of one service: one writes, the others read.
 const CONNECTIONS_MAX: u32 = 6;
+/// A connection is made anew after so long.
+const CONNECTION_LIVES: Duration = Duration::from_secs(600);
 /// How long a connection is waited for.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -37,11 +41,25 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The database refused.
-    #[error("the database cannot be opened: {0}")]
+    #[error("the database cannot be opened: {0}{remedy}", remedy = remedy(.0))]
     Database(#[from] sqlx::Error),
     /// A migration failed, or the database was made by a newer program.
     #[error("the database's tables cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+/// What to look at where the connection could not be secured.
+fn remedy(why: &sqlx::Error) -> &'static str {
+    let words = why.to_string();
+    let is_about = |word| words.contains(word);
+    if ["certificate", "alert", "TLS", "SSL", "encryption"]
+        .into_iter()
+        .any(is_about)
+    {
+        "; look at sslmode, sslrootcert, sslcert and sslkey of its URL, and at the server's own certificate"
+    } else {
+        ""
+    }
 }
 
 /// A service's database, with its tables up to date.
@@ -84,6 +102,7 @@ impl Database {
         };
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
+            .max_lifetime(CONNECTION_LIVES)
             .acquire_timeout(ACQUIRE_WITHIN)
             .after_connect(move |connection, _| {
                 Box::pin(async move {

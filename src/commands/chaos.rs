@@ -26,6 +26,7 @@ use cabrank_eventlog::kafka::testing::Broker;
 use cabrank_geo::Resolution;
 use cabrank_loadgen::audit::AuditReport;
 use cabrank_loadgen::load::clock::now_ns;
+use cabrank_matcher::tls::ClusterTls;
 use cabrank_ring::Ring;
 use clap::Args;
 use rand::rngs::SmallRng;
@@ -246,7 +247,7 @@ async fn break_it(
 ) -> Result<ChaosReport, AnyError> {
     let shutdown = shutdown_signal()?;
     let shards = settings.kafka.shards;
-    let watched = Owners::new(shards);
+    let watched = Owners::new(shards, ClusterTls::read(&settings.cluster.tls)?);
     let brokers = own.clone().map(|own| (own, args.own_brokers));
     let mut city = City::new(launch, brokers, watched.clone()).await?;
     for _ in 0..args.nodes {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_eventlog::EventLog;
 use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_loadgen::client::Role;
 use cabrank_matcher::rpc::v1::StatusRequest;
-use cabrank_matcher::rpc::v1::node_client::NodeClient;
+use cabrank_matcher::rpc::{self, in_words};
+use cabrank_matcher::tls::ClusterTls;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde::Serialize;
@@ -31,7 +33,8 @@ pub struct ClusterArgs {
 
 #[derive(Subcommand)]
 enum What {
-    /// Shards, owners, epochs, lag, last takeover. Exit code 1 when a shard is not served.
+    /// Shards, owners, epochs, lag, last takeover. Exit code 1 when a shard is not served. Where nodes ask for certificates it
+    /// shows that of `cluster.tls`.
     Status {
         #[command(flatten)]
         brokers: Brokers,
@@ -101,9 +104,10 @@ pub fn run(common: &Common, args: ClusterArgs) -> Result<ExitCode, AnyError> {
             return block_on(ask_desk("cluster", &url, call, &token, Some(body)));
         }
     };
-    let config = common.settings(|settings| brokers.apply(settings))?.kafka;
-    let log = KafkaLog::open(config)?;
-    let status = block_on(look(&log))?;
+    let settings = common.settings(|settings| brokers.apply(settings))?;
+    let tls = ClusterTls::read(&settings.cluster.tls)?;
+    let log = KafkaLog::open(settings.kafka)?;
+    let status = block_on(look(&log, tls.as_ref()))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
@@ -117,7 +121,7 @@ pub fn run(common: &Common, args: ClusterArgs) -> Result<ExitCode, AnyError> {
     })
 }
 
-async fn look(log: &KafkaLog) -> Result<Status, AnyError> {
+async fn look(log: &KafkaLog, tls: Option<&Arc<ClusterTls>>) -> Result<Status, AnyError> {
     let owners = log.owners()?;
     let mut shards: Vec<ShardLine> = (0..log.shards())
         .map(|shard| {
@@ -152,7 +156,7 @@ async fn look(log: &KafkaLog) -> Result<Status, AnyError> {
             drivers_known: None,
             error: None,
         };
-        match ask(&address).await {
+        match ask(&address, tls).await {
             Ok(answer) => {
                 line.ready = answer.ready;
                 line.drivers_known = Some(answer.drivers_known);
@@ -171,16 +175,19 @@ async fn look(log: &KafkaLog) -> Result<Status, AnyError> {
                     }
                 }
             }
-            Err(why) => line.error = Some(why.to_string()),
+            Err(why) => line.error = Some(in_words(&*why)),
         }
         nodes.push(line);
     }
     Ok(Status { shards, nodes })
 }
 
-async fn ask(address: &str) -> Result<cabrank_matcher::rpc::v1::StatusAnswer, AnyError> {
+async fn ask(
+    address: &str,
+    tls: Option<&Arc<ClusterTls>>,
+) -> Result<rpc::v1::StatusAnswer, AnyError> {
     let asking = async {
-        let mut client = NodeClient::connect(format!("http://{address}")).await?;
+        let mut client = rpc::connect(address, tls).await?;
         Ok::<_, AnyError>(client.status(StatusRequest {}).await?.into_inner())
     };
     tokio::time::timeout(ANSWER, asking)

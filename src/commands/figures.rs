@@ -20,8 +20,9 @@ use cabrank_loadgen::load::report::{Bounds, report as load_report};
 use cabrank_loadgen::load::schedule::Rate;
 use cabrank_loadgen::load::usage;
 use cabrank_loadgen::report::{Machine, Quantiles};
+use cabrank_matcher::rpc;
 use cabrank_matcher::rpc::v1::StatusRequest;
-use cabrank_matcher::rpc::v1::node_client::NodeClient;
+use cabrank_matcher::tls::ClusterConfig;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -231,6 +232,8 @@ impl Bench<'_> {
         settings.gateway.ingest.pings_per_second = 0;
         settings.gateway.limits.requests_per_minute = 0;
         settings.gateway.limits.frames_per_second = 0;
+        // The floor beside which they are measured speaks plain text.
+        settings.cluster = ClusterConfig::default();
         let scratch = tempfile::tempdir()?;
         let file = scratch.path().join("cabrank.toml");
         std::fs::write(&file, settings.to_commented_toml())?;
@@ -548,7 +551,7 @@ async fn status(log: &KafkaLog) -> Result<(usize, usize, f64), AnyError> {
     let (mut serving, mut owners, mut lag) = (0, 0, 0.0);
     for address in addresses.keys() {
         let asked = async {
-            let mut client = NodeClient::connect(format!("http://{address}")).await?;
+            let mut client = rpc::connect(address, None).await?;
             Ok::<_, AnyError>(client.status(StatusRequest {}).await?.into_inner())
         };
         let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), asked).await else {

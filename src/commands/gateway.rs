@@ -9,6 +9,7 @@ use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_gateway::Gateway;
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
+use cabrank_matcher::tls::ClusterTls;
 use cabrank_matcher::{Remote, RemoteParts};
 use cabrank_ring::Ring;
 use clap::Args;
@@ -37,6 +38,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
         args.brokers.apply(settings);
         settings.gateway.listen = args.listen.unwrap_or(settings.gateway.listen);
     })?;
+    let tls = ClusterTls::read(&settings.cluster.tls)?;
     let _sending = cabrank_spans::start(&settings.spans, "gateway", &host_name())?;
     block_on(async move {
         let shutdown = shutdown_signal()?;
@@ -52,6 +54,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
                 engine: settings.engine.clone(),
                 node: settings.node.clone(),
                 config: settings.remote.clone(),
+                tls,
                 runtime: tokio::runtime::Handle::current(),
             },
             move |_| on_failure.cancel(),

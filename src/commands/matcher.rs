@@ -10,6 +10,7 @@ use cabrank_gateway::{Health, keep_beating, start_health};
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::heart::Hearts;
+use cabrank_matcher::tls::ClusterTls;
 use cabrank_matcher::{Node, Parts, Stopped, rpc};
 use cabrank_ring::Ring;
 use clap::Args;
@@ -43,6 +44,7 @@ pub struct MatcherArgs {
 pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|settings| args.brokers.apply(settings))?;
     let name = args.name.unwrap_or_else(host_name);
+    let tls = ClusterTls::read(&settings.cluster.tls)?;
     let _sending = cabrank_spans::start(&settings.spans, "matcher", &name)?;
     block_on(async move {
         let shutdown = shutdown_signal()?;
@@ -82,6 +84,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
             node.clone(),
             name.clone(),
             listener,
+            tls,
             stop.clone(),
         ));
         let hearts = Hearts::default();

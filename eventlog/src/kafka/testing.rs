@@ -27,7 +27,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use self::secured::Door;
-pub use self::secured::SecuredBroker;
+pub use self::secured::{MutualBroker, SecuredBroker};
 use super::config::KafkaConfig;
 use super::topics;
 use crate::Topic;
@@ -535,9 +535,12 @@ fn properties(
     dir: &Path,
     door: Option<&Door>,
 ) -> String {
-    let secured = door.map_or_else(String::new, |door| {
-        format!(",SASL_SSL://127.0.0.1:{}", door.port)
-    });
+    let mut secured = String::new();
+    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+    for listener in door.iter().flat_map(|door| &door.listeners) {
+        let _ = write!(secured, ",{}://127.0.0.1:{}", listener.name, listener.port);
+        let _ = write!(protocols, ",{}:{}", listener.name, listener.protocol);
+    }
     let id = |index: usize| index + 1;
     let voters: Vec<String> = controllers
         .iter()
@@ -562,10 +565,7 @@ fn properties(
             "advertised.listeners",
             format!("PLAINTEXT://127.0.0.1:{}{secured}", clients[index]),
         ),
-        (
-            "listener.security.protocol.map",
-            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL".into(),
-        ),
+        ("listener.security.protocol.map", protocols),
         ("controller.listener.names", "CONTROLLER".into()),
         ("log.dirs", dir.join("data").display().to_string()),
         ("auto.create.topics.enable", "false".into()),
@@ -595,7 +595,9 @@ fn properties(
     let settings = door
         .map(|door| door.settings.as_slice())
         .unwrap_or_default();
-    for (key, value) in lines.iter().chain(settings) {
+    let lines = lines.iter().map(|(key, value)| (*key, value));
+    let settings = settings.iter().map(|(key, value)| (key.as_str(), value));
+    for (key, value) in lines.chain(settings) {
         let _ = writeln!(text, "{key}={value}");
     }
     text

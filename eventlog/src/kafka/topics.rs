@@ -125,6 +125,12 @@ fn remedy(why: &str) -> &'static str {
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
     if says(&["SASL", "uthentication"]) {
         "are kafka.security.username, password_file and sasl_mechanism what the brokers know?"
+    } else if says(&[
+        "alert certificate",
+        "alert unknown ca",
+        "alert bad certificate",
+    ]) {
+        "does the broker believe kafka.security.certificate_file: is it set, signed by an authority the broker knows, and of today?"
     } else if says(&["SSL", "certificate"]) {
         "does kafka.security.ca_file hold the authority that signed the brokers' certificates, and is kafka.brokers a name that is in them?"
     } else {

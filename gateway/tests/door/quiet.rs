@@ -1,54 +1,13 @@
 //! What is written into logs at INFO: nothing that names a person, a place or a token. All tests of this binary write
 //! into one log, so what abuse makes the server say is looked at, too.
 
-use std::io::Write;
-use std::sync::{LazyLock, Mutex, Once, PoisonError};
-
 use cabrank_gateway::token::Role;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tracing_subscriber::fmt::MakeWriter;
 
+use crate::support::log::{listen, log};
 use crate::support::{City, OPS, answered, until};
-
-static LOG: LazyLock<Mutex<Vec<u8>>> = LazyLock::new(Mutex::default);
-
-struct IntoLog;
-
-impl Write for IntoLog {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-        log.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for IntoLog {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        Self
-    }
-}
-
-/// From now on everything at INFO and above is kept.
-fn listen() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO);
-        log.with_ansi(false).with_writer(IntoLog).init();
-    });
-}
-
-fn log() -> String {
-    let log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-    String::from_utf8_lossy(&log).into_owned()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_run_names_nobody_and_no_place_in_its_log() {

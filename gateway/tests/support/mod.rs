@@ -2,12 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod authority;
+pub mod log;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_engine::EngineConfig;
-use cabrank_eventlog::{EmbeddedLog, Options};
+use cabrank_eventlog::{EmbeddedLog, EventLog, Options};
 use cabrank_gateway::token::{Role, mint};
 use cabrank_gateway::{Gateway, GatewayConfig, IngestCounters, PartnerPings, ServeError, Served};
 use cabrank_matcher::api::Dispatch;
@@ -134,13 +137,13 @@ impl City {
 
     /// A server with any other knobs.
     pub async fn built(change: impl FnOnce(&mut Knobs)) -> City {
-        Self::behind(change, |node| Arc::new(node)).await
+        Self::behind(change, |node, _| Arc::new(node)).await
     }
 
-    /// A server whose gateway reaches the node by way of `door`.
+    /// A server whose gateway reaches the node, or the node's log, by way of `door`.
     pub async fn behind(
         change: impl FnOnce(&mut Knobs),
-        door: impl FnOnce(Node) -> Arc<dyn Dispatch>,
+        door: impl FnOnce(Node, Arc<dyn EventLog>) -> Arc<dyn Dispatch>,
     ) -> City {
         let mut gateway = GatewayConfig {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -175,8 +178,9 @@ impl City {
         let ring = Arc::new(Ring::new(options.shards).unwrap());
         let log = EmbeddedLog::open(dir.path(), options).unwrap();
         let owner = Box::new(log.own("test").unwrap());
+        let log: Arc<dyn EventLog> = Arc::new(log);
         let parts = Parts {
-            log: Arc::new(log),
+            log: log.clone(),
             owner,
             ring,
             clock: clock.clone(),
@@ -188,7 +192,7 @@ impl City {
             node.is_ready().then_some(())
         })
         .await;
-        let gateway = Gateway::bind(config.clone(), door(node.clone()))
+        let gateway = Gateway::bind(config.clone(), door(node.clone(), log))
             .await
             .unwrap();
         let address = gateway.local_addr();

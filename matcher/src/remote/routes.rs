@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::rpc::{LinkConfig, NodeLink};
+use crate::tls::ClusterTls;
 
 /// The way to a shard's owner.
 #[derive(Clone)]
@@ -25,14 +26,21 @@ pub(crate) struct Route {
 pub(crate) struct Routes {
     by_shard: RwLock<Vec<Option<Route>>>,
     config: LinkConfig,
+    tls: Option<Arc<ClusterTls>>,
     runtime: Handle,
 }
 
 impl Routes {
-    pub fn new(shards: u16, config: LinkConfig, runtime: Handle) -> Routes {
+    pub fn new(
+        shards: u16,
+        config: LinkConfig,
+        tls: Option<Arc<ClusterTls>>,
+        runtime: Handle,
+    ) -> Routes {
         Routes {
             by_shard: RwLock::new(vec![None; usize::from(shards)]),
             config,
+            tls,
             runtime,
         }
     }
@@ -87,11 +95,16 @@ impl Routes {
         if owner.address.is_empty() {
             return None;
         }
-        NodeLink::new(&owner.address, self.config, &self.runtime)
-            .inspect_err(|why| {
-                warn!(node = owner.node, address = owner.address, %why, "not an address");
-            })
-            .ok()
+        NodeLink::new(
+            &owner.address,
+            self.config,
+            self.tls.as_ref(),
+            &self.runtime,
+        )
+        .inspect_err(|why| {
+            warn!(node = owner.node, address = owner.address, %why, "not an address");
+        })
+        .ok()
     }
 
     /// The way to a shard's owner.

@@ -17,8 +17,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info};
 
-use super::v1;
 use super::v1::node_client::NodeClient;
+use super::{channel, v1};
+use crate::tls::ClusterTls;
 
 /// Batches handed to the stream and not yet written.
 const BATCHES_UNDER_WAY: usize = 2;
@@ -55,6 +56,7 @@ impl NodeLink {
     pub fn new(
         address: &str,
         config: LinkConfig,
+        tls: Option<&Arc<ClusterTls>>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Arc<NodeLink>, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
@@ -66,12 +68,12 @@ impl NodeLink {
         // Only questions have a deadline: the stream of pings lives long.
         let streaming = endpoint.clone();
         let _inside = runtime.enter();
-        let client = NodeClient::new(endpoint.timeout(config.answer).connect_lazy());
+        let client = NodeClient::new(channel(&endpoint.timeout(config.answer), address, tls));
         let outbox = Arc::new(Outbox::new(config));
         let stop = CancellationToken::new();
         let pump = pump(
             address.to_owned(),
-            NodeClient::new(streaming.connect_lazy()),
+            NodeClient::new(channel(&streaming, address, tls)),
             Arc::clone(&outbox),
         );
         let until = stop.clone();

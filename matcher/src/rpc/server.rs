@@ -1,13 +1,17 @@
 //! A node answers gateways: pings in, cars and positions out, and how it is.
 //!
 //! Holds: about places the node answers only for shards it owns, only under a lease (PROTOCOL 23), and every such answer
-//! carries the epoch. Pings are taken without one: they only feed the index.
+//! carries the epoch. Pings are taken without one: they only feed the index. With TLS a connection is asked to end at its
+//! age, its stream of pings with it, and questions under way are answered.
 
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cabrank_events::{DriverId, Place, SessionId, Time};
 use cabrank_geo::{Placement, Point, Resolution};
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -18,6 +22,7 @@ use super::v1::node_server::{Node as NodeRpc, NodeServer};
 use crate::api::{Dispatch, Pinged};
 use crate::node::Node;
 use crate::route;
+use crate::tls::{Caller, ClusterTls, EndsAt, Side};
 
 /// A connection that does not answer for so long is dead.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -30,11 +35,12 @@ const CARS_PER_PART: usize = 2_000;
 /// Largest message taken, in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
 
-/// Answers gateways for `node`, named `name`, until `stop` is cancelled.
+/// Answers gateways for `node`, named `name`, until `stop` is cancelled; with `tls` only those that show a certificate.
 pub async fn serve(
     node: Node,
     name: String,
     listener: TcpListener,
+    tls: Option<Arc<ClusterTls>>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let service = Service {
@@ -43,13 +49,34 @@ pub async fn serve(
         stop: stop.clone(),
     };
     let leaving = stop.clone();
-    let serving = Server::builder()
+    let mut server = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(QUESTIONS_MAX)
-        .add_service(NodeServer::new(service).max_decoding_message_size(MESSAGE_MAX))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+        .max_concurrent_streams(QUESTIONS_MAX);
+    if let Some(tls) = &tls {
+        tls.watch(Side::Node, &tokio::runtime::Handle::current());
+        server = server.max_connection_age(tls.connection_age_max());
+    }
+    let serving =
+        server.add_service(NodeServer::new(service).max_decoding_message_size(MESSAGE_MAX));
+    let incoming = TcpListenerStream::new(listener);
+    let serving = async {
+        let leaving = stop.cancelled_owned();
+        match tls {
+            None => {
+                serving
+                    .serve_with_incoming_shutdown(incoming, leaving)
+                    .await
+            }
+            Some(tls) => {
+                let incoming = incoming.map(move |tcp| Caller::new(tcp?, &tls));
+                serving
+                    .serve_with_incoming_shutdown(incoming, leaving)
+                    .await
+            }
+        }
+    };
     tokio::select! {
         served = serving => served,
         // Who has not hung up by then is cut off.
@@ -126,11 +153,20 @@ impl NodeRpc for Service {
         &self,
         request: Request<Streaming<v1::PingBatch>>,
     ) -> Result<Response<v1::PingsTaken>, Status> {
+        let ends_at = request.extensions().get::<EndsAt>().copied();
+        let over = async {
+            match ends_at {
+                Some(EndsAt(at)) => tokio::time::sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::pin!(over);
         let mut stream = request.into_inner();
         let mut batches = 0;
         loop {
             let batch = tokio::select! {
                 () = self.stop.cancelled() => break,
+                () = &mut over => break,
                 batch = stream.message() => batch?,
             };
             let Some(batch) = batch else { break };

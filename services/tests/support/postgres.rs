@@ -8,6 +8,14 @@ pub struct Server {
     programs: PathBuf,
     port: u16,
     user: Option<&'static str>,
+    is_secured: bool,
+}
+
+/// What a server shows and whom it believes, in PEM.
+pub struct Papers {
+    pub certificate: String,
+    pub key: String,
+    pub authority: String,
 }
 
 fn programs() -> Option<PathBuf> {
@@ -24,6 +32,15 @@ fn programs() -> Option<PathBuf> {
 impl Server {
     /// `None` where it is not installed, which is said on standard error.
     pub fn start() -> Option<Server> {
+        Self::start_with(None)
+    }
+
+    /// One that speaks TLS alone, and believes whoever shows a certificate in the user's name.
+    pub fn secured(papers: &Papers) -> Option<Server> {
+        Self::start_with(Some(papers))
+    }
+
+    fn start_with(papers: Option<&Papers>) -> Option<Server> {
         let Some(programs) = programs() else {
             eprintln!("NOT RUN on PostgreSQL: no server is installed here");
             return None;
@@ -44,6 +61,7 @@ impl Server {
             programs,
             port,
             user: is_root.then_some("postgres"),
+            is_secured: papers.is_some(),
         };
         if is_root {
             let owned = Command::new("chown")
@@ -69,10 +87,19 @@ impl Server {
                 "--no-sync",
             ],
         );
-        let options = format!(
+        let mut options = format!(
             "-c listen_addresses=127.0.0.1 -p {port} -k {} -c fsync=off",
             server.dir.path().display()
         );
+        if let Some(papers) = papers {
+            server.put(papers);
+            let rules = "local all all trust\nhostssl all all 127.0.0.1/32 cert\n";
+            std::fs::write(server.dir.path().join("data/pg_hba.conf"), rules).unwrap();
+            let dir = server.dir.path().display();
+            options += &format!(
+                " -c ssl=on -c ssl_cert_file={dir}/server.crt -c ssl_key_file={dir}/server.key -c ssl_ca_file={dir}/ca.crt"
+            );
+        }
         let log = server.dir.path().join("log").display().to_string();
         server.run(
             "pg_ctl",
@@ -81,6 +108,33 @@ impl Server {
             ],
         );
         Some(server)
+    }
+
+    fn put(&self, papers: &Papers) {
+        let files = [
+            ("server.crt", &papers.certificate),
+            ("server.key", &papers.key),
+            ("ca.crt", &papers.authority),
+        ];
+        for (name, text) in files {
+            let path = self.dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some(user) = self.user {
+                let owned = Command::new("chown").arg(user).arg(&path).status();
+                assert!(
+                    owned.is_ok_and(|status| status.success()),
+                    "{name} has a new owner"
+                );
+            }
+        }
+    }
+
+    /// Other papers for new connections.
+    pub fn show(&self, papers: &Papers) {
+        self.put(papers);
+        self.run("pg_ctl", &["-D", &self.data(), "reload"]);
     }
 
     fn data(&self) -> String {
@@ -94,13 +148,18 @@ impl Server {
     /// Makes an empty database and gives its address.
     pub fn maker(&self) -> impl Fn(&str) -> String + 'static {
         let (programs, user, port) = (self.programs.clone(), self.user, self.port.to_string());
+        // Whoever makes databases comes by the socket, where no certificate is asked for.
+        let host = match self.is_secured {
+            true => self.dir.path().display().to_string(),
+            false => "127.0.0.1".to_owned(),
+        };
         move |name| {
             let name = name.replace(['-', '.'], "_");
             run(
                 &programs,
                 user,
                 "createdb",
-                &["-h", "127.0.0.1", "-p", &port, "-U", "cabrank", &name],
+                &["-h", &host, "-p", &port, "-U", "cabrank", &name],
             );
             format!("postgres://cabrank@127.0.0.1:{port}/{name}")
         }

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cabrank_matcher::rpc;
 use cabrank_matcher::rpc::v1::NearbyRequest;
-use cabrank_matcher::rpc::v1::node_client::NodeClient;
+use cabrank_matcher::tls::ClusterTls;
 use tokio::task::JoinHandle;
-use tonic::transport::Endpoint;
 
 use crate::AnyError;
 
@@ -35,13 +35,15 @@ struct Reign {
 #[derive(Clone)]
 pub struct Owners {
     shards: Arc<Mutex<Vec<BTreeMap<u64, Reign>>>>,
+    tls: Option<Arc<ClusterTls>>,
 }
 
 impl Owners {
     /// Nobody has answered yet.
-    pub fn new(shards: u16) -> Owners {
+    pub fn new(shards: u16, tls: Option<Arc<ClusterTls>>) -> Owners {
         Owners {
             shards: Arc::new(Mutex::new(vec![BTreeMap::new(); usize::from(shards)])),
+            tls,
         }
     }
 
@@ -110,13 +112,10 @@ impl Owners {
 
     /// Asks the node at `address` until the result is dropped.
     pub fn watch(&self, address: &str) -> Result<Watch, AnyError> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))?
-            .tcp_nodelay(true)
-            .connect_lazy();
+        let mut client = rpc::connect_lazy(address, self.tls.as_ref())?;
         let owners = self.clone();
         let count = self.lock().len();
         Ok(Watch(tokio::spawn(async move {
-            let mut client = NodeClient::new(channel);
             loop {
                 for shard in 0..count {
                     let question = NearbyRequest {
@@ -156,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_old_owner_may_be_late_with_an_answer_but_not_take_a_question() {
-        let owners = Owners::new(1);
+        let owners = Owners::new(1, None);
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         owners.answered(0, 1, at(0), at(1));

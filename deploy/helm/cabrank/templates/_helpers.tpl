@@ -67,7 +67,12 @@ of them are the same in JSON and TOML. */}}
 {{- if $v.gateway.tls.secretName }}
 {{- $_ := set $gateway "tls" (dict "certificate_file" "/etc/cabrank/tls/tls.crt" "key_file" "/etc/cabrank/tls/tls.key") }}
 {{- end }}
-{{- $all := mergeOverwrite (deepCopy $v.config) (dict "kafka" $kafka "gateway" $gateway) }}
+{{- $own := dict "kafka" $kafka "gateway" $gateway }}
+{{- if $v.clusterTls.secretName }}
+{{- $papers := "/etc/cabrank/cluster" }}
+{{- $_ := set $own "cluster" (dict "tls" (dict "certificate_file" (printf "%s/tls.crt" $papers) "key_file" (printf "%s/tls.key" $papers) "ca_file" (printf "%s/ca.crt" $papers) "name" $v.clusterTls.name)) }}
+{{- end }}
+{{- $all := mergeOverwrite (deepCopy $v.config) $own }}
 {{- include "cabrank.toml" (dict "path" "" "table" $all) | trim }}
 {{- end }}
 

@@ -1,5 +1,6 @@
 //! A broker that is spoken to over TLS with a password, and the keys for it: made by the JDK's `keytool`, which is there
-//! wherever a broker can be started, and thrown away with the broker.
+//! wherever a broker can be started, and thrown away with the broker. And one that asks its clients for certificates, by
+//! papers that a test brings.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,13 +16,20 @@ const PASSWORD: &str = "open-sesame";
 /// Of the key stores.
 const STORE_PASSWORD: &str = "not-a-secret";
 
-/// What a broker needs to listen on one more port, secured.
-pub(super) struct Door {
+/// One more port that a broker listens on.
+pub(super) struct Listener {
+    pub name: String,
+    pub protocol: &'static str,
     pub port: u16,
+}
+
+/// What a broker needs to listen on more ports, secured.
+pub(super) struct Door {
+    pub listeners: Vec<Listener>,
     /// Users that are made with the broker's storage, as `kafka.tools.StorageTool` wants them.
     pub users: Vec<String>,
     /// More settings of the broker.
-    pub settings: Vec<(&'static str, String)>,
+    pub settings: Vec<(String, String)>,
 }
 
 /// One broker that speaks `SASL_SSL` (SCRAM-SHA-512 and PLAIN) on a port of its own.
@@ -54,21 +62,26 @@ impl SecuredBroker {
             "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
         );
         let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned();
+        let settings = [
+            ("ssl.keystore.type", "PKCS12".into()),
+            ("ssl.keystore.location", store.display().to_string()),
+            ("ssl.keystore.password", STORE_PASSWORD.into()),
+            ("ssl.key.password", STORE_PASSWORD.into()),
+            ("sasl.enabled.mechanisms", "SCRAM-SHA-512,PLAIN".into()),
+            ("listener.name.sasl_ssl.plain.sasl.jaas.config", plain),
+            (
+                "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config",
+                scram,
+            ),
+        ];
         let door = Door {
-            port,
+            listeners: vec![Listener {
+                name: "SASL_SSL".into(),
+                protocol: "SASL_SSL",
+                port,
+            }],
             users: vec![format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]")],
-            settings: vec![
-                ("ssl.keystore.type", "PKCS12".into()),
-                ("ssl.keystore.location", store.display().to_string()),
-                ("ssl.keystore.password", STORE_PASSWORD.into()),
-                ("ssl.key.password", STORE_PASSWORD.into()),
-                ("sasl.enabled.mechanisms", "SCRAM-SHA-512,PLAIN".into()),
-                ("listener.name.sasl_ssl.plain.sasl.jaas.config", plain),
-                (
-                    "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config",
-                    scram,
-                ),
-            ],
+            settings: settings.map(|(key, value)| (key.to_owned(), value)).into(),
         };
         Ok(SecuredBroker {
             broker: Broker::try_start(1, Some(&door))?,
@@ -108,6 +121,71 @@ impl SecuredBroker {
 
     fn file(&self, name: &str) -> PathBuf {
         self.keys.path().join(name)
+    }
+}
+
+/// One broker that speaks TLS on ports of their own, one for each certificate it is given, and asks its clients for theirs.
+#[derive(Debug)]
+pub struct MutualBroker {
+    broker: Broker,
+    ports: Vec<u16>,
+}
+
+impl MutualBroker {
+    /// Starts it. `shown`: files with a key and its certificate each, in PEM; `believed`: a file with the authorities of its
+    /// clients. `None`, after saying why in one line, where that is not possible.
+    ///
+    /// # Panics
+    /// Instead of `None` with `CI=true` in the environment.
+    #[must_use]
+    pub fn start(shown: &[PathBuf], believed: &Path) -> Option<MutualBroker> {
+        let started = MutualBroker::try_start(shown, believed);
+        report(1, started, |mutual| &mutual.broker)
+    }
+
+    fn try_start(shown: &[PathBuf], believed: &Path) -> Result<MutualBroker, String> {
+        let ports = free_ports(shown.len()).map_err(|why| why.to_string())?;
+        let mut settings = Vec::new();
+        let mut listeners = Vec::new();
+        for (number, (port, papers)) in ports.iter().zip(shown).enumerate() {
+            let own = |key: &str, value: String| {
+                (format!("listener.name.mutual{number}.ssl.{key}"), value)
+            };
+            settings.extend([
+                own("keystore.type", "PEM".into()),
+                own("keystore.location", papers.display().to_string()),
+                own("truststore.type", "PEM".into()),
+                own("truststore.location", believed.display().to_string()),
+                own("client.auth", "required".into()),
+            ]);
+            listeners.push(Listener {
+                name: format!("MUTUAL{number}"),
+                protocol: "SSL",
+                port: *port,
+            });
+        }
+        let door = Door {
+            listeners,
+            users: Vec::new(),
+            settings,
+        };
+        Ok(MutualBroker {
+            broker: Broker::try_start(1, Some(&door))?,
+            ports,
+        })
+    }
+
+    /// Settings for the port where it shows the certificate of this number, without any papers of the client's own.
+    #[must_use]
+    pub fn config(&self, shards: u16, number: usize) -> KafkaConfig {
+        KafkaConfig {
+            brokers: format!("127.0.0.1:{}", self.ports[number]),
+            security: Security {
+                protocol: SecurityProtocol::Ssl,
+                ..Security::default()
+            },
+            ..self.broker.config(shards)
+        }
     }
 }
 

@@ -1,0 +1,212 @@
+//! A PostgreSQL that speaks TLS alone and asks for certificates: the right ones open it, wrong ones on either side are named,
+//! and new ones count without a restart. Where no server is installed it says that it did not run.
+
+mod support;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cabrank_services::database::{Database, Step};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use support::postgres::{Papers, Server};
+
+const STEPS: &[Step] = &[(
+    2,
+    "tally",
+    "CREATE TABLE tally (n BIGINT NOT NULL); INSERT INTO tally (n) VALUES (7);",
+)];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An authority that lives as long as its test.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        Authority { issuer, pem }
+    }
+
+    /// A certificate and its key: for a server at `host`, or for a client by its name.
+    fn issue(&self, host: Option<&str>, name: &str, is_over: bool) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let hosts: Vec<String> = host.into_iter().map(str::to_owned).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        if is_over {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// What a server shows that believes whom this authority signed.
+    fn server(&self, (certificate, key): (String, String)) -> Papers {
+        Papers {
+            certificate,
+            key,
+            authority: self.pem.clone(),
+        }
+    }
+
+    fn at_home(&self) -> Papers {
+        self.server(self.issue(Some("127.0.0.1"), "server", false))
+    }
+}
+
+/// The files of a client.
+struct Client {
+    dir: tempfile::TempDir,
+}
+
+impl Client {
+    fn new(believed: &Authority, shown: &(String, String)) -> Client {
+        let dir = tempfile::tempdir().unwrap();
+        let client = Client { dir };
+        client.put(believed, shown);
+        client
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, believed: &Authority, (certificate, key): &(String, String)) {
+        std::fs::write(self.file("ca.pem"), &believed.pem).unwrap();
+        std::fs::write(self.file("client.pem"), certificate).unwrap();
+        std::fs::write(self.file("client.key"), key).unwrap();
+    }
+
+    /// How it comes to the database at `url`.
+    fn to(&self, url: &str) -> String {
+        let file = |name| self.file(name).display().to_string();
+        format!(
+            "{url}?sslmode=verify-full&sslrootcert={}&sslcert={}&sslkey={}",
+            file("ca.pem"),
+            file("client.pem"),
+            file("client.key")
+        )
+    }
+}
+
+async fn tally(database: &Database) -> i64 {
+    let query = sqlx::query_scalar("SELECT n FROM tally");
+    query.fetch_one(database.pool()).await.unwrap()
+}
+
+/// Why it does not open; every such refusal says where to look.
+async fn refusal(url: &str) -> String {
+    let opened = tokio::time::timeout(PATIENCE, Database::open(url, STEPS)).await;
+    let Err(why) = opened.expect("an answer") else {
+        panic!("{url} opens");
+    };
+    let why = why.to_string();
+    assert!(why.contains("look at sslmode, sslrootcert"), "{why}");
+    why
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn right_papers_open_the_database_and_wrong_ones_on_either_side_are_named() {
+    let (ours, strangers) = (Authority::new("ours"), Authority::new("strangers"));
+    let Some(server) = Server::secured(&ours.at_home()) else {
+        return;
+    };
+    let url = server.maker()("secured");
+    let shown = ours.issue(None, "cabrank", false);
+    let client = Client::new(&ours, &shown);
+    let neighbour = Database::open(&client.to(&url), STEPS).await.unwrap();
+    assert_eq!(tally(&neighbour).await, 7);
+
+    // The client's side: no TLS, no certificate, a stranger's, one that is over, somebody else's.
+    let why = refusal(&format!("{url}?sslmode=disable")).await;
+    assert!(why.contains("no encryption"), "{why}");
+    let believes = format!(
+        "{url}?sslmode=verify-full&sslrootcert={}",
+        client.file("ca.pem").display()
+    );
+    let why = refusal(&believes).await;
+    assert!(why.contains("certificate"), "{why}");
+    for shown in [
+        strangers.issue(None, "cabrank", false),
+        ours.issue(None, "cabrank", true),
+        ours.issue(None, "somebody", false),
+    ] {
+        refusal(&Client::new(&ours, &shown).to(&url)).await;
+    }
+    // The server's side: an authority that is not believed, another name, a certificate that is over.
+    let why = refusal(&Client::new(&strangers, &shown).to(&url)).await;
+    assert!(why.contains("UnknownIssuer"), "{why}");
+    for (papers, word) in [
+        (
+            ours.issue(Some("else.test"), "server", false),
+            "not valid for name",
+        ),
+        (ours.issue(Some("127.0.0.1"), "server", true), "expired"),
+    ] {
+        server.show(&ours.server(papers));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // It has been told to read its files again; until it has, it lets in.
+            let opened = Database::open(&client.to(&url), STEPS).await;
+            if let Err(why) = opened {
+                let why = why.to_string();
+                assert!(
+                    why.contains(word) && why.contains("look at sslmode"),
+                    "{why}"
+                );
+                break;
+            }
+            assert!(Instant::now() < deadline, "{word}: it still lets in");
+        }
+    }
+    // Who was let in before is served all the while.
+    assert_eq!(tally(&neighbour).await, 7);
+    neighbour.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_connections_of_an_open_database_show_and_believe_new_papers() {
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    let Some(server) = Server::secured(&old.at_home()) else {
+        return;
+    };
+    let url = server.maker()("renewed");
+    let client = Client::new(&old, &old.issue(None, "cabrank", false));
+    let database = Database::open(&client.to(&url), STEPS).await.unwrap();
+    // All connections that the pool has are taken, so that the next one is new.
+    let mut taken = Vec::new();
+    while database.pool().size() > u32::try_from(taken.len()).unwrap() {
+        taken.push(database.pool().acquire().await.unwrap());
+    }
+    assert!(!taken.is_empty());
+    server.show(&new.at_home());
+    client.put(&new, &new.issue(None, "cabrank", false));
+    // Whoever still has the old papers does not get in.
+    let late = Client::new(&old, &old.issue(None, "cabrank", false));
+    let deadline = Instant::now() + PATIENCE;
+    while Database::open(&late.to(&url), STEPS).await.is_ok() {
+        assert!(Instant::now() < deadline, "old papers still open it");
+    }
+    let mut fresh = database.pool().acquire().await.unwrap();
+    let ask = |sql: &'static str| sqlx::query_scalar::<_, i64>(sql);
+    assert_eq!(
+        ask("SELECT n FROM tally")
+            .fetch_one(&mut *fresh)
+            .await
+            .unwrap(),
+        7
+    );
+    // What was open stays as it was.
+    let open = &mut **taken.last_mut().unwrap();
+    assert_eq!(ask("SELECT n FROM tally").fetch_one(open).await.unwrap(), 7);
+    drop((fresh, taken));
+    database.close().await;
+}
