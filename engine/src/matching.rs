@@ -14,6 +14,7 @@
 
 mod assignment;
 pub mod crowd;
+pub mod others;
 pub mod pace;
 pub mod price;
 mod rematch;
@@ -26,7 +27,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use cabrank_events::event::Move;
-use cabrank_events::{DriverId, RideId, Time};
+use cabrank_events::{DriverId, RideId, ShardId, Time};
 use serde::{Deserialize, Serialize};
 
 use assignment::{Costs, NEW_ROW, NONE, Served, Start};
@@ -161,6 +162,18 @@ pub struct RoundResult {
     pub exhausted: bool,
 }
 
+impl RoundResult {
+    /// What was decided for the rides of one place shard. Across place shards only free cars move (PROTOCOL 6).
+    pub fn of_place(&self, place: ShardId) -> RoundResult {
+        let mut part = self.clone();
+        part.looked.retain(|(ride, _)| ride.place == place);
+        part.pairs.retain(|pair| pair.ride.place == place);
+        let is_here = |next: &Move| next.ride.place == place;
+        part.swaps.retain(|swap| swap.moves.iter().all(is_here));
+        part
+    }
+}
+
 /// A way to solve rounds.
 pub trait Policy: Send + Sync {
     /// Decides a round. The same round gives the same result. Past `budget_steps` the search for something
@@ -187,7 +200,7 @@ pub struct Greedy;
 pub struct Batched;
 
 /// As [`Batched`], and rides whose drivers are on the way take part: their cars are exchanged where [`SwapRules`] say that
-/// it pays. A ride that waits may get the car of one on the way at the same place, which then gets another one.
+/// it pays. A ride that waits may get the car of one on the way, which then gets another one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rematch;
 
@@ -453,11 +466,10 @@ impl<'a> Ordered<'a> {
             match row {
                 Row::Waiting(at) => {
                     let candidates = round.candidates.get(*at).map_or(&[][..], Vec::as_slice);
-                    let place = round.rides[*at].ride.place;
                     let edges = candidates.iter().filter_map(|candidate| {
                         let column = column_of.get(candidate.driver as usize)?;
                         let fits = (-COST_MS_MAX..=COST_MS_MAX).contains(&candidate.cost)
-                            && holders.lends(round, candidate.driver, place);
+                            && holders.lends(candidate.driver);
                         let felt_ms = |cost| match with_going {
                             true => round.felt_ms(&round.rides[*at], cost),
                             false => cost,

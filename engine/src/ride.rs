@@ -18,6 +18,7 @@ use cabrank_events::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::EngineConfig;
 use crate::recent::Recent;
 
 /// Where a ride stands. Each waiting names when it ends (PROTOCOL 17).
@@ -580,6 +581,22 @@ impl Ride {
     /// Is it over?
     pub fn is_ended(&self) -> bool {
         matches!(self.stage, Stage::Ended { .. })
+    }
+
+    /// May it lose its driver once more, as a swap that fails in the middle makes it? Who has waited at an airport for it
+    /// keeps it.
+    pub(crate) fn may_lose_driver(&self, config: &EngineConfig) -> bool {
+        self.airport.is_none() && self.redispatches < config.redispatch_max
+    }
+
+    /// Its driver is on the way and may be exchanged, as far as the engine is concerned.
+    pub fn may_be_exchanged(&self, config: &EngineConfig) -> bool {
+        matches!(self.stage, Stage::EnRoute { .. })
+            && self.exchange.is_idle()
+            && !matches!(self.consent, Some(Consent::Asked { .. } | Consent::Kept))
+            && self.asked.len() < config.asked_max
+            && self.swaps < config.swaps.swaps_max
+            && self.may_lose_driver(config)
     }
 
     /// May a round give it this driver, whose newest event known to the index is `driver_seq`?

@@ -29,7 +29,7 @@ use crate::driver::Driver;
 use crate::fold::fold;
 use crate::market::Market;
 use crate::queues::Queues;
-use crate::ride::{Bounds, Consent, Ride, Stage};
+use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
 
@@ -256,22 +256,13 @@ impl Shard {
     /// The rides whose drivers are on the way and may be exchanged as far as the engine is concerned, by id. Looks at
     /// every ride of the shard.
     pub fn on_the_way(&self) -> impl Iterator<Item = &Ride> {
-        self.rides.values().filter(|ride| {
-            matches!(ride.stage, Stage::EnRoute { .. })
-                && ride.exchange.is_idle()
-                && !matches!(ride.consent, Some(Consent::Asked { .. } | Consent::Kept))
-                && ride.asked.len() < self.config.asked_max
-                && self.may_change_driver(ride)
-        })
+        let rides = self.rides.values();
+        rides.filter(|ride| ride.may_be_exchanged(&self.config))
     }
 
-    /// A ride that may lose its driver once more, as a swap that fails in the middle makes it, and change it once more. Who
-    /// has waited at an airport for its ride keeps it.
     fn may_change_driver(&self, ride: &Ride) -> bool {
         let changes_left = ride.swaps < self.config.swaps.swaps_max;
-        ride.airport.is_none()
-            && ride.redispatches < self.config.redispatch_max
-            && (changes_left || self.broken(Sabotage::SwapForEver))
+        ride.may_lose_driver(&self.config) && (changes_left || self.broken(Sabotage::SwapForEver))
     }
 
     /// How many rides wait.

@@ -24,6 +24,7 @@ pub mod api;
 pub mod clock;
 pub mod config;
 mod cursor;
+mod elsewhere;
 mod follower;
 pub mod heart;
 mod hints;

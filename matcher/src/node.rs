@@ -28,6 +28,7 @@ use tracing::{error, info};
 use crate::api::Listener;
 use crate::clock::DomainClock;
 use crate::config::NodeConfig;
+use crate::elsewhere::Elsewhere;
 use crate::follower::Following;
 use crate::heart::{Heart, Hearts};
 use crate::people::People;
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     table: Mutex<BTreeMap<u16, Holding>>,
     /// Shards of other nodes, whose drivers the index must know.
     pub(crate) foreign: Following,
+    /// Their rides, as far as rounds look at them.
+    elsewhere: Elsewhere,
     others_failed: Mutex<Option<Failure>>,
     is_warming: AtomicBool,
     warm_again: AtomicBool,
@@ -238,6 +241,7 @@ impl Node {
                 rules: Arc::new(configured),
             }),
             config: parts.config,
+            elsewhere: Elsewhere::new(&parts.engine),
             engine: Arc::new(parts.engine),
             people,
             views: Views::default(),
@@ -319,6 +323,11 @@ impl Node {
     /// How this node's rounds choose.
     pub fn policy(&self) -> PolicyKind {
         self.shared.rules().policy
+    }
+
+    /// How many rides of other nodes' shards its rounds may look at.
+    pub fn rides_elsewhere(&self) -> usize {
+        self.shared.elsewhere.len()
     }
 
     /// How many drivers the node knows.

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use cabrank_engine::DispatchRules;
 use cabrank_engine::matching::crowd::{CROWD_RIDES_LEAST, Crowd};
+use cabrank_engine::matching::others::{self, Others};
 use cabrank_engine::matching::price::{Facts, Prices, classes_above, leads_to};
 use cabrank_engine::matching::{Candidate, OnTheWay, Pair, RideAsk, Round, RoundResult, pace};
 use cabrank_engine::ride::{Ride, Stage};
@@ -20,6 +21,7 @@ use cabrank_events::{DriverId, RideId, RiderId, Time, VehicleClass, ZoneName};
 use cabrank_geo::{DriverKey, Filter, Near, Point, Query, Status};
 
 use crate::config::NodeConfig;
+use crate::elsewhere::OtherRides;
 use crate::people::People;
 use crate::roads::Roads;
 
@@ -27,7 +29,7 @@ use crate::roads::Roads;
 mod tests;
 
 /// A ride as a round sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Asking {
     ask: RideAsk,
     rider: RiderId,
@@ -59,13 +61,17 @@ impl Asking {
         }
     }
 
+    pub fn pickup(&self) -> Point {
+        self.pickup
+    }
+
     fn may_ask(&self, driver: &DriverId, driver_seq: u64) -> bool {
         !self.asked.contains(driver) && self.avoid.get(driver).is_none_or(|at| driver_seq > *at)
     }
 }
 
 /// A ride whose driver is on the way, as a round sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Going {
     asking: Asking,
     driver: DriverId,
@@ -85,6 +91,12 @@ impl Going {
             swaps: ride.swaps,
             lost: ride.redispatches,
         })
+    }
+}
+
+impl Going {
+    pub fn pickup(&self) -> Point {
+        self.asking.pickup
     }
 }
 
@@ -116,6 +128,8 @@ pub(crate) struct Job {
     pub rides: Vec<Asking>,
     /// Rides that may change their driver; none unless the policy makes use of them.
     pub going: Vec<Going>,
+    /// Rides that other nodes decide for: they are looked at, and what they would get is left to them.
+    pub others: OtherRides,
     /// Cars that may soon be free; none unless the market counts on them.
     pub finishing: Vec<Finishing>,
     /// When the last round was; `None`: this one is not to be put off.
@@ -147,6 +161,8 @@ pub(crate) struct Solver {
     pub people: Arc<People>,
     pub config: NodeConfig,
     pub promises: Mutex<Promises>,
+    /// Since when other nodes' rides are as they are.
+    pub others: Mutex<Others>,
     /// Knows driving times better than a straight line, and may take its time.
     pub roads: Option<Roads>,
 }
@@ -263,6 +279,12 @@ impl Solver {
         // Only for the metric: what a round decides never depends on how long it takes.
         let began = Instant::now();
         let called = self.call(&mut job);
+        let at_airports = called.iter().map(|(ask, _)| ask.ride);
+        let waiting = job.rides.iter().map(|asking| asking.ask.ride);
+        let going = job.going.iter().map(|going| going.asking.ask.ride);
+        let rides: Vec<RideId> = at_airports.chain(waiting).chain(going).collect();
+        let ours = job.rides.len();
+        let others = self.take_in_others(&mut job);
         let straight = self.config.straight_line(job.now);
         let mut cars = Cars::default();
         let mut moving = self.moving(&job, straight, &mut cars);
@@ -278,7 +300,11 @@ impl Solver {
             one.near = look(&one.going.asking);
         }
         self.leave_queues_alone(&called, &mut near, &mut moving);
-        let soon_free = self.soon_free(&job, straight, &mut near, &mut cars);
+        // Whose rides end here only this node knows.
+        let soon_free = self.soon_free(&job, straight, &mut near[..ours], &mut cars);
+        if !others.is_empty() {
+            self.leave_what_is_left_over(&others, &job, &mut near, &mut moving);
+        }
         if let Some(roads) = &self.roads {
             ask(&roads.at(straight), &job.rides, &mut near, &mut moving);
         }
@@ -288,10 +314,6 @@ impl Solver {
         let candidates = rows
             .map(|(asking, near)| self.priced(&job.rules.prices, asking, near, job.now, is_scarce))
             .collect();
-        let waiting = job.rides.iter().map(|asking| asking.ask.ride);
-        let going = on_the_way.iter().map(|going| going.ask.ride);
-        let at_airports = called.iter().map(|(ask, _)| ask.ride);
-        let rides: Vec<RideId> = at_airports.chain(waiting).chain(going).collect();
         let round = Round {
             rides: job.rides.into_iter().map(|asking| asking.ask).collect(),
             drivers: cars.drivers,
@@ -331,6 +353,42 @@ impl Solver {
             rides,
             took_s: began.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Puts other nodes' rides beside ours; answers which they are and since when they are as they are.
+    fn take_in_others(&self, job: &mut Job) -> HashMap<RideId, Time> {
+        let mut known = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = job.others.waiting.iter().map(|asking| &asking.ask);
+        let going = job.others.going.iter().map(|going| &going.asking.ask);
+        let asks = waiting.chain(going);
+        let since = asks.map(|ask| (ask.ride, known.since(ask.ride, ask.version, job.now)));
+        let since = since.collect();
+        known.forget_old(job.now);
+        job.rides.append(&mut job.others.waiting);
+        job.going.append(&mut job.others.going);
+        since
+    }
+
+    /// A free car that another node could have given to its ride and has not is not for that ride.
+    fn leave_what_is_left_over(
+        &self,
+        others: &HashMap<RideId, Time>,
+        job: &Job,
+        near: &mut [Vec<CarNear>],
+        moving: &mut [Moving<'_>],
+    ) {
+        let rides = job.rides.iter().zip(near);
+        let going = moving
+            .iter_mut()
+            .map(|one| (&one.going.asking, &mut one.near));
+        for (asking, near) in rides.chain(going) {
+            if let Some(since) = others.get(&asking.ask.ride) {
+                near.retain(|car| {
+                    let free_since = self.people.hints.of(car.key).free_since;
+                    free_since.is_none_or(|free| others::may_come(*since, free, job.now))
+                });
+            }
+        }
     }
 
     /// Takes the rides that begin at airports and for which somebody waits there out of the round: they get the driver whose turn

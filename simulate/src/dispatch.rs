@@ -4,16 +4,17 @@
 //! one instant of virtual time: a commit takes no time and never fails. With several shards either one round sees the
 //! rides of all of them, as on one node, or each shard has rounds of its own, as on a node each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cabrank_engine::driver::Presence;
-use cabrank_engine::matching::{PolicyKind, RoundResult};
+use cabrank_engine::matching::PolicyKind;
+use cabrank_engine::matching::others::{self, Others};
 use cabrank_engine::ride::{Ride, Stage};
 use cabrank_engine::travel::StraightLine;
 use cabrank_engine::{Batch, EngineConfig, Host, Shard};
 use cabrank_events::command::{EntityId, MARKET_SHARD};
-use cabrank_events::event::{DeclinedBecause, Move};
+use cabrank_events::event::DeclinedBecause;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, RideId, ShardId, Time,
 };
@@ -28,8 +29,11 @@ pub enum Scope {
     /// Those of all shards: one node has them all.
     #[default]
     Node,
-    /// Those of one shard: each shard is on a node of its own.
+    /// Those of one shard, as each shard is on a node of its own; those of the others are looked at where nodes do that
+    /// (`cabrank_engine::matching::others`).
     Shard,
+    /// Those of one shard, and no others.
+    Blind,
 }
 
 /// What a node is made of.
@@ -70,6 +74,7 @@ struct Group {
     next_round: Time,
     next_rematch: Time,
     promises: Promises,
+    others: Others,
 }
 
 /// The node.
@@ -112,7 +117,7 @@ impl Dispatch {
             .collect::<Result<Vec<_>, _>>()?;
         let groups = match rules.scope {
             Scope::Node => vec![ids],
-            Scope::Shard => ids.iter().map(|id| vec![*id]).collect(),
+            Scope::Shard | Scope::Blind => ids.iter().map(|id| vec![*id]).collect(),
         };
         // Nodes do not begin their rounds in one breath.
         let count = groups.len() as u64;
@@ -122,6 +127,7 @@ impl Dispatch {
             next_round: begins.plus_ms(rules.round_every_ms * n / count),
             next_rematch: begins.plus_ms(rules.engine.swaps.every_ms * n / count),
             promises: Promises::default(),
+            others: Others::default(),
         };
         Ok(Dispatch {
             ring,
@@ -234,7 +240,7 @@ impl Dispatch {
     fn group_of(&self, ride: RideId) -> usize {
         match self.rules.scope {
             Scope::Node => 0,
-            Scope::Shard => usize::from(ride.place.0),
+            Scope::Shard | Scope::Blind => usize::from(ride.place.0),
         }
     }
 
@@ -365,7 +371,26 @@ impl Dispatch {
             return;
         }
         group.next_round = now.plus_ms(self.rules.round_every_ms);
+        let mut seen: HashMap<RideId, Time> = HashMap::new();
+        let ours = (rides.len(), going.len());
+        if self.rules.scope == Scope::Shard
+            && others::are_seen(self.rules.engine.ownership_resolution)
+        {
+            let elsewhere = || {
+                let shards = host.shards();
+                shards.filter(|shard| !group.shards.contains(&shard.id()))
+            };
+            rides.extend(elsewhere().flat_map(Shard::waiting));
+            if rematches {
+                going.extend(elsewhere().flat_map(Shard::on_the_way));
+            }
+            for ride in rides[ours.0..].iter().chain(&going[ours.1..]) {
+                seen.insert(ride.id, group.others.since(ride.id, ride.seq, now));
+            }
+            group.others.forget_old(now);
+        }
         let look = Look {
+            others: &seen,
             index: &self.index,
             roll: &self.roll,
             rules: &self.rules.rounds,
@@ -376,23 +401,13 @@ impl Dispatch {
         };
         let (result, size) = look.solve(&rides, &going, &mut group.promises);
         self.rounds.push(size);
-        let all = rides.iter().chain(&going);
+        let all = rides[..ours.0].iter().chain(&going[..ours.1]);
         let places: BTreeSet<ShardId> = all.map(|ride| ride.id.place).collect();
         for place in places {
-            let part = part_of(&result, place);
+            let part = result.of_place(place);
             self.host.handle_round(&mut self.batch, place, &part);
         }
     }
-}
-
-/// What a round decided for the rides of one place shard. Across place shards only free cars move (PROTOCOL 6).
-fn part_of(result: &RoundResult, place: ShardId) -> RoundResult {
-    let mut part = result.clone();
-    part.looked.retain(|(ride, _)| ride.place == place);
-    part.pairs.retain(|pair| pair.ride.place == place);
-    let is_here = |next: &Move| next.ride.place == place;
-    part.swaps.retain(|swap| swap.moves.iter().all(is_here));
-    part
 }
 
 /// Does the event leave its ride in need of a look? Having been looked at in vain does not.

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use cabrank_engine::matching::crowd::{CROWD_RIDES_LEAST, Crowd};
+use cabrank_engine::matching::others;
 use cabrank_engine::matching::price::{Facts, Prices, classes_above};
 use cabrank_engine::matching::{
     Candidate, OnTheWay, PolicyKind, RideAsk, Round, RoundResult, SwapRules,
@@ -142,6 +143,8 @@ pub struct Look<'a> {
     pub prices: &'a Prices,
     /// What is known of each driver, by number.
     pub hints: &'a [Hint],
+    /// Rides that other nodes decide for, and since when they are as they are.
+    pub others: &'a HashMap<RideId, Time>,
     /// How long drives take at this hour.
     pub travel: StraightLine,
     /// The time at hand.
@@ -172,7 +175,8 @@ impl Look<'_> {
             .into_iter()
             .map(|(ride, mut on_the_way)| {
                 let near = look(ride);
-                let drive = near.iter().map(|car| Candidate {
+                let near = near.iter().filter(|car| self.may_come(ride, car.key));
+                let drive = near.map(|car| Candidate {
                     driver: car.driver,
                     cost: car.drive_ms,
                 });
@@ -238,9 +242,19 @@ impl Look<'_> {
         going
     }
 
+    /// Would another node have given this car to its ride by now?
+    fn may_come(&self, ride: &Ride, key: DriverKey) -> bool {
+        let free_since = self.hints[key.0 as usize].free_since;
+        let since = self.others.get(&ride.id).copied();
+        since
+            .zip(free_since)
+            .is_none_or(|(since, free_since)| others::may_come(since, free_since, self.now))
+    }
+
     /// What each of these cars costs this ride; those that are not to be are left out.
     fn priced(&self, ride: &Ride, near: &[CarNear], is_scarce: bool) -> Vec<Candidate> {
-        let priced = near.iter().filter_map(|car| {
+        let near = near.iter().filter(|car| self.may_come(ride, car.key));
+        let priced = near.filter_map(|car| {
             let hint = &self.hints[car.key.0 as usize];
             let cost = self.prices.cost_ms(&Facts {
                 drive_ms: car.drive_ms,

@@ -205,7 +205,8 @@ struct MarketArgs {
     /// H3 resolution of ownership cells; default as configured (`engine.ownership_resolution`).
     #[arg(long)]
     resolution: Option<u8>,
-    /// Which rides one round sees: those of the whole node, or of one shard, as if each were on a node of its own.
+    /// Which rides one round decides for: those of the whole node, or of one shard, as if each were on a node of its own;
+    /// `blind`: without looking at those of the others.
     #[arg(long, value_enum, default_value = "shard")]
     rounds: ScopeArg,
     /// How often rides on the way are looked at again, seconds (`engine.swaps.every_ms`).
@@ -220,6 +221,7 @@ struct MarketArgs {
 enum ScopeArg {
     Node,
     Shard,
+    Blind,
 }
 
 /// Simulates; exit code 1 if the audit finds anything or a ride did not end.
@@ -469,6 +471,7 @@ impl MarketArgs {
             scope: match self.rounds {
                 ScopeArg::Node => Scope::Node,
                 ScopeArg::Shard => Scope::Shard,
+                ScopeArg::Blind => Scope::Blind,
             },
             engine: settings.engine,
         };

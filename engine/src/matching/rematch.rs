@@ -8,14 +8,13 @@
 //! Where cars are scarce, a ride whose car is still far away may lose it to one that would get none ([`GivesUp`]): as many
 //! rides have cars as before, but sooner ones.
 //!
-//! Holds: a swap's rides are of one place shard, because a held car is a candidate only there; a free car starts a
-//! chain, or one that is given up; otherwise no ride loses its car without another one, and no ride gives up twice or
+//! Holds: a swap's rides are of one place shard: a chain that goes on at another one goes on in a later round, with a car that
+//! is free by then; a free car starts a chain, or one that is given up; otherwise no ride loses its car without another one, and no ride gives up twice or
 //! once it has lost a driver; nobody who is close, has changed too often or is in the middle of an exchange takes part,
 //! nor does their car.
 //!
 //! Elsewhere: what becomes of a swap (`shard::exchange`), who is a candidate at what price (the node).
 
-use cabrank_events::ShardId;
 use cabrank_events::event::Move;
 use serde::{Deserialize, Serialize};
 
@@ -130,11 +129,10 @@ impl Holders {
         Holders(holders)
     }
 
-    /// May a ride that waits at `place` get this driver?
-    pub(super) fn lends(&self, round: &Round, driver: u32, place: ShardId) -> bool {
+    /// May another ride get this driver?
+    pub(super) fn lends(&self, driver: u32) -> bool {
         match self.0.get(driver as usize) {
-            Some(Holder::Nobody) => true,
-            Some(Holder::Ride(at)) => round.on_the_way[*at].ask.ride.place == place,
+            Some(Holder::Nobody | Holder::Ride(_)) => true,
             Some(Holder::Pinned) | None => false,
         }
     }
@@ -174,7 +172,7 @@ impl OnTheWay {
             let fits = other.driver != self.driver
                 && other.cost <= latest.max(self.remaining_ms)
                 && (-COST_MS_MAX..=COST_MS_MAX).contains(&other.cost)
-                && holders.lends(round, other.driver, self.ask.ride.place);
+                && holders.lends(other.driver);
             let cost = round.felt_ms(&self.ask, other.cost).saturating_add(gain);
             (fits && cost <= COST_MS_MAX).then_some((other.driver, cost))
         });
@@ -209,6 +207,7 @@ pub(super) fn solve(round: &Round, budget_steps: u64) -> RoundResult {
     if served.exhausted {
         take_back_losses(&ordered, &mut served);
     }
+    cut_at_borders(&ordered, &mut served);
     let mut result = ordered.told(&served);
     result.swaps = Changes::of(&ordered, &served)
         .all()
@@ -328,17 +327,41 @@ fn cut_long(ordered: &Ordered<'_>, served: &mut Served) -> bool {
     was_long
 }
 
+/// Across place shards only free cars move (PROTOCOL 6): a chain ends with the last ride of its first one's place, if that
+/// pays by itself. The car that ride had is free then, and the next ride gets it in a later round. Circles and cars that
+/// are given up stay at home.
+fn cut_at_borders(ordered: &Ordered<'_>, served: &mut Served) {
+    let place = |row: &usize| ordered.ask(*row).ride.place;
+    for change in Changes::of(ordered, served).all() {
+        let first = place(&change.rows[0]);
+        let here = change.rows.iter().take_while(|row| place(row) == first);
+        let here = here.count();
+        if here == change.rows.len() {
+            continue;
+        }
+        let begins_free = !change.is_circle && served.edges[change.rows[0]].is_some();
+        let pays = saved(ordered, served, &change.rows[..here]) >= 0;
+        let kept = if begins_free && pays { here } else { 0 };
+        for row in &change.rows[kept..] {
+            served.edges[*row] = ordered.own_edge(*row);
+        }
+    }
+}
+
+/// What these rows save by getting other cars than they have, with what is asked of each change.
+fn saved(ordered: &Ordered<'_>, served: &Served, rows: &[usize]) -> i64 {
+    let cost = |edge: Option<u32>| edge.map_or(0, |edge| ordered.costs.edge(edge).1);
+    let rows = rows.iter();
+    rows.map(|row| cost(ordered.own_edge(*row)) - cost(served.edges[*row]))
+        .sum()
+}
+
 /// A budget that ended early may leave changes that save nothing and give no ride that waits a car: each keeps its own.
 fn take_back_losses(ordered: &Ordered<'_>, served: &mut Served) {
-    let cost = |edge: Option<u32>| edge.map_or(0, |edge| ordered.costs.edge(edge).1);
     for change in Changes::of(ordered, served).all() {
         let mut rows = change.rows.iter();
         let one_waits = rows.any(|row| ordered.own_edge(*row).is_none());
-        let rows = change.rows.iter();
-        let saved: i64 = rows
-            .map(|row| cost(ordered.own_edge(*row)) - cost(served.edges[*row]))
-            .sum();
-        if !one_waits && saved < 0 {
+        if !one_waits && saved(ordered, served, &change.rows) < 0 {
             for row in &change.rows {
                 served.edges[*row] = ordered.own_edge(*row);
             }

@@ -70,8 +70,7 @@ impl Shard {
                     && ride.seq == gives_up.version
                     && ride.exchange.is_idle()
                     && ride.driver() == gets
-                    && ride.airport.is_none()
-                    && ride.redispatches < self.config.redispatch_max
+                    && ride.may_lose_driver(&self.config)
                     && swap.moves.iter().all(|next| next.ride != ride.id)
             })
     }

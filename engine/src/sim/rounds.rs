@@ -13,12 +13,13 @@ use crate::ride::{Consent, Ride, Stage};
 use crate::shard::Shard;
 
 /// What the policy is to come up with again and again.
-pub(super) const BY_POLICY: [&str; 5] = [
+pub(super) const BY_POLICY: [&str; 6] = [
     "policy: a free car for a ride on the way",
     "policy: a circle",
     "policy: a chain of three",
     "policy: a ride that waits gets a car on the way",
     "policy: a ride gives its car up",
+    "policy: a chain ends at a border",
 ];
 
 /// No way takes longer.
@@ -40,17 +41,26 @@ fn way_ms(ride: &Ride, driver: usize, now: Time) -> i64 {
 }
 
 impl World {
-    /// A round of the policy; its result may be handed in much later.
+    /// A round of the policy; its result may be handed in much later. Every other one sees the rides of all shards, and
+    /// decides for those of one.
     pub(super) fn rematch(&mut self, shard: usize) {
         let id = ShardId(shard as u16);
         let (round, budget) = {
             let Some(owner) = self.hosts[self.home[shard]].shard(id) else {
                 return;
             };
+            let all = || {
+                (0..self.home.len())
+                    .filter_map(|at| self.hosts[self.home[at]].shard(ShardId(at as u16)))
+            };
+            let owners = match self.step.is_multiple_of(2) {
+                true => vec![owner],
+                false => all().collect(),
+            };
             let budget = [40, u64::MAX, u64::MAX][self.now.0 as usize % 3];
-            (self.round_of(owner), budget)
+            (self.round_of(&owners), budget)
         };
-        let result = Rematch.solve(&round, budget);
+        let result = Rematch.solve(&round, budget).of_place(id);
         if let Some(owner) = self.hosts[self.home[shard]].shard(id) {
             all_begin(owner, &round, &result);
         }
@@ -66,8 +76,9 @@ impl World {
         }
     }
 
-    fn round_of(&self, owner: &Shard) -> Round {
-        let going: Vec<&Ride> = owner.on_the_way().collect();
+    fn round_of(&self, owners: &[&Shard]) -> Round {
+        let waiting = || owners.iter().flat_map(|owner| owner.waiting());
+        let going: Vec<&Ride> = owners.iter().flat_map(|owner| owner.on_the_way()).collect();
         let place_of = |ride: &Ride| self.drivers.iter().position(|d| Some(d) == ride.driver());
         let cars_for = |ride: &Ride| {
             let mut cars = Vec::new();
@@ -103,9 +114,9 @@ impl World {
             })
         });
         Round {
-            rides: owner.waiting().map(ask).collect(),
+            rides: waiting().map(ask).collect(),
             drivers: self.drivers.clone(),
-            candidates: owner.waiting().map(cars_for).collect(),
+            candidates: waiting().map(cars_for).collect(),
             on_the_way: on_the_way.collect(),
             rules: self.config.swaps,
             now: self.now,
@@ -114,7 +125,7 @@ impl World {
 }
 
 /// Which of [`BY_POLICY`] this is.
-fn kinds(round: &Round, swap: &Swap) -> [bool; 5] {
+fn kinds(round: &Round, swap: &Swap) -> [bool; 6] {
     let waits = |at: usize| {
         round
             .rides
@@ -134,7 +145,22 @@ fn kinds(round: &Round, swap: &Swap) -> [bool; 5] {
         !is_held && last >= 2,
         waits(last) && !gives_up,
         gives_up,
+        ends_at_a_border(round, swap),
     ]
+}
+
+/// Would it go on, if all rides were of one place?
+fn ends_at_a_border(round: &Round, swap: &Swap) -> bool {
+    let home = swap.moves[0].ride.place;
+    let mut one = round.clone();
+    let going = one.on_the_way.iter_mut().map(|going| &mut going.ask);
+    for ask in going.chain(&mut one.rides) {
+        ask.ride.place = home;
+    }
+    one != *round
+        && Rematch.solve(&one, u64::MAX).swaps.iter().any(|longer| {
+            longer.moves.len() > swap.moves.len() && longer.moves.starts_with(&swap.moves)
+        })
 }
 
 /// Each move says what it saves the ride's rider, and what all save is what is asked of a swap.

@@ -17,7 +17,6 @@ use cabrank_eventlog::{
     Append, CommitError, Header, PollError, ShardOwner, StateChange, Topic, Transaction,
 };
 use cabrank_events::command::EntityId;
-use cabrank_events::event::Move;
 use cabrank_events::{Command, CommandRecord, DriverId, Event, RideId, ShardId, Time};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tracing::{error, warn};
@@ -53,6 +52,7 @@ pub(super) fn run(shared: &Arc<Shared>, owner: Box<dyn ShardOwner>) -> Stopped {
         people: Arc::clone(&shared.people),
         config: shared.config.clone(),
         promises: Mutex::new(Promises::default()),
+        others: Mutex::default(),
         roads: {
             let roads = &shared.config.roads;
             roads.is_set().then(|| Roads::start(roads.clone()))
@@ -600,12 +600,7 @@ impl Loop {
         }
         let places: BTreeSet<ShardId> = solved.rides.iter().map(|ride| ride.place).collect();
         for place in places {
-            let mut part = solved.result.clone();
-            part.looked.retain(|(ride, _)| ride.place == place);
-            part.pairs.retain(|pair| pair.ride.place == place);
-            // Across place shards only free cars move (PROTOCOL 6).
-            let is_here = |next: &Move| next.ride.place == place;
-            part.swaps.retain(|swap| swap.moves.iter().all(is_here));
+            let part = solved.result.of_place(place);
             self.host.handle_round(batch, place, &part);
         }
     }
@@ -630,16 +625,25 @@ impl Loop {
             return;
         }
         if let Some(job) = self.next_job() {
-            let solved = self.solver.solve(job);
-            self.apply_round(batch, solved);
+            if job.others.len() > self.shared.config.small_round_rides_max {
+                self.send(job);
+            } else {
+                let solved = self.solver.solve(job);
+                self.apply_round(batch, solved);
+            }
         }
     }
 
     /// Sends the rides that need a look to the solver, if it is free and the round's time has come.
     fn start_round(&mut self) {
-        if let Some(job) = self.next_job()
-            && self.jobs.try_send(job).is_ok()
-        {
+        if let Some(job) = self.next_job() {
+            self.send(job);
+        }
+    }
+
+    fn send(&mut self, job: Job) {
+        // There is room: no other round is under way.
+        if self.jobs.try_send(job).is_ok() {
             self.round_under_way = true;
         }
     }
@@ -696,6 +700,13 @@ impl Loop {
         } else {
             Vec::new()
         };
+        let going_to = going.iter().map(Going::pickup);
+        let places = rides.iter().map(Asking::pickup).chain(going_to);
+        let most = self.shared.config.rides_per_round_max;
+        let mut others = self.shared.elsewhere.near(places, most);
+        if !rematches {
+            others.going.clear();
+        }
         // Who is on the way does not wait, and beside them nobody else need.
         let may_wait = rules.pace.most_ms > 0 && going.is_empty() && !is_late;
         Some(Job {
@@ -703,6 +714,7 @@ impl Loop {
             rules,
             rides,
             going,
+            others,
             finishing,
             last_round: may_wait.then_some(self.last_round),
         })
@@ -819,6 +831,7 @@ impl Loop {
         metrics::gauge!("cabrank_open_rides").set(sum(Shard::open_rides));
         metrics::gauge!("cabrank_waiting_rides").set(sum(Shard::waiting_count));
         metrics::gauge!("cabrank_drivers_known").set(self.shared.people.len() as f64);
+        metrics::gauge!("cabrank_rides_elsewhere").set(self.shared.elsewhere.len() as f64);
         metrics::gauge!("cabrank_queued_drivers").set(self.shared.people.queued() as f64);
     }
 }

@@ -40,6 +40,7 @@ impl Town {
                 people: Arc::new(People::new(1_000)),
                 config: NodeConfig::default(),
                 promises: Mutex::default(),
+                others: Mutex::default(),
                 roads: None,
             },
             rules: Arc::new(DispatchRules::configured(PolicyKind::Batched, &engine)),
@@ -99,11 +100,22 @@ impl Town {
     }
 
     fn look(&self, rides: Vec<Asking>, now: Time, last_round: Option<Time>) -> Solved {
+        self.look_beside(OtherRides::default(), rides, now, last_round)
+    }
+
+    fn look_beside(
+        &self,
+        others: OtherRides,
+        rides: Vec<Asking>,
+        now: Time,
+        last_round: Option<Time>,
+    ) -> Solved {
         self.solver.solve(Job {
             now,
             rules: Arc::clone(&self.rules),
             rides,
             going: Vec::new(),
+            others,
             finishing: self.finishing(),
             last_round,
         })
@@ -373,4 +385,35 @@ fn a_round_that_takes_too_many_steps_gives_the_best_it_has_and_says_so() {
     let cars: HashSet<&DriverId> = cut.pairs.iter().map(|pair| &pair.driver).collect();
     assert_eq!((cars.len(), cut.looked.len()), (cut.pairs.len(), 30));
     assert!(!cut.pairs.is_empty() && cut.pairs.len() <= whole.pairs.len());
+}
+
+#[test]
+fn a_car_is_left_to_a_nearer_rider_of_another_node_but_not_for_ever() {
+    let mut town = Town::new(|_| {});
+    let ours = town.ride(5.0, START);
+    let mut theirs = town.ride(1.0, START);
+    theirs.ask.ride.place = ShardId(1);
+    let is_ours = |theirs: &Asking, after_ms: u64| {
+        let now = START.plus_ms(after_ms);
+        town.car("cab", 0.0, now, anyone);
+        let others = OtherRides {
+            waiting: vec![theirs.clone()],
+            going: Vec::new(),
+        };
+        let Solved::Round(done) = town.look_beside(others, vec![ours.clone()], now, None) else {
+            panic!("nobody asked to put it off");
+        };
+        assert_eq!(done.rides, [ours.ask.ride], "only these are decided");
+        let pairs = done.result.pairs.iter();
+        let rides: Vec<RideId> = pairs.map(|pair| pair.ride).collect();
+        assert_eq!(rides.len(), 1);
+        rides == [ours.ask.ride]
+    };
+    assert!(!is_ours(&theirs, 0));
+    assert!(!is_ours(&theirs, 30_000));
+    // The other node had its chance.
+    assert!(is_ours(&theirs, 30_001));
+    // Something has happened there: it may be that it wants a car now.
+    theirs.ask.version = 2;
+    assert!(!is_ours(&theirs, 30_002));
 }

@@ -225,16 +225,108 @@ fn who_is_close_or_has_changed_enough_is_left_alone() {
 
 #[test]
 fn across_place_shards_only_free_cars_move() {
-    let mut round = round_of(
-        3,
-        vec![
-            going(0, 0, 400, &[(1, 100), (2, 200)]),
-            going(1, 1, 400, &[(0, 100)]),
-        ],
-        &[],
+    let two = || vec![going(0, 0, 400, &[(1, 100)]), going(1, 1, 400, &[(0, 100)])];
+    let mut cross = round_of(2, two(), &[]);
+    cross.on_the_way[1].ask.ride.place = ShardId(1);
+    check_swaps(&cross, "");
+
+    // Ride 1 is to have the car of ride 0, which gets a free one: that is done first, and the rest by the next round.
+    let mut chain = round_of(3, two(), &[]);
+    chain.on_the_way[0].candidates = cars(&[(2, 200)]);
+    check_swaps(&chain, "0<2 1<0");
+    chain.on_the_way[1].ask.ride.place = ShardId(1);
+    check_swaps(&chain, "0<2");
+    chain.on_the_way[0] = going(0, 2, 200, &[(0, 400)]);
+    check_swaps(&chain, "1<0");
+
+    // What does not pay by itself is not begun.
+    chain.on_the_way[0] = going(0, 0, 400, &[(2, 300)]);
+    check_swaps(&chain, "");
+    chain.on_the_way[1].ask.ride.place = ShardId(0);
+    check_swaps(&chain, "0<2 1<0");
+
+    // Nobody gives a car up for a ride at another place.
+    let far = vec![going(0, 0, 400, &[])];
+    let mut scarce = round_of(1, far, &[(1, &[(0, 100)])]);
+    scarce.rules.give_up_from_ms = 60_000;
+    check_swaps(&scarce, "1<0 from 0");
+    scarce.rides[0].ride.place = ShardId(1);
+    check_swaps(&scarce, "");
+}
+
+/// What is left of a swap that ends where it first leaves a place; nothing, if that does not pay.
+fn up_to_a_border(round: &Round, mut swap: Swap) -> Option<Swap> {
+    let place = swap.moves[0].ride.place;
+    let lent_by = swap.gives_up.map_or_else(
+        || {
+            let last = swap.moves[swap.moves.len() - 1].ride;
+            let mut going = round.on_the_way.iter();
+            let lender = going.find(|going| going.ask.ride == last)?;
+            let is_theirs = round.drivers[lender.driver as usize] == swap.moves[0].driver;
+            is_theirs.then_some(last)
+        },
+        |gives_up| Some(gives_up.ride),
     );
-    round.on_the_way[1].ask.ride.place = ShardId(1);
-    check_swaps(&round, "0<2");
+    let here = swap
+        .moves
+        .iter()
+        .take_while(|next| next.ride.place == place);
+    let here = here.count();
+    if here == swap.moves.len() && lent_by.is_none_or(|ride| ride.place == place) {
+        return Some(swap);
+    }
+    swap.moves.truncate(here);
+    let saved_ms = swap.moves.iter().map(|next| {
+        let mut going = round.on_the_way.iter();
+        let going = going.find(|going| going.ask.ride == next.ride);
+        let going = going.expect("who waits is last");
+        let cars = going.candidates.iter();
+        let cars = cars.filter(|car| round.drivers[car.driver as usize] == next.driver);
+        let needs_ms = cars.map(|car| car.cost).min().expect("a candidate");
+        let has = round.felt_ms(&going.ask, going.remaining_ms);
+        has - round.felt_ms(&going.ask, needs_ms) - round.rules.gain_min_ms as i64
+    });
+    (lent_by.is_none() && saved_ms.sum::<i64>() >= 0).then_some(swap)
+}
+
+#[test]
+fn what_is_wanted_across_borders_is_begun_as_far_as_it_pays_on_this_side() {
+    for_seeds("rematch, several places", 3_000, |random, why| {
+        let mut round = any_rematch(random, 8, 5, 4);
+        let asks = round.on_the_way.iter_mut().map(|going| &mut going.ask);
+        let mut asks: Vec<&mut RideAsk> = asks.chain(&mut round.rides).collect();
+        // The order must not depend on places.
+        asks.shuffle(random);
+        for (at, ask) in asks.into_iter().enumerate() {
+            ask.since = Time(at as i64 * SECOND);
+        }
+        let mut wanted = Rematch.solve(&round, ENDLESS);
+        let of: BTreeMap<u64, ShardId> = (0..20)
+            .map(|offset| (offset, ShardId(random.random_range(0..3))))
+            .collect();
+        let moved = |ride: &mut RideId| ride.place = of[&ride.offset];
+        let asks = round.on_the_way.iter_mut().map(|going| &mut going.ask);
+        asks.chain(&mut round.rides)
+            .for_each(|ask| moved(&mut ask.ride));
+        wanted
+            .pairs
+            .iter_mut()
+            .for_each(|pair| moved(&mut pair.ride));
+        for swap in &mut wanted.swaps {
+            swap.moves.iter_mut().for_each(|next| moved(&mut next.ride));
+            swap.gives_up
+                .iter_mut()
+                .for_each(|ride| moved(&mut ride.ride));
+        }
+        let swaps = wanted.swaps.into_iter();
+        let begun: Vec<Swap> = swaps
+            .filter_map(|swap| up_to_a_border(&round, swap))
+            .collect();
+        let result = Rematch.solve(&round, ENDLESS);
+        assert_sound(&round, &result, why);
+        assert_eq!(result.swaps, begun, "{why}");
+        assert_eq!(result.pairs, wanted.pairs, "{why}");
+    });
 }
 
 /// A row of rides, each much nearer to the car of the next: the free car is at the end.
@@ -397,9 +489,9 @@ fn best(round: &Round, at: usize, taken: u32) -> (usize, i64) {
     let takes_part = |going: &OnTheWay| {
         going.swaps < rules.swaps_max && going.remaining_ms >= rules.close_ms as i64
     };
-    let lends = |driver: u32, place: ShardId| {
+    let lends = |driver: u32| {
         let holder = round.on_the_way.iter().find(|going| going.driver == driver);
-        holder.is_none_or(|holder| takes_part(holder) && holder.ask.ride.place == place)
+        holder.is_none_or(takes_part)
     };
     let then = |driver: u32, cost: i64| {
         let (served, worth) = best(round, at + 1, taken | 1 << driver);
@@ -421,7 +513,7 @@ fn best(round: &Round, at: usize, taken: u32) -> (usize, i64) {
             let latest = going.promised_ms + rules.worsen_max_ms as i64;
             for car in &going.candidates {
                 let fits = car.cost <= latest.max(going.remaining_ms) && car.driver != going.driver;
-                if fits && is_left(car.driver) && lends(car.driver, going.ask.ride.place) {
+                if fits && is_left(car.driver) && lends(car.driver) {
                     let felt_ms = round.felt_ms(&going.ask, car.cost);
                     found = found.max(then(car.driver, felt_ms + rules.gain_min_ms as i64));
                 }
@@ -433,10 +525,9 @@ fn best(round: &Round, at: usize, taken: u32) -> (usize, i64) {
         return (0, 0);
     };
     let ask = &round.rides[at - round.on_the_way.len()];
-    let place = ask.ride.place;
     let mut found = best(round, at + 1, taken);
     for car in list {
-        if is_left(car.driver) && lends(car.driver, place) {
+        if is_left(car.driver) && lends(car.driver) {
             found = found.max(then(car.driver, round.felt_ms(ask, car.cost)));
         }
     }
@@ -483,7 +574,6 @@ fn any_rematch(
         going.swaps = random.random_range(0..5) / 4 * 3;
         going.lost = random.random_range(0..4) / 3;
         going.promised_ms -= random.random_range(0..100) * SECOND;
-        going.ask.ride.place = ShardId(random.random_range(0..4) / 3);
     }
     round.now = Time(500 * SECOND);
     let asks = round.on_the_way.iter_mut().map(|going| &mut going.ask);

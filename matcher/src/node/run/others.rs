@@ -1,10 +1,11 @@
-//! The drivers of shards that live on other nodes, on their way into this node's index.
+//! The drivers of shards that live on other nodes, on their way into this node's index, and their rides, if rounds look at them.
 
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use cabrank_engine::fold::Entities;
-use cabrank_engine::ride::Bounds;
+use cabrank_engine::matching::others;
+use cabrank_engine::ride::{Bounds, Ride};
 use cabrank_events::command::EntityId;
 use cabrank_events::{DriverId, EventRecord, RideId};
 use tracing::error;
@@ -22,9 +23,13 @@ pub(super) fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()>
         .name("cabrank-others".into())
         .spawn(move || {
             let mut sink = Others { shared: &shared };
+            let what = match others::are_seen(shared.engine.ownership_resolution) {
+                true => What::Everything,
+                false => What::People,
+            };
             let follower = Follower::new(
                 &*shared.log,
-                What::People,
+                what,
                 Bounds::of(&shared.engine),
                 shared.clock.clone(),
             );
@@ -41,15 +46,25 @@ pub(super) fn follow_others(shared: &Arc<Shared>) -> std::thread::JoinHandle<()>
         .expect("a process that cannot start a thread at its start cannot work")
 }
 
-/// Drivers of other nodes' shards, on their way into the index.
+/// Drivers and rides of other nodes' shards.
 struct Others<'a> {
     shared: &'a Shared,
+}
+
+impl Others<'_> {
+    fn show_ride(&self, id: RideId, ride: Option<&Ride>) {
+        self.shared.elsewhere.show(id, ride, &self.shared.engine);
+    }
 }
 
 impl Sink for Others<'_> {
     fn snapshot(&mut self, shard: u16, entities: &Entities) {
         let now = self.shared.clock.now();
         entities.market.iter().for_each(|set| self.shared.heed(set));
+        self.shared.elsewhere.forget(shard);
+        for (id, ride) in &entities.rides {
+            self.show_ride(*id, Some(ride));
+        }
         for driver in entities.drivers.values() {
             show_driver(&self.shared.people, driver, now);
         }
@@ -68,7 +83,11 @@ impl Sink for Others<'_> {
                 entities.market.iter().for_each(|set| self.shared.heed(set));
                 return;
             }
-            EntityId::Rider(_) | EntityId::Ride(_) => return,
+            EntityId::Ride(id) => {
+                self.show_ride(id, entities.rides.get(&id));
+                return;
+            }
+            EntityId::Rider(_) => return,
         };
         match entities.drivers.get(&id) {
             Some(driver) => {
@@ -79,5 +98,7 @@ impl Sink for Others<'_> {
         }
     }
 
-    fn forget(&mut self, _: RideId) {}
+    fn forget(&mut self, ride: RideId) {
+        self.show_ride(ride, None);
+    }
 }

@@ -67,7 +67,9 @@ impl Loop {
             };
             // Drivers of shards elsewhere may be near rides of ours.
             let others = (0..self.shared.log.shards()).filter(|shard| !is_ours(shard));
-            self.shared.foreign.set(others.collect());
+            let others: BTreeSet<u16> = others.collect();
+            self.shared.foreign.set(others.clone());
+            self.shared.elsewhere.keep(&others);
         }
         self.set_ready();
     }

@@ -1,0 +1,192 @@
+//! A city that lies on two nodes: each leaves a car to the other's rider who is nearer to it.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use cabrank_engine::EngineConfig;
+use cabrank_events::{
+    ClassSet, Command, CommandId, CommandRecord, DriverId, Event, IdempotencyKey, Place, RideId,
+    RiderId, SessionId, VehicleClass,
+};
+use cabrank_geo::{Cell, Point, Resolution};
+use cabrank_matcher::api::{Dispatch, Pinged};
+use cabrank_matcher::clock::DomainClock;
+use cabrank_matcher::{Node, NodeConfig, Parts};
+use cabrank_ring::Ring;
+use support::Home;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const SHARDS: u16 = 2;
+
+/// Small ownership cells, so that a city has several.
+fn engine() -> EngineConfig {
+    EngineConfig {
+        ownership_resolution: 7,
+        ..EngineConfig::default()
+    }
+}
+
+fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = is_so() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: never");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// One shard on each node.
+struct City {
+    nodes: Vec<Node>,
+    ring: Ring,
+    clock: DomainClock,
+    events: Receiver<Event>,
+    commands: u64,
+}
+
+impl City {
+    fn open() -> City {
+        let clock = DomainClock::wall();
+        let home = Home::new(SHARDS, clock.clone());
+        let (say, events): (SyncSender<Event>, _) = sync_channel(10_000);
+        let nodes = (0..SHARDS).map(|shard| {
+            let name = format!("n{shard}");
+            let parts = Parts {
+                log: Arc::new(home.clone()),
+                owner: Box::new(home.seat(&name, "nowhere")),
+                ring: Arc::new(Ring::new(SHARDS).unwrap()),
+                clock: clock.clone(),
+                config: NodeConfig::default(),
+                engine: engine(),
+            };
+            let node = Node::start(parts, |_| {});
+            let say = say.clone();
+            node.listen(Box::new(move |committed| {
+                for event in committed {
+                    say.try_send(event.record.event.clone())
+                        .expect("the test reads fast enough");
+                }
+            }));
+            home.give(shard, &name);
+            node
+        });
+        let nodes: Vec<Node> = nodes.collect();
+        for (shard, node) in nodes.iter().enumerate() {
+            until("a node is ready", || node.is_ready().then_some(()));
+            assert_eq!(node.rides_elsewhere(), 0, "of node {shard}");
+        }
+        City {
+            nodes,
+            ring: Ring::new(SHARDS).unwrap(),
+            clock,
+            events,
+            commands: 0,
+        }
+    }
+
+    fn shard_at(&self, at: Place) -> u16 {
+        let resolution = Resolution::try_from(engine().ownership_resolution).unwrap();
+        self.ring.shard_of_cell(Cell::at(at.0, resolution).into())
+    }
+
+    fn say(&mut self, command: Command) {
+        self.commands += 1;
+        let id = CommandId::new(&format!("test/{}", self.commands)).unwrap();
+        let record = CommandRecord::external(id, self.clock.now(), command);
+        self.nodes[0].submit(record).unwrap();
+    }
+
+    fn until<T>(&self, what: &str, wanted: impl Fn(&Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left);
+            let event = event.unwrap_or_else(|_| panic!("{what}: never"));
+            if let Some(found) = wanted(&event) {
+                return found;
+            }
+        }
+    }
+
+    fn works(&mut self, driver: &DriverId) {
+        self.say(Command::GoOnline {
+            driver: driver.clone(),
+            session: SessionId(1),
+            classes: ClassSet::default(),
+        });
+    }
+
+    /// A position, which this node alone hears of.
+    fn ping(&self, node: usize, driver: &DriverId, at: Place) {
+        until("the node knows the driver", || {
+            let pinged = self.nodes[node].ping(driver, at, self.clock.now(), 1);
+            (pinged == Pinged::Accepted).then_some(())
+        });
+    }
+
+    fn request(&mut self, rider: &str, at: Place) -> RideId {
+        let rider = RiderId::new(rider).unwrap();
+        self.say(Command::RequestRide {
+            rider: rider.clone(),
+            key: IdempotencyKey::new("k").unwrap(),
+            pickup: at,
+            dropoff: None,
+            class: VehicleClass::Economy,
+            zone: None,
+            airport: None,
+        });
+        self.until("the request is a ride", |event| match event {
+            Event::RideRequested(e) if e.rider == rider => Some(e.ride),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn a_car_goes_to_the_nearest_rider_though_another_node_hears_of_it_first() {
+    let mut city = City::open();
+    let start = Point::new(37.77, -122.42).unwrap();
+    let at = |n: i32| Place(start.offset_m(f64::from(n) * 400.0, 0.0));
+    // A rider of the second node, and 1,200 m away one of the first; far from both another one of the first.
+    let near = (0..).find(|n| city.shard_at(at(*n)) == 1 && city.shard_at(at(n + 3)) == 0);
+    let near = near.unwrap();
+    let away = (near + 100..).find(|n| city.shard_at(at(*n)) == 0).unwrap();
+    let theirs = city.request("theirs", at(near));
+    until("the first node knows of the second one's ride", || {
+        (city.nodes[0].rides_elsewhere() == 1).then_some(())
+    });
+    let ours = city.request("ours", at(near + 3));
+    assert_eq!((theirs.place.0, ours.place.0), (1, 0));
+
+    // A car comes free beside their rider, and only the first node hears of it.
+    let (cab, other) = (
+        DriverId::new("cab").unwrap(),
+        DriverId::new("other").unwrap(),
+    );
+    city.works(&cab);
+    city.works(&other);
+    city.ping(0, &cab, at(near));
+    // What comes afterwards is dispatched, so our rider was looked at.
+    city.ping(0, &other, at(away));
+    let last = city.request("last", at(away));
+    city.until("the first node dispatches", |event| match event {
+        Event::DriverClaimed(e) if e.ride == last => Some(()),
+        Event::DriverClaimed(e) if e.ride == ours => panic!("{} is taken away", e.driver),
+        _ => None,
+    });
+
+    city.ping(1, &cab, at(near));
+    let gets = city.until("somebody gets the car", |event| match event {
+        Event::DriverClaimed(e) if e.driver == cab => Some(e.ride),
+        _ => None,
+    });
+    assert_eq!(gets, theirs);
+    for node in &city.nodes {
+        node.stop().unwrap();
+    }
+}
