@@ -181,12 +181,18 @@ impl World {
             parsed: BTreeMap::new(),
         });
         let many = if busy { 3 } else { 0 };
+        // A busy city lies in one shard, or in two.
+        let crowded = places.len().min(if seed.is_multiple_of(3) { 2 } else { 1 });
         let mut world = World {
             fault,
             clean,
             busy,
             saved: saved.collect(),
-            places: if busy { places[..1].to_vec() } else { places },
+            places: if busy {
+                places[..crowded].to_vec()
+            } else {
+                places
+            },
             hops_max: (0..hosts)
                 .map(|_| [0, 1, 1, 2, 100][rng.random_range(0..if busy { 2 } else { 5 })])
                 .collect(),
@@ -472,7 +478,7 @@ impl World {
     /// A round is solved on what it sees now; its result may be handed in much later.
     fn snapshot(&mut self) -> Result<(), String> {
         let shard = match self.busy {
-            true => 0,
+            true => self.step as usize / 2 % self.places.len(),
             false => self.rng.random_range(0..self.home.len()),
         };
         if self.chance(if self.busy { 0.35 } else { 0.2 }) {
