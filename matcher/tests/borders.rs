@@ -1,5 +1,6 @@
 //! A city that lies on two nodes: each leaves a car to the other's rider who is nearer to it.
 
+#[allow(dead_code, reason = "one story needs less of the log than the others")]
 mod support;
 
 use std::sync::Arc;
@@ -76,9 +77,8 @@ impl City {
             node
         });
         let nodes: Vec<Node> = nodes.collect();
-        for (shard, node) in nodes.iter().enumerate() {
+        for node in &nodes {
             until("a node is ready", || node.is_ready().then_some(()));
-            assert_eq!(node.rides_elsewhere(), 0, "of node {shard}");
         }
         City {
             nodes,
