@@ -132,7 +132,7 @@ fn remedy(why: &str) -> &'static str {
     ]) {
         "does the broker believe kafka.security.certificate_file: is it set, signed by an authority the broker knows, and of today?"
     } else if says(&["SSL", "certificate"]) {
-        "does kafka.security.ca_file hold the authority that signed the brokers' certificates, and is kafka.brokers a name that is in them?"
+        "does kafka.security.ca_file hold the authority that signed the brokers' certificates, are those valid now, and is kafka.brokers a name that is in them?"
     } else {
         "is it running, and are kafka.brokers and kafka.security.protocol right?"
     }
@@ -416,12 +416,15 @@ fn unreachable(config: &KafkaConfig, why: &KafkaError) -> TopicsError {
         while Instant::now() < deadline {
             if let Some(Inward::Failed { code, why, .. }) =
                 listener.next(Duration::from_millis(100))
-                && matches!(
-                    code,
-                    RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication
-                )
             {
-                return Some(why);
+                // A broker looks at our certificate after the handshake: its refusal is an alert on an open connection.
+                let is_refused = match code {
+                    RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication => true,
+                    _ => why.contains("alert"),
+                };
+                if is_refused {
+                    return Some(why);
+                }
             }
         }
         None
