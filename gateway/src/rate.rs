@@ -1,6 +1,7 @@
 //! How many in a while? Token buckets by name (governor's GCRA), with a bound on how many names are remembered.
 //!
-//! Names whose bucket is full again are forgotten when room is needed; while everybody is busy, strangers share one bucket.
+//! Names whose bucket is full again are forgotten after a while, or when room is needed; while everybody is busy, strangers
+//! share one bucket.
 //! So a crowd of new names is held to the rate of one, and those who were here before are not touched.
 
 use std::hash::Hash;
@@ -16,8 +17,10 @@ use governor::state::keyed::ShrinkableKeyedStateStore;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 
-/// Looking for names to forget costs a look at each: at most so often.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Looking for names to forget costs a look at each: so often, and where there is no room ...
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// ... at most so often.
+const SWEEP_EVERY_WHEN_FULL: Duration = Duration::from_secs(1);
 
 /// Where the buckets are kept.
 struct Store<K: Hash + Eq + Clone> {
@@ -114,9 +117,7 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Buckets<K, C> {
         let Some(limiter) = &self.limiter else {
             return Ok(());
         };
-        if limiter.len() >= self.max {
-            self.sweep(limiter);
-        }
+        self.sweep(limiter);
         limiter.check_key(name).map_err(|not_until| {
             let wait = not_until.wait_time_from(self.clock.now());
             // At most the minute a bucket takes to fill.
@@ -124,11 +125,17 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Buckets<K, C> {
         })
     }
 
-    /// Forgets those whose bucket is full, if that was not tried just now.
+    /// Forgets those whose bucket is full, if that was not done lately.
     fn sweep(&self, limiter: &Limiter<K, C>) {
+        let every = if limiter.len() >= self.max {
+            SWEEP_EVERY_WHEN_FULL
+        } else {
+            SWEEP_EVERY
+        };
         let now = self.clock.now();
         let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        if Duration::from(now.duration_since(*swept)) >= SWEEP_EVERY {
+        // A neighbour may have swept after `now`: no time since then.
+        if Duration::from(now.duration_since(*swept)) >= every {
             *swept = now;
             drop(swept);
             limiter.retain_recent();
@@ -178,6 +185,17 @@ mod tests {
         clock.advance(Duration::from_secs(60));
         rates.take(&3).unwrap();
         assert_eq!(limiter.len(), 1);
+    }
+
+    #[test]
+    fn who_was_not_heard_for_a_while_is_forgotten_also_where_there_is_room() {
+        let (rates, clock) = thirty(1_000);
+        for name in 0..100 {
+            rates.take(&name).unwrap();
+        }
+        clock.advance(Duration::from_secs(61));
+        rates.take(&100).unwrap();
+        assert_eq!(rates.limiter.as_ref().unwrap().len(), 1);
     }
 
     #[test]

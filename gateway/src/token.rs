@@ -11,11 +11,14 @@ use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cabrank_events::{DriverId, RiderId};
-use dashmap::DashMap;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
+
+mod remembered;
+
+use remembered::Remembered;
 
 use crate::keys::Key;
 pub use crate::keys::{
@@ -24,10 +27,6 @@ pub use crate::keys::{
 
 /// Tokens that live longer end their socket or stream after this all the same: no clock overflows.
 pub(crate) const LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
-/// Believed tokens that are remembered by their text; when there are more, all are forgotten and checked anew.
-const TOKENS_REMEMBERED_MAX: usize = 32_768;
-/// Longer ones are checked each time.
-const TOKEN_BYTES_REMEMBERED_MAX: usize = 2_048;
 
 /// What a caller may be.
 #[derive(
@@ -353,7 +352,8 @@ pub struct TokenVerifier {
     /// A token named a key that is not here.
     wanted: Notify,
     reading: Reading,
-    believed: DashMap<Box<str>, (u64, Verified)>,
+    /// With the `generation` it was checked in.
+    believed: Remembered<(u64, Verified)>,
 }
 
 impl TokenVerifier {
@@ -367,7 +367,7 @@ impl TokenVerifier {
             generation: AtomicU64::new(0),
             wanted: Notify::new(),
             reading: Reading::new(keys),
-            believed: DashMap::new(),
+            believed: Remembered::new(Instant::now()),
         })
     }
 
@@ -404,23 +404,18 @@ impl TokenVerifier {
     pub fn verify(&self, token: &str) -> Result<Verified, BadToken> {
         // Relaxed: a change that comes at the same time may count as later.
         let generation = self.generation.load(Ordering::Relaxed);
-        if let Some(known) = self.believed.get(token)
-            && known.0 == generation
+        if let Some((checked_in, known)) = self.believed.get(token)
+            && checked_in == generation
         {
-            return if known.1.is_over() {
+            return if known.is_over() {
                 Err(BadToken::Over)
             } else {
-                Ok(known.1.clone())
+                Ok(known)
             };
         }
         let (generation, verified) = self.check(token)?;
-        if token.len() <= TOKEN_BYTES_REMEMBERED_MAX {
-            if self.believed.len() >= TOKENS_REMEMBERED_MAX {
-                self.believed.clear();
-            }
-            self.believed
-                .insert(token.into(), (generation, verified.clone()));
-        }
+        let known = (generation, verified.clone());
+        self.believed.put(token, known, Instant::now());
         Ok(verified)
     }
 
@@ -561,9 +556,11 @@ mod tests {
         not_valid(verifier.verify(&forged), "");
         let known = verifier.believed.len();
         assert_eq!(known, 1, "what is not believed is not kept");
-        let mut kept = verifier.believed.get_mut(token.as_str()).unwrap();
-        kept.1.good_until_s = now_s() - 1;
-        drop(kept);
+        let (generation, mut kept) = verifier.believed.get(&token).unwrap();
+        kept.good_until_s = now_s() - 1;
+        verifier
+            .believed
+            .put(&token, (generation, kept), Instant::now());
         assert_eq!(verifier.verify(&token), Err(BadToken::Over));
     }
 
