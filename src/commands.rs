@@ -35,7 +35,6 @@ pub mod zones;
 
 use std::future::Future;
 
-use cabrank_matcher::priority::after_sockets;
 use tokio_util::sync::CancellationToken;
 
 use crate::AnyError;
@@ -44,15 +43,6 @@ use crate::AnyError;
 pub fn block_on<T>(future: impl Future<Output = Result<T, AnyError>>) -> Result<T, AnyError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(future)
-}
-
-/// The same for a server: its threads of sockets go before those of the runtime.
-pub fn serve_on<T>(future: impl Future<Output = Result<T, AnyError>>) -> Result<T, AnyError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .on_thread_start(after_sockets)
         .build()?
         .block_on(future)
 }

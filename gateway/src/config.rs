@@ -127,7 +127,7 @@ impl Default for Limits {
             misunderstood_max: 16,
             waiting_outcomes_max: 16_384,
             waiting_requests_max: 512,
-            answers_late_ms: 5,
+            answers_late_ms: 10,
             requests_per_minute: 30,
             people_remembered_max: 200_000,
             frames_per_second: 1_000,

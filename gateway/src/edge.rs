@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::Addresses;
-use crate::admission::{Admission, Admitted, RETRY_AFTER_S, TooManyNewRides};
+use crate::admission::{Admission, RETRY_AFTER_S, TooManyNewRides};
 use crate::config::{BadGatewayConfig, GatewayConfig};
 use crate::counters::IngestCounters;
 use crate::first_offer::FirstOffers;
@@ -272,13 +272,8 @@ impl Edge {
     }
 
     /// Room for one more new ride whose outcome is waited for.
-    pub fn admit_request(&self) -> Result<(SemaphorePermit<'_>, Admitted<'_>), Problem> {
-        let place = self.requests.try_acquire().map_err(|_| {
-            refused("waiting_requests");
-            Problem::from(NotHandedIn { retry_after_s: 1 })
-        })?;
-        let admitted = self
-            .admission
+    pub fn admit_request(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.admission
             .admit(Instant::now())
             .map_err(|TooManyNewRides| {
                 refused("engine_late");
@@ -286,7 +281,10 @@ impl Edge {
                     retry_after_s: RETRY_AFTER_S,
                 }
             })?;
-        Ok((place, admitted))
+        self.requests.try_acquire().map_err(|_| {
+            refused("waiting_requests");
+            NotHandedIn { retry_after_s: 1 }.into()
+        })
     }
 
     /// Ends the sockets of somebody who was shut out. Streams look by themselves.

@@ -15,7 +15,6 @@
 //! - [`tls`]: who is believed between gateways and nodes.
 //! - [`clock`]: domain time.
 //! - [`heart`]: do the loops still go round?
-//! - [`priority`]: which threads go first?
 //!
 //! It decides nothing: choices are the engine's, order and durability the log's.
 
@@ -32,7 +31,6 @@ mod hints;
 mod history;
 mod node;
 mod people;
-pub mod priority;
 mod reach;
 mod remote;
 mod roads;

@@ -32,7 +32,6 @@ use crate::elsewhere::Elsewhere;
 use crate::follower::Following;
 use crate::heart::{Heart, Hearts};
 use crate::people::People;
-use crate::priority;
 use crate::views::Views;
 
 /// Cars that came free or moved, waiting to be looked at; beyond it all waiting rides are looked at instead.
@@ -267,7 +266,6 @@ impl Node {
         let thread = std::thread::Builder::new()
             .name("cabrank-node".into())
             .spawn(move || {
-                priority::after_sockets();
                 let stopped = run::run(&for_thread, owner);
                 // SeqCst: the flag is a signal to other threads and is set once.
                 for_thread.ready.store(false, Ordering::SeqCst);

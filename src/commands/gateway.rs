@@ -16,7 +16,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{host_name, serve_on, shutdown_signal};
+use super::{block_on, host_name, shutdown_signal};
 use crate::{AnyError, Brokers, Common};
 
 /// How often a starting gateway looks whether the city was read.
@@ -40,7 +40,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
     })?;
     let tls = ClusterTls::read(&settings.cluster.tls)?;
     let _sending = cabrank_spans::start(&settings.spans, "gateway", &host_name())?;
-    serve_on(async move {
+    block_on(async move {
         let shutdown = shutdown_signal()?;
         let config = settings.kafka.clone();
         let log = tokio::task::spawn_blocking(move || KafkaLog::open(config)).await??;

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{host_name, keep_measuring, serve_on, shutdown_signal};
+use super::{block_on, host_name, keep_measuring, shutdown_signal};
 use crate::{AnyError, Brokers, Common};
 
 /// Flags of `matcher`.
@@ -46,7 +46,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
     let name = args.name.unwrap_or_else(host_name);
     let tls = ClusterTls::read(&settings.cluster.tls)?;
     let _sending = cabrank_spans::start(&settings.spans, "matcher", &name)?;
-    serve_on(async move {
+    block_on(async move {
         let shutdown = shutdown_signal()?;
         let listener = TcpListener::bind(args.listen)
             .await

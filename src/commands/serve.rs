@@ -6,7 +6,7 @@ use cabrank_events::Time;
 use cabrank_matcher::clock::DomainClock;
 use clap::{Args, ValueEnum};
 
-use super::{host_name, serve_on, shutdown_signal};
+use super::{block_on, host_name, shutdown_signal};
 use crate::server::Server;
 use crate::{AnyError, Common, Place};
 
@@ -59,7 +59,7 @@ pub fn run(common: &Common, args: ServeArgs) -> Result<ExitCode, AnyError> {
     let settings = common.settings(|settings| args.place.apply(settings))?;
     let clock = args.clock.build()?;
     let _sending = cabrank_spans::start(&settings.spans, "serve", &host_name())?;
-    serve_on(async move {
+    block_on(async move {
         let shutdown = shutdown_signal()?;
         let server = Server::start(&settings, clock).await?;
         println!("http://{}", server.address());

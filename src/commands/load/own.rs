@@ -12,7 +12,7 @@ use cabrank_loadgen::load::sink::{Sink, serve};
 use cabrank_matcher::clock::DomainClock;
 use clap::Args;
 
-use super::super::{block_on, serve_on, shutdown_signal};
+use super::super::{block_on, shutdown_signal};
 use cabrank_loadgen::load::plan::Target;
 
 use super::{LoadArgs, minter};
@@ -175,7 +175,7 @@ pub fn run_server(common: &Common, args: ServerArgs) -> Result<ExitCode, AnyErro
             settings.node.silent_after_ms = 3_600_000;
         }
     })?;
-    serve_on(async move {
+    block_on(async move {
         let shutdown = shutdown_signal()?;
         let server = Server::start(&settings, DomainClock::wall()).await?;
         println!("http://{}", server.address());
