@@ -185,6 +185,8 @@ fn certificates(
 struct Papers {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// Until when our certificate is believed, in seconds since 1970; 0: it is not.
+    until: u64,
 }
 
 impl Papers {
@@ -206,7 +208,7 @@ impl Papers {
         let signed =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
         let signed = signed.map_err(|why| unreadable("ca_file", &config.ca_file, &why))?;
-        tell_until(&*signed, &roots, &provider, &chain);
+        let until = believed_until(&*signed, &roots, &provider, &chain);
         let name = ServerName::try_from(config.name.clone());
         let name = name.map_err(|why| unreadable("name", &config.name, &why))?;
         let versions = &[&rustls::version::TLS13];
@@ -226,17 +228,18 @@ impl Papers {
         Ok(Papers {
             server: Arc::new(server),
             client: Arc::new(client),
+            until,
         })
     }
 }
 
-/// Until when others with the same authorities believe our certificate is a metric; that they do not is told at once.
-fn tell_until(
+/// Until when others with the same authorities believe our certificate; that they do not is told at once.
+fn believed_until(
     signed: &dyn ClientCertVerifier,
     roots: &RootCertStore,
     provider: &CryptoProvider,
     chain: &[CertificateDer<'static>],
-) {
+) -> u64 {
     let holds_at = |seconds: u64| {
         let at = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let (own, between) = (&chain[0], &chain[1..]);
@@ -251,7 +254,7 @@ fn tell_until(
         })
     };
     let now = UnixTime::now().as_secs();
-    let until = match holds_at(now) {
+    match holds_at(now) {
         Ok(()) => {
             let (mut good, mut over) = (now, now + YEARS_AHEAD_S);
             while over - good > 1 {
@@ -267,8 +270,7 @@ fn tell_until(
             warn!(%why, "cluster.tls: others will refuse our certificate: renew it, or see that it and ca_file belong together");
             0
         }
-    };
-    metrics::gauge!("cabrank_cluster_certificate_until_timestamp_seconds").set(until as f64);
+    }
 }
 
 /// Believes a client's certificate as the library does, if it also bears the name.
@@ -364,17 +366,17 @@ impl ClusterTls {
 
     /// Keeps looking at the files, from a task on `runtime`, until nobody has this any more.
     pub(crate) fn watch(self: &Arc<Self>, side: Side, runtime: &Handle) {
-        // A refusal that never came is 0, not unknown: alerts look at its growth.
-        for refusal in Refusal::ALL {
-            handshakes(side, refusal.label()).increment(0);
-        }
         let watched = Arc::downgrade(self);
         runtime.spawn(async move {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let Some(tls) = watched.upgrade() else { return };
                 // The disk may be slow. A look that panics is the last but for this: the next one tries again.
-                let _ = tokio::task::spawn_blocking(move || tls.look()).await;
+                let _ = tokio::task::spawn_blocking(move || {
+                    tls.look();
+                    tls.measure(side);
+                })
+                .await;
             }
         });
     }
@@ -404,6 +406,17 @@ impl ClusterTls {
             Err(why) => error!(name, %why, "cluster.tls: the certificates stay as they were"),
         }
         *seen = Some(files);
+    }
+
+    /// What is counted from the start, again and again, because metrics may be kept only later. A refusal that never came is 0,
+    /// not unknown: alerts look at its growth.
+    fn measure(&self, side: Side) {
+        for refusal in Refusal::ALL {
+            handshakes(side, refusal.label()).increment(0);
+        }
+        let papers = self.papers.read().unwrap_or_else(PoisonError::into_inner);
+        metrics::gauge!("cabrank_cluster_certificate_until_timestamp_seconds")
+            .set(papers.until as f64);
     }
 
     fn server(&self) -> Arc<ServerConfig> {
