@@ -121,12 +121,10 @@ impl City {
         });
     }
 
-    /// A position, which this node alone hears of.
-    fn ping(&self, node: usize, driver: &DriverId, at: Place) {
-        until("the node knows the driver", || {
-            let pinged = self.nodes[node].ping(driver, at, self.clock.now(), 1);
-            (pinged == Pinged::Accepted).then_some(())
-        });
+    /// A position, which this node alone hears of. Does it know the driver?
+    fn ping(&self, node: usize, driver: &DriverId, at: Place) -> bool {
+        let pinged = self.nodes[node].ping(driver, at, self.clock.now(), 1);
+        pinged == Pinged::Accepted
     }
 
     fn request(&mut self, rider: &str, at: Place) -> RideId {
@@ -152,38 +150,33 @@ fn a_car_goes_to_the_nearest_rider_though_another_node_hears_of_it_first() {
     let mut city = City::open();
     let start = Point::new(37.77, -122.42).unwrap();
     let at = |n: i32| Place(start.offset_m(f64::from(n) * 400.0, 0.0));
-    // A rider of the second node, and 1,200 m away one of the first; far from both another one of the first.
+    // A rider of the second node, and 1,200 m away one of the first.
     let near = (0..).find(|n| city.shard_at(at(*n)) == 1 && city.shard_at(at(n + 3)) == 0);
     let near = near.unwrap();
-    let away = (near + 100..).find(|n| city.shard_at(at(*n)) == 0).unwrap();
     let theirs = city.request("theirs", at(near));
     until("the first node knows of the second one's ride", || {
         (city.nodes[0].rides_elsewhere() == 1).then_some(())
     });
+    // A free car stands beside their rider, and only the first node has heard of it.
+    let cab = DriverId::new("cab").unwrap();
+    city.works(&cab);
+    until("the first node knows where the car is", || {
+        city.ping(0, &cab, at(near)).then_some(())
+    });
     let ours = city.request("ours", at(near + 3));
     assert_eq!((theirs.place.0, ours.place.0), (1, 0));
-
-    // A car comes free beside their rider, and only the first node hears of it.
-    let (cab, other) = (
-        DriverId::new("cab").unwrap(),
-        DriverId::new("other").unwrap(),
-    );
-    city.works(&cab);
-    city.works(&other);
-    city.ping(0, &cab, at(near));
-    // What comes afterwards is dispatched, so our rider was looked at.
-    city.ping(0, &other, at(away));
-    let last = city.request("last", at(away));
-    city.until("the first node dispatches", |event| match event {
-        Event::DriverClaimed(e) if e.ride == last => Some(()),
-        Event::DriverClaimed(e) if e.ride == ours => panic!("{} is taken away", e.driver),
+    city.until("our rider is looked at", |event| match event {
+        Event::SearchedInVain(e) if e.ride == ours => Some(()),
+        Event::DriverClaimed(e) => panic!("{} goes to {}", e.driver, e.ride),
         _ => None,
     });
 
-    city.ping(1, &cab, at(near));
-    let gets = city.until("somebody gets the car", |event| match event {
-        Event::DriverClaimed(e) if e.driver == cab => Some(e.ride),
-        _ => None,
+    let gets = until("somebody gets the car", || {
+        city.ping(1, &cab, at(near));
+        city.events.try_iter().find_map(|event| match event {
+            Event::DriverClaimed(e) if e.driver == cab => Some(e.ride),
+            _ => None,
+        })
     });
     assert_eq!(gets, theirs);
     for node in &city.nodes {

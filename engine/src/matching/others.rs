@@ -4,7 +4,7 @@
 //! its own. A node cannot know why another one does not take a car, so what it has not done for a while it will not do:
 //! no ride waits for ever beside a free car.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use cabrank_events::{RideId, Time};
 
@@ -22,7 +22,7 @@ pub fn are_seen(ownership_resolution: u8) -> bool {
 
 /// Since when other nodes' rides are as they are. As many as rounds have seen within [`MEMORY_MS`].
 #[derive(Debug, Default)]
-pub struct Others(HashMap<RideId, Known>);
+pub struct Others(BTreeMap<RideId, Known>);
 
 #[derive(Debug)]
 struct Known {

@@ -7,7 +7,7 @@ use cabrank_engine::fold::Entities;
 use cabrank_engine::matching::others;
 use cabrank_engine::ride::{Bounds, Ride};
 use cabrank_events::command::EntityId;
-use cabrank_events::{DriverId, EventRecord, RideId};
+use cabrank_events::{DriverId, Event, EventRecord, RideId};
 use tracing::error;
 
 use super::show_driver;
@@ -84,6 +84,11 @@ impl Sink for Others<'_> {
                 return;
             }
             EntityId::Ride(id) => {
+                // Before the ride itself: it wants no car any more, and this one is not free.
+                if let Event::DriverClaimed(e) = &record.event {
+                    let now = self.shared.clock.now();
+                    self.shared.people.claim(&e.driver, now, e.answer_by);
+                }
                 self.show_ride(id, entities.rides.get(&id));
                 return;
             }
