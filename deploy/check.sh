@@ -98,7 +98,12 @@ fi
 alerts=helm/cabrank/files/alerts.yaml
 # Every metric that is asked for has a name and a meaning in the program.
 for metric in $(grep -rhoE '\bcabrank_[a-z_]+' "$alerts" helm/cabrank/files/dashboards | sed -E 's/_(bucket|count|sum)$//' | sort -u); do
-  [ "$metric" = cabrank_city ] || grep -q "\"$metric\"" ../gateway/src/meters.rs || bad "$metric is no metric of gateway/src/meters.rs"
+  case "$metric" in
+    cabrank_city) ;;
+    cabrank_service_*) grep -q "\"${metric#cabrank_}\"" ../services/src/consumer.rs || bad "$metric is no metric of services/src/consumer.rs" ;;
+    cabrank_provider_*) grep -q "HELP $metric " ../services/src/payment/mod.rs || bad "$metric is no metric of services/src/payment/mod.rs" ;;
+    *) grep -q "\"$metric\"" ../gateway/src/meters.rs || bad "$metric is no metric of gateway/src/meters.rs" ;;
+  esac
 done
 python3 dashboards.py --check || bad "dashboards: run deploy/dashboards.py"
 if command -v helm >/dev/null; then

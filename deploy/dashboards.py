@@ -70,7 +70,20 @@ BOARDS = {
         ("Shards refused", "short", [("{{instance}}", f"cabrank_shards_refused{{{MATCHER}}}")]),
         ("Memory", "bytes", [("{{instance}}", f"process_resident_memory_bytes{{{MATCHER}}}")]),
         ("Cores", "short", [("{{instance}}", f"rate(process_cpu_seconds_total{{{MATCHER}}}[$__rate_interval])")]),
-        ("Versions", "short", [("{{version}}", "count by (version) (cabrank_build_info)")]),
+        ("Versions", "short", [("{{version}} wire {{wire}} state {{state}}", "count by (version, wire, state) (cabrank_build_info)")]),
+        ("Calls refused between versions", "reqps", [("{{instance}}", "cabrank:releases_apart:rate")]),
+    ]),
+    "services": ("Cabrank: services", [
+        ("Events applied a second", "reqps", [("{{service}}", rate("cabrank_service_events_applied_total", "service"))]),
+        ("How old the newest event was when it was applied", "s", [("{{service}}", "cabrank:service_lag_seconds:max")]),
+        ("Messages that wait", "short", [("{{service}}", "max by (service) (cabrank_service_behind)")]),
+        ("Part of the time spent applying", "percentunit", [("{{service}}", rate("cabrank_service_busy_seconds_total", "service"))]),
+        ("Set aside in 15 minutes", "short", [("{{service}}", "cabrank:dead_letters:increase")]),
+        ("Came again, or tried again, a second", "reqps", [("again {{service}}", rate("cabrank_service_events_repeated_total", "service")), ("retries {{service}}", rate("cabrank_service_retries_total", "service"))]),
+        ("Messages told a second", "reqps", [("{{service}}", rate("cabrank_service_messages_told_total", "service"))]),
+        ("Calls to the payment provider a second", "reqps", [("all", rate("cabrank_provider_calls_total")), ("without an answer", rate("cabrank_provider_failures_total")), ("kept back", rate("cabrank_provider_kept_back_total"))]),
+        ("The breaker before it: 0 closed, 1 half open, 2 open", "short", [("{{instance}}", "cabrank_provider_breaker")]),
+        ("Processes that answer", "short", [("{{job}}", 'sum by (job) (up{job=~"order|payment|forecast"})')]),
     ]),
 }
 

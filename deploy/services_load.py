@@ -76,8 +76,8 @@ def fetch(url, token=None):
 
 def gauges(service):
     """The service's own figures by name."""
-    found = re.findall(r'^cabrank_service_(\w+)\{[^}]*\} (-?\d+)$', fetch(service.url + "/metrics"), re.M)
-    return {name: int(value) for name, value in found}
+    found = re.findall(r'^cabrank_service_(\w+)\{[^}]*\} (\S+)$', fetch(service.url + "/metrics"), re.M)
+    return {name: float(value) for name, value in found}
 
 
 class Watch:
@@ -103,7 +103,7 @@ class Watch:
                 since = at
                 self.grew[service.name] = (now["events_applied_total"], at)
             idle_ms = (at - since) * 1e3
-            behind[service.name] = max(now["lag_ms"], idle_ms)
+            behind[service.name] = max(1e3 * now["lag_seconds"], idle_ms)
             self.seen[service.name].append(behind[service.name])
         return behind
 
@@ -232,12 +232,12 @@ def conclude(args, report, watch, last, cpu, settled_s, open_money, audit):
     print(f"{asked} rides asked for, {opened} let in; all work done {settled_s:.1f} s after the last of them")
     behind_all = []
     for name in NAMES:
-        seen, most = watch.seen[name], last[name]["lag_max_ms"]
-        busy_s = last[name]["busy_microseconds_total"] / 1e6
+        seen, most = watch.seen[name], 1e3 * last[name]["lag_max_seconds"]
+        busy_s = last[name]["busy_seconds_total"]
         keeps_up = max([most, *seen]) <= args.lag_ms_max and last[name]["dead_letters_total"] == 0
         behind_all += [] if keeps_up else [name]
         print(f"{name:9} behind: median {share(seen, 0.5):.0f} ms, 95 % {share(seen, 0.95):.0f} ms, most {max([most, *seen]):.0f} ms, "
-              f"at the end {last[name]['lag_ms']} ms; {last[name]['events_applied_total']} events in {busy_s:.1f} s of work, "
+              f"at the end {1e3 * last[name]['lag_seconds']:.0f} ms; {last[name]['events_applied_total']:.0f} events in {busy_s:.1f} s of work, "
               f"{1e3 * cpu[name] / max(1, opened):.2f} ms of processor a ride: {'keeps up' if keeps_up else 'DOES NOT KEEP UP'}")
     for name in ("server", "provider"):
         print(f"{name:9} {1e3 * cpu[name] / max(1, opened):.2f} ms of processor a ride")

@@ -14,16 +14,25 @@ mod store;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
+use cabrank_eventlog::FORMAT_VERSION;
+use cabrank_matcher::versions::{STATE_VERSION, WIRE_VERSION};
 use clap::{Args, Parser, Subcommand};
 use settings::{Preset, Settings};
 
 /// What a command may fail with: printed with its causes, exit code 2.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The release, and who it can work beside: the same for the same source, wherever it was built.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let (release, wire, state) = (env!("CARGO_PKG_VERSION"), WIRE_VERSION, STATE_VERSION);
+    format!("{release} (wire {wire}, state {state}, store {FORMAT_VERSION})")
+});
+
 /// A real-time ride-dispatch engine: drivers stream positions, riders ask, nothing is lost.
 #[derive(Parser)]
-#[command(name = "cabrank", version, arg_required_else_help = true)]
+#[command(name = "cabrank", version = VERSION.as_str(), arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     common: Common,

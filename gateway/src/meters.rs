@@ -9,6 +9,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use cabrank_matcher::versions;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Upper ends in seconds. Dense where the promises are: 2 to 250 ms from request to offer, 1 to 5 s for a pause.
@@ -25,10 +26,10 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 67] = [
+const HELP: [(&str, &str); 68] = [
     (
         "cabrank_build_info",
-        "1; the label says which version runs.",
+        "1; the labels say which version runs, and which wire and state versions it speaks.",
     ),
     (
         "cabrank_cluster_certificate_until_timestamp_seconds",
@@ -129,6 +130,10 @@ const HELP: [(&str, &str); 67] = [
     (
         "cabrank_partner_pings_unreadable_total",
         "Partners' positions that could not be read.",
+    ),
+    (
+        "cabrank_releases_apart_total",
+        "Calls between gateways and nodes refused because one does not speak the other's wire version; counted at both.",
     ),
     (
         "cabrank_ping_streams_ended_total",
@@ -268,11 +273,12 @@ const HELP: [(&str, &str); 67] = [
 
 /// Counters without labels that alerts look at: shown as 0 from the start, because a rate needs a value before the first
 /// failure.
-const AT_ZERO: [&str; 10] = [
+const AT_ZERO: [&str; 11] = [
     "cabrank_commits_failed_total",
     "cabrank_follower_restarts_total",
     "cabrank_index_full_total",
     "cabrank_locations_lost_total",
+    "cabrank_releases_apart_total",
     "cabrank_pings_replaced_total",
     "cabrank_pings_unrouted_total",
     "cabrank_rounds_exhausted_total",
@@ -326,7 +332,9 @@ fn describe() {
         metrics::counter!(name).increment(0);
     }
     metrics_process::Collector::default().describe();
-    metrics::gauge!("cabrank_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!("cabrank_build_info", "version" => env!("CARGO_PKG_VERSION"),
+        "wire" => versions::WIRE_VERSION.to_string(), "state" => versions::STATE_VERSION.to_string())
+    .set(1.0);
 }
 
 fn keep_up(handle: PrometheusHandle) {

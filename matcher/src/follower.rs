@@ -12,9 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cabrank_engine::EntityState;
 use cabrank_engine::fold::Entities;
 use cabrank_engine::ride::Bounds;
-use cabrank_engine::{Counters, EntityState};
 use cabrank_eventlog::{EventLog, EventTail, Followed, ReadError, Recovered, TailError, Topic};
 use cabrank_events::{EventRecord, RideId};
 use tracing::{error, info, warn};
@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::Failure;
 use crate::clock::DomainClock;
 use crate::heart::Heart;
+use crate::versions;
 
 /// Records taken at once.
 const READ_MAX: usize = 1_000;
@@ -376,8 +377,8 @@ fn parse(shard: u16, stored: &Recovered) -> Result<(Entities, u64), Failure> {
     };
     let seq = match &stored.header {
         Some(header) if !header.engine.is_empty() => {
-            serde_json::from_slice::<Counters>(&header.engine)
-                .map_err(|why| broken("the header", why))?
+            versions::read_header(&header.engine)
+                .map_err(|why| Failure::Broken(format!("the header of shard {shard}: {why}")))?
                 .seq
         }
         _ => 0,

@@ -13,6 +13,7 @@
 //! - `history`: the commands and events that made an entity what it is.
 //! - `reach`: which waiting rides a car that comes free could serve.
 //! - [`tls`]: who is believed between gateways and nodes.
+//! - [`versions`]: which releases can work beside each other.
 //! - [`clock`]: domain time.
 //! - [`heart`]: do the loops still go round?
 //!
@@ -38,6 +39,7 @@ mod rounds;
 mod route;
 pub mod rpc;
 pub mod tls;
+pub mod versions;
 mod views;
 
 pub use config::NodeConfig;

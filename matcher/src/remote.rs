@@ -392,6 +392,11 @@ impl Shared {
         self.look.ring(|state| state.now = true);
         match status.code() {
             Code::FailedPrecondition => NotAnswered::NoOwner,
+            // It is of a release that does not speak with this one; the stream of pings says so in the log.
+            Code::Unimplemented => {
+                metrics::counter!("cabrank_releases_apart_total").increment(1);
+                NotAnswered::NodeSilent
+            }
             _ => NotAnswered::NodeSilent,
         }
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::tls::{ClusterTls, Connector};
+use crate::versions;
 use v1::node_client::NodeClient;
 
 pub use server::serve;
@@ -44,12 +45,19 @@ pub(crate) fn channel(
     }
 }
 
+fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+    Ok(endpoint
+        .user_agent(versions::user_agent())?
+        .tcp_nodelay(true))
+}
+
 /// Connects to the node at `address`.
 pub async fn connect(
     address: &str,
     tls: Option<&Arc<ClusterTls>>,
 ) -> Result<NodeClient<Channel>, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    let endpoint = endpoint(address)?;
     let channel = match tls {
         None => endpoint.connect().await?,
         Some(tls) => {
@@ -65,7 +73,7 @@ pub fn connect_lazy(
     address: &str,
     tls: Option<&Arc<ClusterTls>>,
 ) -> Result<NodeClient<Channel>, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    let endpoint = endpoint(address)?;
     Ok(NodeClient::new(channel(&endpoint, address, tls)))
 }
 

@@ -12,8 +12,8 @@
 //! Not here: where messages come from (`source`), what is done with them (each [`Service`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::database::Database;
+use crate::payment::ProviderGauges;
 use crate::source::{Batch, Positions, Source, SourceError, backoff};
 use crate::steps::Steps;
 
@@ -304,6 +305,8 @@ pub struct Gauges {
     pub busy_us: AtomicU64,
     /// Own messages copied to topics.
     pub told: AtomicU64,
+    /// The way to the provider, where this is the payment service's consumer.
+    pub provider: OnceLock<Arc<ProviderGauges>>,
 }
 
 // Orderings of the gauges: Relaxed. Each is a number of its own for people to look at; nothing is decided by two of them.
@@ -314,29 +317,77 @@ impl Gauges {
 
     /// In the words of Prometheus.
     pub fn to_prometheus(&self, service: &str) -> String {
-        let counter = |name: &str, value: &AtomicU64| {
-            let value = value.load(Ordering::Relaxed);
+        let one = |name: &str, kind: &str, help: &str, value: String| {
             format!(
-                "# TYPE cabrank_{name} counter\ncabrank_{name}{{service=\"{service}\"}} {value}\n"
+                "# HELP cabrank_{name} {help}\n# TYPE cabrank_{name} {kind}\n\
+                 cabrank_{name}{{service=\"{service}\"}} {value}\n"
             )
         };
-        let gauge = |name: &str, value: i64| {
-            format!(
-                "# TYPE cabrank_{name} gauge\ncabrank_{name}{{service=\"{service}\"}} {value}\n"
+        let counters = [
+            (
+                "service_events_applied_total",
+                "Events applied.",
+                &self.applied,
+            ),
+            (
+                "service_events_repeated_total",
+                "Events that came again and changed nothing.",
+                &self.repeated,
+            ),
+            (
+                "service_dead_letters_total",
+                "Events set aside because they could not be applied.",
+                &self.dead,
+            ),
+            (
+                "service_retries_total",
+                "Batches that had to be tried again.",
+                &self.retries,
+            ),
+            (
+                "service_messages_told_total",
+                "Own messages copied to topics.",
+                &self.told,
+            ),
+        ];
+        let counters = counters.map(|(name, help, value)| {
+            one(
+                name,
+                "counter",
+                help,
+                value.load(Ordering::Relaxed).to_string(),
             )
-        };
-        counter("service_events_applied_total", &self.applied)
-            + &counter("service_events_repeated_total", &self.repeated)
-            + &counter("service_dead_letters_total", &self.dead)
-            + &counter("service_retries_total", &self.retries)
-            + &counter("service_busy_microseconds_total", &self.busy_us)
-            + &counter("service_messages_told_total", &self.told)
-            + &gauge("service_behind", self.behind.load(Ordering::Relaxed) as i64)
-            + &gauge("service_lag_ms", self.lag_ms.load(Ordering::Relaxed))
-            + &gauge(
-                "service_lag_max_ms",
-                self.lag_max_ms.load(Ordering::Relaxed),
-            )
+        });
+        let busy_s = self.busy_us.load(Ordering::Relaxed) as f64 / 1e6;
+        let seconds = |ms: &AtomicI64| (ms.load(Ordering::Relaxed) as f64 / 1e3).to_string();
+        let rest = [
+            one(
+                "service_busy_seconds_total",
+                "counter",
+                "Time spent applying.",
+                busy_s.to_string(),
+            ),
+            one(
+                "service_behind",
+                "gauge",
+                "Messages known to wait.",
+                self.behind.load(Ordering::Relaxed).to_string(),
+            ),
+            one(
+                "service_lag_seconds",
+                "gauge",
+                "How old the newest event was when its effect was committed.",
+                seconds(&self.lag_ms),
+            ),
+            one(
+                "service_lag_max_seconds",
+                "gauge",
+                "The largest cabrank_service_lag_seconds so far.",
+                seconds(&self.lag_max_ms),
+            ),
+        ];
+        let provider = self.provider.get().map(|gauges| gauges.to_prometheus());
+        counters.concat() + &rest.concat() + &provider.unwrap_or_default()
     }
 }
 

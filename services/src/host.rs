@@ -258,6 +258,7 @@ pub async fn start_payment(
     let service = PaymentService::default();
     let worker = Worker::new(consumer.clone(), provider, config, service.due());
     let gauges = worker.gauges();
+    consumer.gauges.provider.get_or_init(|| Arc::clone(&gauges));
     let routes = payment::http::routes(Arc::clone(&gauges));
     let mut parts = Parts::new();
     let stop = place.stop.clone();

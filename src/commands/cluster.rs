@@ -82,6 +82,10 @@ struct NodeLine {
     address: String,
     ready: bool,
     drivers_known: Option<u64>,
+    /// Which release it is of and what it speaks; absent from releases before versions were told.
+    version: Option<String>,
+    wire_version: Option<u32>,
+    state_version: Option<u32>,
     /// Why it could not be asked.
     error: Option<String>,
 }
@@ -154,12 +158,20 @@ async fn look(log: &KafkaLog, tls: Option<&Arc<ClusterTls>>) -> Result<Status, A
             address: address.clone(),
             ready: false,
             drivers_known: None,
+            version: None,
+            wire_version: None,
+            state_version: None,
             error: None,
         };
         match ask(&address, tls).await {
             Ok(answer) => {
                 line.ready = answer.ready;
                 line.drivers_known = Some(answer.drivers_known);
+                if !answer.version.is_empty() {
+                    line.version = Some(answer.version);
+                    line.wire_version = Some(answer.wire_version);
+                    line.state_version = Some(answer.state_version);
+                }
                 for said in answer.shards {
                     // An older owner that does not know of its successor yet is not believed.
                     let of_now = shards.iter_mut().find(|line| {
@@ -227,7 +239,7 @@ fn print(status: &Status) {
         match &node.error {
             Some(why) => println!("{} at {}: not reached ({why})", node.node, node.address),
             None => println!(
-                "{} at {}: {}{}, {} drivers known",
+                "{} at {}: {}{}, {} drivers known, {}",
                 node.node,
                 node.address,
                 if node.ready { "ready" } else { "not ready" },
@@ -237,6 +249,11 @@ fn print(status: &Status) {
                     ", owns no shard"
                 },
                 number(node.drivers_known),
+                match (&node.version, node.wire_version, node.state_version) {
+                    (Some(version), Some(wire), Some(state)) =>
+                        format!("cabrank {version} (wire {wire}, state {state})"),
+                    _ => "of a release that does not tell its version".to_owned(),
+                }
             ),
         }
     }

@@ -28,7 +28,7 @@ use crate::people::People;
 use crate::reach::Reach;
 use crate::roads::Roads;
 use crate::rounds::{Asking, Finishing, Going, Job, Promises, Solved, Solver};
-use crate::route;
+use crate::{route, versions};
 
 /// The loop wakes at least this often, for silent drivers and gauges.
 const TICK: Duration = Duration::from_millis(500);
@@ -466,7 +466,7 @@ impl Loop {
                 time_ms: shard.time().0,
                 epoch: self.owner.epoch_of(id.0),
                 owner: String::new(),
-                engine: to_json(shard.counters()),
+                engine: versions::write_header(shard.counters()),
             };
             Some((id.0, header))
         });

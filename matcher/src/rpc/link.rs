@@ -14,17 +14,21 @@ use cabrank_geo::Placement;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use super::v1::node_client::NodeClient;
 use super::{channel, v1};
 use crate::tls::ClusterTls;
+use crate::versions;
 
 /// Batches handed to the stream and not yet written.
 const BATCHES_UNDER_WAY: usize = 2;
 /// After a stream broke, the next one is tried after this.
 const RETRY: Duration = Duration::from_millis(100);
+/// After a node refused to speak with this gateway: whoever takes its place is of another release.
+const RETRY_REFUSED: Duration = Duration::from_secs(1);
 /// A node that does not take a connection for so long is tried again.
 const CONNECT: Duration = Duration::from_millis(500);
 /// A node whose connection is silent for so long is asked whether it lives, and has as long again to say so.
@@ -60,6 +64,7 @@ impl NodeLink {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Arc<NodeLink>, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .user_agent(versions::user_agent())?
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
@@ -225,6 +230,11 @@ async fn pump(address: String, mut client: NodeClient<Channel>, outbox: Arc<Outb
         };
         match ended {
             Ok(_) => info!(node = %address, "the node ended the stream of pings"),
+            Err(why) if why.code() == Code::Unimplemented => {
+                metrics::counter!("cabrank_releases_apart_total").increment(1);
+                error!(node = %address, why = why.message(), "the node is of a release that does not speak with this one");
+                tokio::time::sleep(RETRY_REFUSED).await;
+            }
             Err(why) => debug!(node = %address, %why, "the stream of pings broke"),
         }
         metrics::counter!("cabrank_ping_streams_ended_total").increment(1);

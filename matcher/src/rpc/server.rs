@@ -16,13 +16,14 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use super::v1;
 use super::v1::node_server::{Node as NodeRpc, NodeServer};
 use crate::api::{Dispatch, Pinged};
 use crate::node::Node;
-use crate::route;
 use crate::tls::{Caller, ClusterTls, EndsAt, Side};
+use crate::{route, versions};
 
 /// A connection that does not answer for so long is dead.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -90,6 +91,15 @@ struct Service {
     stop: CancellationToken,
 }
 
+/// Refuses a gateway that speaks another language.
+fn admit<T>(request: &Request<T>) -> Result<(), Status> {
+    let said = request.metadata().get("user-agent");
+    versions::check_caller(said.and_then(|said| said.to_str().ok())).map_err(|why| {
+        metrics::counter!("cabrank_releases_apart_total").increment(1);
+        Status::unimplemented(why.to_string())
+    })
+}
+
 fn point(lat_e7: i32, lon_e7: i32) -> Result<Point, Status> {
     Point::from_e7(lat_e7, lon_e7).map_err(|why| Status::invalid_argument(why.to_string()))
 }
@@ -153,6 +163,11 @@ impl NodeRpc for Service {
         &self,
         request: Request<Streaming<v1::PingBatch>>,
     ) -> Result<Response<v1::PingsTaken>, Status> {
+        // A gateway opens this again and again, questions come by the thousand: it is said here.
+        admit(&request).inspect_err(|why| {
+            let gateway = request.remote_addr();
+            warn!(?gateway, why = why.message(), "a gateway is refused");
+        })?;
         let ends_at = request.extensions().get::<EndsAt>().copied();
         let over = async {
             match ends_at {
@@ -180,6 +195,7 @@ impl NodeRpc for Service {
         &self,
         request: Request<v1::NearbyRequest>,
     ) -> Result<Response<v1::NearbyAnswer>, Status> {
+        admit(&request)?;
         let asked = request.into_inner();
         let shard = u16::try_from(asked.shard).map_err(|_| Status::invalid_argument("shard"))?;
         let at = point(asked.lat_e7, asked.lon_e7)?;
@@ -212,6 +228,7 @@ impl NodeRpc for Service {
         &self,
         request: Request<v1::PositionRequest>,
     ) -> Result<Response<v1::PositionAnswer>, Status> {
+        admit(&request)?;
         let driver = DriverId::new(&request.into_inner().driver)
             .map_err(|why| Status::invalid_argument(why.to_string()))?;
         let shared = self.node.shared();
@@ -236,6 +253,7 @@ impl NodeRpc for Service {
         &self,
         request: Request<v1::CarsRequest>,
     ) -> Result<Response<Self::CarsStream>, Status> {
+        admit(&request)?;
         let after_ms = request.into_inner().after_ms;
         let node = self.node.clone();
         // A walk over all drivers: some milliseconds of a large city.
@@ -311,5 +329,8 @@ fn status_of(node: &Node, name: String) -> v1::StatusAnswer {
             0 => 0,
             complete_ms => shared.age_ms(Time(complete_ms)),
         },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        wire_version: u32::from(versions::WIRE_VERSION),
+        state_version: u32::from(versions::STATE_VERSION),
     }
 }

@@ -303,11 +303,14 @@ impl ProviderGauges {
     /// In the words of Prometheus.
     pub fn to_prometheus(&self) -> String {
         format!(
-            "# TYPE cabrank_provider_calls_total counter\ncabrank_provider_calls_total {}\n\
+            "# HELP cabrank_provider_calls_total Calls to the payment provider.\n\
+             # TYPE cabrank_provider_calls_total counter\ncabrank_provider_calls_total {}\n\
+             # HELP cabrank_provider_failures_total Calls without an answer.\n\
              # TYPE cabrank_provider_failures_total counter\ncabrank_provider_failures_total {}\n\
+             # HELP cabrank_provider_kept_back_total Calls the breaker kept back.\n\
              # TYPE cabrank_provider_kept_back_total counter\ncabrank_provider_kept_back_total {}\n\
-             # TYPE cabrank_provider_breaker gauge\n# HELP cabrank_provider_breaker 0 closed, 1 half open, 2 open\n\
-             cabrank_provider_breaker {}\n",
+             # HELP cabrank_provider_breaker 0 closed, 1 half open, 2 open.\n\
+             # TYPE cabrank_provider_breaker gauge\ncabrank_provider_breaker {}\n",
             self.calls.load(Ordering::Relaxed),
             self.failures.load(Ordering::Relaxed),
             self.kept_back.load(Ordering::Relaxed),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use cabrank_engine::{Counters, EntityState, Shard};
+use cabrank_engine::{EntityState, Shard};
 use cabrank_eventlog::{RecoverError, Recovered};
 use cabrank_events::command::EntityId;
 use cabrank_events::{ShardId, Time};
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::{Loop, Pending, RETRY, show_driver};
 use crate::node::{Failure, Holding, warm};
-use crate::route;
+use crate::{route, versions};
 
 impl Loop {
     /// Memory may be ahead of the log: every shard is to be read back.
@@ -170,8 +170,8 @@ impl Loop {
         let broken = |what: &str, why: serde_json::Error| {
             Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
         };
-        let counters: Counters =
-            serde_json::from_slice(&header.engine).map_err(|why| broken("the header", why))?;
+        let counters = versions::read_header(&header.engine)
+            .map_err(|why| Failure::Broken(format!("the header of shard {number}: {why}")))?;
         let states = recovered
             .states
             .iter()

@@ -1,0 +1,140 @@
+"""Two releases side by side: rolls a city from an old program to a new one and back, under load, as `helm upgrade` and
+`helm rollback` do (pods.py): the topics Job of the release that comes, then nodes one by one from the last, each ready and at
+work for the chart's minReadySeconds before the next, and at the same time gateways one by one, each new one ready before an
+old one goes. So for a while each release's nodes and gateways work with the other's, and shards, with open rides, move from
+release to release in both directions.
+
+The load and the desk are the old release's: people's apps are not upgraded with the city. Fails if a shard gives no
+committed answer for longer than the bound, if a pod fails a probe, needs its SIGKILL, says an error or refuses a shard or a
+peer, if the load is not well or misses a promised ride, or if either release's audit finds anything, an open ride included."""
+
+import argparse
+import json
+import sys
+import threading
+import time
+
+from pods import PROBERS, RENDERED, Broker, Deployment, Load, Probers, Release, Service, StatefulSet, get, play, say, wrong
+
+
+def main():
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("old")
+    flags.add_argument("new")
+    flags.add_argument("--old-chart", help="the old release's deploy/check/golden/scale.yaml, if its chart was another")
+    flags.add_argument("--rides-per-second", type=float, default=10)
+    flags.add_argument("--pings-per-second", type=float, default=300)
+    flags.add_argument("--drivers", type=int, default=300)
+    flags.add_argument("--phase", type=float, default=5, help="seconds of load before, between and after")
+    flags.add_argument("--pause", type=float, default=1.0, help="longest silence of a shard, seconds")
+    args = flags.parse_args()
+    return play("upgrade", run, args)
+
+
+class City:
+    def __init__(self, release, nodes, gateways):
+        self.nodes = StatefulSet(release, "scale-matcher", 1)
+        self.nodes.scale(nodes)
+        self.gateways = Deployment(release, "scale-gateway", gateways)
+        self.gateways.wait_ready()
+        self.was = []
+
+    def roll(self, release):
+        """`helm upgrade`, or `helm rollback`, to this release."""
+        release.make_topics()
+        both = [threading.Thread(target=roll, args=(release,)) for roll in (self.roll_nodes, self.roll_gateways)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+        if left := [pod.name for pod in self.pods() if pod.release is not release]:
+            wrong(f"still of the other release: {', '.join(left)}")
+
+    def roll_nodes(self, release):
+        self.nodes.release = release
+        at_work = release.objects["StatefulSet", "scale-matcher"]["spec"].get("minReadySeconds", 0)
+        for number in reversed(range(len(self.nodes.pods))):
+            old = self.nodes.pods[number]
+            self.was.append(old)
+            old.stop()
+            self.nodes.pods[number] = self.nodes.make(number)
+            self.nodes.pods[number].wait_ready()
+            time.sleep(at_work)
+
+    def roll_gateways(self, release):
+        self.gateways.release = release
+        for old in list(self.gateways.pods):
+            new = self.gateways.make()
+            self.gateways.pods.append(new)
+            new.wait_ready()
+            self.gateways.pods.remove(old)
+            self.was.append(old)
+            old.stop()
+
+    def pods(self):
+        return self.nodes.pods + self.gateways.pods
+
+    def look(self):
+        """Nobody is refused, and nobody says an error."""
+        for pod in self.pods():
+            port = pod.ports.get("ops") or pod.ports["http"]
+            metrics = get(f"http://{pod.ip}:{port}/metrics").decode()
+            for refusal in ("cabrank_shards_refused", "cabrank_releases_apart_total"):
+                if any(float(line.split()[-1]) > 0 for line in metrics.splitlines() if line.startswith(refusal)):
+                    wrong(f"{pod.name}: {refusal} is not 0")
+
+    def errors(self):
+        for log in {pod.log for pod in self.was + self.pods()}:
+            for line in log.read_text().splitlines():
+                if line.startswith("{") and json.loads(line).get("level") == "ERROR":
+                    wrong(f"{log.stem} says {line}")
+
+
+def run(args, work):
+    broker = Broker(work)
+    # The release before may not know certificates between gateways and nodes: who wants them asks when all nodes are new.
+    old = Release(work, broker, args.old, args.old_chart or RENDERED, plain_text=True)
+    new = Release(work, broker, args.new, plain_text=True)
+    say(f"from {old.version} to {new.version} and back")
+    old.make_topics()
+    city = City(old, nodes=3, gateways=2)
+    upgrade(args, city, old, new)
+    city.errors()
+    new.audit()
+    old.audit()
+
+
+def upgrade(args, city, old, new):
+    service = Service(city.gateways)
+    token = old.run("token", "--role", "ops").stdout.strip()
+    load = Load(old, [service.url], 3600, args.drivers, args.rides_per_second, args.pings_per_second)
+    time.sleep(5)
+    probers = Probers([service.url], token)
+    time.sleep(args.phase)
+    if probers.answered < PROBERS:
+        wrong(f"the probers get no answers: {probers.last_refusal}")
+    say(f"calm: longest silence of a shard {probers.take():.2f} s")
+    longest = 0.0
+    for release, way in ((new, "forward"), (old, "back")):
+        city.roll(release)
+        time.sleep(args.phase)
+        city.look()
+        pause = probers.take()
+        longest = max(longest, pause)
+        say(f"{way}: longest silence of a shard {pause:.2f} s, {probers.failed} of {probers.answered + probers.failed} commands failed so far")
+        if pause > args.pause:
+            wrong(f"a shard was silent for {pause:.2f} s on the way {way}; at most {args.pause}")
+    if probers.failed:
+        say(f"the last that failed: {probers.last_refusal}")
+    probers.going = False
+    load.stop()
+    load.end()
+    for gateway in city.gateways.pods:
+        gateway.stop()
+    city.was += city.nodes.pods + city.gateways.pods
+    city.nodes.scale(0)
+    say(f"longest pause of a shard: {longest:.2f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
