@@ -11,11 +11,21 @@ if ! git cat-file -e "$commit^{commit}" 2>/dev/null; then
   echo "this clone has no $commit, the release before: fetch it (git fetch --unshallow)" >&2
   exit 3
 fi
+# A target directory of its own: Cargo takes crates of one name in two checkouts for the same ones. What is compiled of the
+# registry's crates is linked into it.
 target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
-mkdir -p "$out/src"
-# Files carry the commit's time, so that what was built of them before is still good.
+own="$target/baseline-${commit:0:12}"
+mkdir -p "$out/src" "$own/debug"
 git archive "$commit" | tar -x -C "$out/src"
-(cd "$out/src" && CARGO_TARGET_DIR="$target" cargo test --quiet --workspace --no-run --test probe)
-cp "$target/debug/cabrank" "$out/cabrank"
+for part in deps build .fingerprint; do
+  if [ -d "$target/debug/$part" ] && [ ! -d "$own/debug/$part" ]; then
+    cp -al "$target/debug/$part" "$own/debug/$part"
+    find "$own/debug/$part" -mindepth 1 -maxdepth 1 -name '*cabrank*' -exec rm -rf {} +
+    # Programs are linked anew, and not into a file that is another's, too.
+    [ "$part" != deps ] || find "$own/debug/deps" -type f ! -name '*.rlib' ! -name '*.rmeta' ! -name '*.so' ! -name '*.d' -delete
+  fi
+done
+(cd "$out/src" && CARGO_TARGET_DIR="$own" cargo test --quiet --workspace --no-run --test probe)
+cp "$own/debug/cabrank" "$out/cabrank"
 cp "$out/src/deploy/check/golden/scale.yaml" "$out/scale.yaml"
 echo "the release before: $commit, $("$out/cabrank" --version)"
