@@ -18,6 +18,7 @@ pub mod probe;
 pub mod provider_sim;
 pub mod replay;
 pub mod report;
+pub mod reshard;
 pub mod ring;
 pub mod serve;
 pub mod service;

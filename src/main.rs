@@ -101,7 +101,7 @@ pub struct Brokers {
     /// What this city's topics and groups begin with, where several cities share the brokers.
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<String>,
-    /// Shards = partitions of the topics; fixed when they are made.
+    /// Shards = partitions of the topics, as they are made; `reshard` raises them.
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
     /// Copies of each partition when topics are made and checked: 3 survives a broker, 1 is for a laptop.
@@ -160,6 +160,8 @@ enum Command {
     /// Start an Apache Kafka to try things with: one broker on this machine, gone with its data at the end. Needs a JDK 17,
     /// and Maven the first time.
     OwnBroker,
+    /// Raise the number of shards of a running city over Kafka.
+    Reshard(commands::reshard::ReshardArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
     /// Read or change how a running city's rounds choose: policy, swaps, prices, pace.
@@ -232,6 +234,7 @@ fn main() -> ExitCode {
             Command::Probe(args) => commands::probe::run(&cli.common, args),
             Command::Figures(args) => commands::figures::run(&cli.common, args),
             Command::OwnBroker => commands::own_broker::run(),
+            Command::Reshard(args) => commands::reshard::run(&cli.common, args),
             Command::Cluster(args) => commands::cluster::run(&cli.common, args),
             Command::Dispatch(args) => commands::dispatch::run(&cli.common, args),
             Command::Chaos(args) => commands::chaos::run(&cli.common, args),

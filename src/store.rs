@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use cabrank_eventlog::kafka::KafkaLog;
+use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaOpenError};
 use cabrank_eventlog::{EmbeddedLog, EventLog, READ_MAX, Topic};
+use cabrank_events::command::GrowthStep;
+use cabrank_matcher::market_in;
 
 use crate::{AnyError, Common};
 
@@ -18,7 +20,18 @@ pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {
 /// The log of a city over Kafka; prefix and shards are the configuration's.
 pub fn over_kafka(common: &Common, brokers: &str) -> Result<KafkaLog, AnyError> {
     let settings = common.settings(|settings| brokers.clone_into(&mut settings.kafka.brokers))?;
-    Ok(KafkaLog::open(settings.kafka)?)
+    Ok(kafka(settings.kafka)?)
+}
+
+/// The log over Kafka of a city that may have grown (`reshard`): more partitions than configured are right if the log says so.
+pub fn kafka(config: KafkaConfig) -> Result<KafkaLog, KafkaOpenError> {
+    KafkaLog::open_grown(config, |stored| {
+        let (growth, step) = market_in(stored)?.ring?;
+        Some(match step {
+            GrowthStep::Announced => growth.from..=growth.to,
+            GrowthStep::Begun | GrowthStep::Settled => growth.to..=growth.to,
+        })
+    })
 }
 
 /// Calls `each` with (shard, offset, value) of every record of `topic` from `from(shard)` on.

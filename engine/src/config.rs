@@ -60,6 +60,9 @@ pub struct EngineConfig {
     /// Drivers of one shard who are suspended or kept apart from somebody: they are never forgotten. Beyond it
     /// suspensions and blocks of further drivers are refused with 503.
     pub marked_drivers_max: usize,
+    /// While the number of shards grows: commands of one shard that wait for people who are on their way to it. Beyond it they are refused with
+    /// 503, and messages between shards take the way by the old shard. They are part of the shard's header.
+    pub moving_max: usize,
     /// When rides whose drivers are on the way may change them; for the policy `rematch`.
     pub swaps: SwapRules,
     /// Are drivers whose ride goes to another one told of it, or asked before?
@@ -117,6 +120,7 @@ impl Default for EngineConfig {
             rides_max: 100_000,
             blocks_max: 256,
             marked_drivers_max: 20_000,
+            moving_max: 256,
             swaps: SwapRules::default(),
             swap_consent: SwapConsent::default(),
             swap_answer_ms: 15_000,
@@ -237,6 +241,7 @@ impl EngineConfig {
                 self.marked_drivers_max,
                 10_000_000,
             ),
+            ("engine.moving_max", self.moving_max, 500),
             (
                 "engine.queues.drivers_max",
                 self.queues.drivers_max,

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use cabrank_events::command::ClaimRefusal;
-use cabrank_events::event::LeaveReason;
+use cabrank_events::event::{DriverTakenOver, LeaveReason};
 use cabrank_events::{
     ClassSet, DriverId, Event, HoldId, Place, QueuePlace, Reason, RiderId, SessionId, Time,
     VehicleClass,
@@ -91,6 +91,16 @@ impl Driver {
         }
     }
 
+    /// As another shard has given the driver to this one (PROTOCOL 30).
+    pub fn taken_over(event: &DriverTakenOver) -> Driver {
+        let state = serde_json::from_value(event.state.clone());
+        Driver {
+            seq: event.driver_seq,
+            // PROTOCOL 9: what cannot be read stops the shard loudly; a shard of this program wrote it.
+            ..state.expect("a driver's state is as it was given")
+        }
+    }
+
     /// Folds one event of this driver into its state.
     pub fn apply(&mut self, event: &Event, bounds: &Bounds) {
         match event {
@@ -160,7 +170,8 @@ impl Driver {
                 self.blocked.remove(&e.rider);
             }
             Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
-            Event::DriverForgotten(_) => {}
+            Event::DriverTakenOver(e) => *self = Driver::taken_over(e),
+            Event::DriverForgotten(_) | Event::DriverHandedOver(_) => {}
             Event::RideRequested(_)
             | Event::DestinationChanged(_)
             | Event::SearchedInVain(_)
@@ -195,7 +206,10 @@ impl Driver {
             | Event::RiderFree(_)
             | Event::RiderForgotten(_)
             | Event::DispatchSet(_)
-            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
+            | Event::DrainAsked(_)
+            | Event::RingGrows(_)
+            | Event::RiderHandedOver(_)
+            | Event::RiderTakenOver(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

@@ -95,7 +95,7 @@ pub(crate) fn fold(
                 ride.apply(event, bounds);
             }
         }
-        (EntityId::Driver(id), Event::DriverForgotten(_)) => {
+        (EntityId::Driver(id), Event::DriverForgotten(_) | Event::DriverHandedOver(_)) => {
             drivers.remove(&id);
         }
         (EntityId::Driver(id), event @ Event::CommandOutcome(_)) => {
@@ -107,7 +107,7 @@ pub(crate) fn fold(
             .entry(id)
             .or_insert_with_key(|id| Driver::unseen(id.clone(), record.seq))
             .apply(event, bounds),
-        (EntityId::Rider(id), Event::RiderForgotten(_)) => {
+        (EntityId::Rider(id), Event::RiderForgotten(_) | Event::RiderHandedOver(_)) => {
             riders.remove(&id);
         }
         (EntityId::Rider(_), Event::CommandOutcome(_)) => {}

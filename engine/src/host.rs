@@ -137,7 +137,7 @@ impl Host {
         let mut hops = 0;
         self.collect(batch, first, &mut under_way);
         while let Some((from, message)) = under_way.pop_front() {
-            if hops < self.hops_max && self.may_hop(from, message.to) {
+            if hops < self.hops_max && message.may_hop() && self.may_hop(from, message.to) {
                 hops += 1;
                 let sender_time = self.shards[&from].time();
                 let to = message.to;
@@ -149,6 +149,7 @@ impl Host {
                 self.collect(batch, to, &mut under_way);
             } else {
                 let sender = self.shards.get_mut(&from).expect("it has just sent");
+                sender.counters.know_peers(usize::from(message.to.0) + 1);
                 sender.counters.sent[usize::from(message.to.0)] += 1;
                 batch.touched.insert(from);
                 batch.messages.push(message);
@@ -160,9 +161,15 @@ impl Host {
         let (Some(sender), Some(receiver)) = (self.shards.get(&from), self.shards.get(&to)) else {
             return false;
         };
-        let sent = sender.counters().sent[usize::from(to.0)];
-        let received = receiver.counters().received[usize::from(from.0)];
-        sent == received || sabotage::POSSIBLE && sender.is_sabotaged(Sabotage::HopAlways)
+        // While people move from shard to shard only the log's order is everybody's (PROTOCOL 30).
+        let grows = sender.counters().growing.is_some() || receiver.counters().growing.is_some();
+        if grows && !(sabotage::POSSIBLE && sender.is_sabotaged(Sabotage::HopWhileMoving)) {
+            return false;
+        }
+        let sent = sender.counters().sent.get(usize::from(to.0));
+        let received = receiver.counters().received.get(usize::from(from.0));
+        sent.unwrap_or(&0) == received.unwrap_or(&0)
+            || sabotage::POSSIBLE && sender.is_sabotaged(Sabotage::HopAlways)
     }
 
     fn collect(

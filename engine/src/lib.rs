@@ -38,4 +38,4 @@ pub mod travel;
 pub use config::{BadSetting, EngineConfig};
 pub use host::{Batch, Host};
 pub use market::{DispatchRules, Market};
-pub use shard::{Counters, EntityState, Message, Shard};
+pub use shard::{Counters, EntityState, Growing, Message, Shard};

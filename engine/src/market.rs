@@ -6,7 +6,7 @@
 //!
 //! The engine checks rides by its own configuration: a swap beyond `engine.swaps.swaps_max` is not begun, whatever is set here.
 
-use cabrank_events::command::Outcome;
+use cabrank_events::command::{Growth, GrowthStep, Outcome};
 use cabrank_events::{CommandId, Event, NodeName, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -109,6 +109,9 @@ pub struct Market {
     /// The nodes that were last asked to leave, at most [`DRAINS_MAX`]; states of before lack it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drains: Vec<Drain>,
+    /// The newest growth of the ring, and how far it is; absent: it is as it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<(Growth, GrowthStep)>,
     /// Outcomes of the newest commands.
     pub recent: Recent,
 }
@@ -120,6 +123,7 @@ impl Default for Market {
             settings: Value::Object(serde_json::Map::new()),
             since: Time(0),
             drains: Vec::new(),
+            ring: None,
             recent: Recent::default(),
         }
     }
@@ -144,6 +148,10 @@ impl Market {
                     node: e.node.clone(),
                     asked_at: time,
                 });
+            }
+            Event::RingGrows(e) => {
+                self.seq = e.market_seq;
+                self.ring = Some((e.growth, e.step));
             }
             Event::CommandOutcome(e) => self.recent.remember(e, bounds.outcomes_max),
             other => unreachable!("{} is no event of the market", other.name()),

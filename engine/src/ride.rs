@@ -496,7 +496,12 @@ impl Ride {
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
-            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
+            | Event::DrainAsked(_)
+            | Event::RingGrows(_)
+            | Event::DriverHandedOver(_)
+            | Event::DriverTakenOver(_)
+            | Event::RiderHandedOver(_)
+            | Event::RiderTakenOver(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

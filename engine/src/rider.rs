@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use cabrank_events::command::RefusedBecause;
-use cabrank_events::event::EndOfRide;
+use cabrank_events::event::{EndOfRide, RiderTakenOver};
 use cabrank_events::{CommandId, Event, IdempotencyKey, PickupPoint, RideId, RiderId, Time};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,16 @@ impl Rider {
         }
     }
 
+    /// As another shard has given the rider to this one (PROTOCOL 30).
+    pub fn taken_over(event: &RiderTakenOver) -> Rider {
+        let state = serde_json::from_value(event.state.clone());
+        Rider {
+            seq: event.rider_seq,
+            // PROTOCOL 9: what cannot be read stops the shard loudly; a shard of this program wrote it.
+            ..state.expect("a rider's state is as it was given")
+        }
+    }
+
     /// Folds one event of this rider into its state; `at` is the event's time.
     pub fn apply(&mut self, event: &Event, at: Time) {
         match event {
@@ -115,7 +125,8 @@ impl Rider {
                     },
                 );
             }
-            Event::CommandOutcome(_) | Event::RiderForgotten(_) => {}
+            Event::RiderTakenOver(e) => *self = Rider::taken_over(e),
+            Event::CommandOutcome(_) | Event::RiderForgotten(_) | Event::RiderHandedOver(_) => {}
             Event::RideRequested(_)
             | Event::DestinationChanged(_)
             | Event::SearchedInVain(_)
@@ -156,7 +167,10 @@ impl Rider {
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
-            | Event::DrainAsked(_) => unreachable!("events are applied to their own entity"),
+            | Event::DrainAsked(_)
+            | Event::RingGrows(_)
+            | Event::DriverHandedOver(_)
+            | Event::DriverTakenOver(_) => unreachable!("events are applied to their own entity"),
         }
     }
 

@@ -98,4 +98,18 @@ pub enum Sabotage {
     PlaceAnew,
     /// Who comes last is put before all others.
     JumpQueue,
+    /// A new shard makes people up who may be on their way to it.
+    CreateUnasked,
+    /// A shard that has given its people away makes them up again.
+    GiveUnmarked,
+    /// A shard gives its people away before the others send to their new one.
+    GiveEarly,
+    /// Commands that waited for people are forgotten when they come.
+    ForgetWaiting,
+    /// People whom a new shard has never heard of begin with small numbers.
+    BeginSmall,
+    /// Messages hop while people move.
+    HopWhileMoving,
+    /// A new shard goes on sending its people's commands by the old one after it has asked for them.
+    AskAndSend,
 }

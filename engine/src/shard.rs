@@ -11,17 +11,18 @@ mod exchange;
 mod market_side;
 mod ride_side;
 mod rider_side;
+mod ring_side;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome};
+use cabrank_events::command::{EntityId, Growth, MARKET_SHARD, Outcome};
 use cabrank_events::event::CommandOutcome;
 use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, EventRecord, PickupPoint, RideId, RiderId,
     ShardId, Time,
 };
-use cabrank_ring::{Kind, Ring};
+use cabrank_ring::{Kind, Ring, SHARDS_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::config::EngineConfig;
@@ -32,6 +33,8 @@ use crate::queues::Queues;
 use crate::ride::{Bounds, Ride, Stage};
 use crate::rider::Rider;
 use crate::sabotage::{self, Sabotage};
+use ring_side::Goes;
+pub use ring_side::Growing;
 
 /// A message from one entity to another, not yet routed.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +43,14 @@ pub struct Message {
     pub to: ShardId,
     /// What is said.
     pub record: CommandRecord,
+}
+
+impl Message {
+    /// May it go past the log? A request's place in the log is part of its ride's name.
+    pub(crate) fn may_hop(&self) -> bool {
+        let command = &self.record.command;
+        !matches!(command, Command::Ring { .. } | Command::RequestRide { .. })
+    }
 }
 
 /// What a `handle_*` brought about, in order.
@@ -54,7 +65,7 @@ pub struct Effects {
 }
 
 /// What a shard keeps besides its entities: stored in its header.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
     /// The number of the shard's newest event.
     pub seq: u64,
@@ -62,6 +73,35 @@ pub struct Counters {
     pub sent: Vec<u64>,
     /// Messages received through the log, by sending shard.
     pub received: Vec<u64>,
+    /// Shards of the ring it works by, once that has grown; else it is as the city was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<u16>,
+    /// The largest number of an event that somebody may have had elsewhere before they came here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub floor: u64,
+    /// How far it is with a growth of the ring, if one is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growing: Option<Box<Growing>>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Counters {
+    /// By the new ring from now on.
+    fn adopt(&mut self, growth: Growth) {
+        self.ring = Some(growth.to);
+        self.growing = Some(Box::new(Growing::new(growth)));
+        self.know_peers(usize::from(growth.to));
+    }
+
+    /// There are so many shards at least, whatever ring this one goes by: a new one may speak to it before it has heard of a growth.
+    pub(crate) fn know_peers(&mut self, peers: usize) {
+        let peers = peers.max(self.sent.len());
+        self.sent.resize(peers, 0);
+        self.received.resize(peers, 0);
+    }
 }
 
 /// An entity's state as `shard-state` keeps it.
@@ -88,6 +128,8 @@ pub struct Shard {
     id: ShardId,
     config: Arc<EngineConfig>,
     ring: Arc<Ring>,
+    /// Of before a growth that is under way.
+    old_ring: Option<Arc<Ring>>,
     bounds: Bounds,
     time: Time,
     pub(crate) counters: Counters,
@@ -107,7 +149,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty shard.
+    /// An empty shard. `ring` is the one of before a growth that is under way: a shard hears of it by its log.
     pub fn new(id: ShardId, config: Arc<EngineConfig>, ring: Arc<Ring>) -> Shard {
         let bounds = Bounds {
             asked_max: config.asked_max,
@@ -118,12 +160,14 @@ impl Shard {
             id,
             config,
             ring,
+            old_ring: None,
             bounds,
             time: Time(i64::MIN),
             counters: Counters {
                 seq: 0,
                 sent: vec![0; peers],
                 received: vec![0; peers],
+                ..Counters::default()
             },
             rides: BTreeMap::new(),
             drivers: BTreeMap::new(),
@@ -141,7 +185,8 @@ impl Shard {
     }
 
     /// A shard as its header (`time`, `counters`) and states left it. The states may come in any order; timers and
-    /// queues follow from them. No effects: what was due meanwhile fires with the next input.
+    /// queues follow from them. No effects: what was due meanwhile fires with the next input. `ring` is that of [`Shard::new`], or
+    /// the one the header names.
     pub fn restore(
         id: ShardId,
         config: Arc<EngineConfig>,
@@ -152,10 +197,16 @@ impl Shard {
     ) -> Shard {
         let mut shard = Shard::new(id, config, ring);
         shard.time = time;
-        let peers = shard.counters.sent.len();
         shard.counters = counters;
-        shard.counters.sent.resize(peers, 0);
-        shard.counters.received.resize(peers, 0);
+        let of = |shards: u16| Ring::new(shards).ok().map(Arc::new);
+        let its = shard.counters.ring.unwrap_or(shard.ring.shards());
+        if its != shard.ring.shards() {
+            // It was in force when the header was written, so it is possible.
+            shard.ring = of(its).unwrap_or(shard.ring);
+        }
+        let growing = shard.counters.growing.as_ref();
+        shard.old_ring = growing.and_then(|growing| of(growing.growth.from));
+        shard.counters.know_peers(usize::from(shard.ring.shards()));
         for state in states {
             let entity = match state {
                 EntityState::Ride(ride) => {
@@ -298,9 +349,10 @@ impl Shard {
     /// A command from the log. `offset` names it in this shard's input, `appended_at` moves the engine's time.
     pub fn handle_command(&mut self, offset: u64, appended_at: Time, record: &CommandRecord) {
         if let Some(peer) = record.from {
-            // A peer beyond the ring cannot occur while shards only grow together with it.
-            if let Some(count) = self.counters.received.get_mut(usize::from(peer.0)) {
-                *count += 1;
+            // One that is new, and of which this shard has not heard yet, is counted, too.
+            if peer.0 < SHARDS_MAX {
+                self.counters.know_peers(usize::from(peer.0) + 1);
+                self.counters.received[usize::from(peer.0)] += 1;
             }
         }
         self.handle_time(appended_at);
@@ -343,6 +395,11 @@ impl Shard {
     fn dispatch(&mut self, offset: Option<u64>, record: &CommandRecord) {
         let id = record.id.as_ref();
         let entity = record.command.entity();
+        match self.goes(&entity) {
+            Goes::Here => {}
+            Goes::To(home) => return self.pass_on(home, record),
+            Goes::Waits { old } => return self.put_aside(offset, record, old),
+        }
         match &record.command {
             Command::RequestRide { .. }
             | Command::CancelByKey { .. }
@@ -378,6 +435,8 @@ impl Shard {
             | Command::ReleaseDriver { .. } => self.handle_for_driver(id, &record.command),
             Command::SetDispatch { settings } => self.set_dispatch(id, settings),
             Command::DrainNode { node } => self.drain_node(id, node),
+            Command::GrowRing { to, step } => self.grow_ring(id, *to, *step),
+            Command::Ring { growth, said } => self.heard(record.from, *growth, said),
         }
         self.reindex(&entity);
     }

@@ -8,8 +8,11 @@
 //! messages once and in order: a cancel by key that overtakes its ride's opening finds no ride; a doubled one is
 //! answered twice; an `OpenRide` is not doubled while shards may be full (refused first, opened then); nor is a
 //! `TransferHold` (refused first, granted then).
+//! In a third of the seeds the ring grows in the middle, in some clean ones twice; what shards say to each other then is doubled and
+//! late like everything else.
 
 mod checks;
+mod growth;
 mod model;
 mod people;
 mod queues;
@@ -202,6 +205,13 @@ finds! {
     keep_place: Fault::Engine(Sabotage::KeepPlace);
     place_anew: Fault::Engine(Sabotage::PlaceAnew);
     jump_queue: Fault::Engine(Sabotage::JumpQueue);
+    create_unasked: Fault::Engine(Sabotage::CreateUnasked);
+    give_unmarked: Fault::Engine(Sabotage::GiveUnmarked);
+    give_early: Fault::Engine(Sabotage::GiveEarly);
+    forget_waiting: Fault::Engine(Sabotage::ForgetWaiting);
+    begin_small: Fault::Engine(Sabotage::BeginSmall);
+    hop_while_moving: Fault::Engine(Sabotage::HopWhileMoving);
+    ask_and_send: Fault::Engine(Sabotage::AskAndSend);
     counters_lost: Fault::CountersLost;
     clock_ahead: Fault::ClockAhead;
     nothing_saved: Fault::NothingSaved;

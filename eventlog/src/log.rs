@@ -388,8 +388,14 @@ pub type Lease = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What gateways, tails and tools use. Readers see committed records only.
 pub trait EventLog: Send + Sync {
-    /// Number of shards, that is of partitions per topic.
+    /// Number of shards, that is of partitions per topic. It may grow while the log is open, and never shrinks.
     fn shards(&self) -> u16;
+
+    /// Looks whether there are more shards than at the last look, and says how many there are. The default is for a home whose number
+    /// never changes while it is open.
+    fn look_for_shards(&self) -> u16 {
+        self.shards()
+    }
 
     /// Takes a command. It is durable no later than the commit that consumes it, or the next [`EventLog::sync`]. Over a
     /// broker its delivery may still fail after this, or it may be stored twice when a broker dies: its outcome says.

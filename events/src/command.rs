@@ -174,6 +174,52 @@ pub enum TransferAnswer {
     },
 }
 
+/// From the ring of so many shards to that of more (PROTOCOL 30). Shards only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Growth {
+    /// Shards before.
+    pub from: u16,
+    /// Shards after.
+    pub to: u16,
+}
+
+/// How far a growth is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GrowthStep {
+    /// Partitions may be added; nothing goes to them yet.
+    Announced,
+    /// The new ring is in force, and people move to their new shards.
+    Begun,
+    /// Everybody lives where the new ring says.
+    Settled,
+}
+
+/// What shards say to each other while the ring grows. Only through the log, never by a hop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "word", rename_all = "snake_case")]
+pub enum RingWord {
+    /// The market's shard to all: messages go by the new ring from now on.
+    Adopt,
+    /// A shard of the old ring to each of them: nothing more comes from me by the old ring.
+    Adopted,
+    /// An old shard to a new one: everybody has said so; ask when you want to.
+    MayGive,
+    /// A new shard to an old one: give me those who are to live here; I send you none of their commands any more.
+    Give,
+    /// An old shard to itself: go on giving to this one.
+    GiveOn { to: ShardId },
+    /// Some of those who move, as their states. Parts are numbered from 0.
+    People {
+        part: u32,
+        people: Vec<serde_json::Value>,
+    },
+    /// They were all, in so many parts. People the old shard has never heard of begin above `number` (PROTOCOL 4).
+    Given { parts: u32, number: u64 },
+    /// An old shard to all: it has given everybody.
+    Finished,
+}
+
 /// What becomes of the place that a driver had in an airport's queue when a ride came, now that the ride lets the driver go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -397,6 +443,12 @@ pub enum Command {
     },
     /// A person at the desk wants a node to hand its shards over and end (external).
     DrainNode { node: NodeName },
+    /// An operator wants more shards (external): announced first, and begun once the new partitions are there and served.
+    GrowRing { to: u16, step: GrowthStep },
+
+    // -- between shards ----------------------------------------------------------------------------------
+    /// The ring grows. Addressed to a shard, whatever entity it concerns.
+    Ring { growth: Growth, said: RingWord },
 }
 
 impl Command {
@@ -435,7 +487,9 @@ impl Command {
             | EnterQueue { driver, .. }
             | LeaveQueue { driver, .. }
             | ReleaseDriver { driver, .. } => EntityId::Driver(driver.clone()),
-            SetDispatch { .. } | DrainNode { .. } => EntityId::Market,
+            SetDispatch { .. } | DrainNode { .. } | GrowRing { .. } | Ring { .. } => {
+                EntityId::Market
+            }
         }
     }
 
@@ -464,7 +518,8 @@ impl Command {
             | EnterQueue { .. }
             | LeaveQueue { .. }
             | SetDispatch { .. }
-            | DrainNode { .. } => true,
+            | DrainNode { .. }
+            | GrowRing { .. } => true,
             RideOpened { .. }
             | OpenRefused { .. }
             | RideClosed { .. }
@@ -476,7 +531,8 @@ impl Command {
             | ClaimDriver { .. }
             | TransferHold { .. }
             | TransferAnswered { .. }
-            | ReleaseDriver { .. } => false,
+            | ReleaseDriver { .. }
+            | Ring { .. } => false,
         }
     }
 }
@@ -507,7 +563,8 @@ pub enum RefusedBecause {
     TooManyKeys,
     /// The request is older than the configured patience.
     TooOld,
-    /// The shard has as many open rides as allowed; try again later.
+    /// The shard has as many open rides as allowed, or, while people move to other shards, as many commands that wait for
+    /// them; try again later.
     ShardFull,
     /// The key was cancelled before the request came.
     CancelledBefore,
@@ -539,7 +596,7 @@ pub enum RefusedBecause {
     TooManyMarked,
     /// The car is being exchanged with another ride, and as many reports wait for that as allowed; repeat it.
     InTransfer,
-    /// The settings hold a key or a value that is none.
+    /// The settings hold a key or a value that is none; or shards are to grow in a way they do not.
     BadSettings,
     /// A ride holds the driver: nobody with a ride or an offer waits in a queue.
     HasRide,

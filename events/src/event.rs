@@ -9,7 +9,9 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::command::{CancelledBy, ClaimRefusal, EntityId, Outcome, RefusedBecause};
+use crate::command::{
+    CancelledBy, ClaimRefusal, EntityId, Growth, GrowthStep, Outcome, RefusedBecause,
+};
 use crate::ids::{
     Attempt, ClassSet, CommandId, DriverId, HoldId, IdempotencyKey, NodeName, Place, Reason,
     RideId, RiderId, SessionId, ShardId, Time, VehicleClass,
@@ -627,6 +629,18 @@ events! {
         /// The airport.
         airport: ZoneName,
     }
+    /// The driver lives in another shard from now on: the ring has grown (PROTOCOL 30). Goes on with `driver.taken_over` there.
+    driver "driver.handed_over" DriverHandedOver {
+        /// Where to.
+        to: ShardId,
+    }
+    /// The driver lives in this shard from now on, with all that was known of them: hold, session, place in a queue, marks.
+    driver "driver.taken_over" DriverTakenOver {
+        /// Where from.
+        from: ShardId,
+        /// The state as it was there, as stored. What it looks like is nobody's contract.
+        state: serde_json::Value,
+    }
     /// The driver's state is dropped after long absence.
     driver "driver.forgotten" DriverForgotten {}
 
@@ -689,6 +703,18 @@ events! {
         /// How it ended.
         end: EndOfRide,
     }
+    /// The rider lives in another shard from now on: the ring has grown (PROTOCOL 30). Goes on with `rider.taken_over` there.
+    rider "rider.handed_over" RiderHandedOver {
+        /// Where to.
+        to: ShardId,
+    }
+    /// The rider lives in this shard from now on, with all that was known of them.
+    rider "rider.taken_over" RiderTakenOver {
+        /// Where from.
+        from: ShardId,
+        /// The state as it was there, as stored. What it looks like is nobody's contract.
+        state: serde_json::Value,
+    }
     /// The rider's state is dropped after the last key expired.
     rider "rider.forgotten" RiderForgotten {}
 
@@ -701,6 +727,13 @@ events! {
     market "market.drain_asked" DrainAsked {
         /// The node's name.
         node: NodeName,
+    }
+    /// The ring grows: more shards (PROTOCOL 30).
+    market "market.ring_grows" RingGrows {
+        /// From how many shards to how many.
+        growth: Growth,
+        /// How far that is.
+        step: GrowthStep,
     }
 
     /// What became of an external command. One that names nobody who was asked was for the market.

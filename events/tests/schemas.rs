@@ -8,7 +8,9 @@ mod asyncapi;
 
 use std::path::PathBuf;
 
-use cabrank_events::command::{CancelledBy, ClaimRefusal, Outcome, RefusedBecause};
+use cabrank_events::command::{
+    CancelledBy, ClaimRefusal, Growth, GrowthStep, Outcome, RefusedBecause,
+};
 use cabrank_events::event::*;
 use cabrank_events::{
     ClassSet, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, NodeName,
@@ -432,6 +434,38 @@ fn examples() -> Vec<Event> {
             driver: driver(),
             driver_seq,
             airport: airport(),
+        }
+        .into(),
+        DriverHandedOver {
+            driver: driver(),
+            driver_seq,
+            to: ShardId(6),
+        }
+        .into(),
+        DriverTakenOver {
+            driver: driver(),
+            driver_seq,
+            from: ShardId(3),
+            state: json!({ "id": "d7", "seq": 42 }),
+        }
+        .into(),
+        RiderHandedOver {
+            rider: rider(),
+            rider_seq,
+            to: ShardId(6),
+        }
+        .into(),
+        RiderTakenOver {
+            rider: rider(),
+            rider_seq,
+            from: ShardId(3),
+            state: json!({ "id": "ann", "seq": 6 }),
+        }
+        .into(),
+        RingGrows {
+            market_seq: 3,
+            growth: Growth { from: 4, to: 8 },
+            step: GrowthStep::Begun,
         }
         .into(),
         DrainAsked {

@@ -174,7 +174,12 @@ impl Edge {
             | Event::DriverQueued(_)
             | Event::DriverUnqueued(_)
             | Event::DispatchSet(_)
-            | Event::DrainAsked(_) => {}
+            | Event::DrainAsked(_)
+            | Event::RingGrows(_)
+            | Event::DriverHandedOver(_)
+            | Event::DriverTakenOver(_)
+            | Event::RiderHandedOver(_)
+            | Event::RiderTakenOver(_) => {}
         }
     }
 }

@@ -178,6 +178,7 @@ pub fn command_name(command: &Command) -> &'static str {
         Command::EnterQueue { .. } => "enter_queue",
         Command::LeaveQueue { .. } => "leave_queue",
         Command::DrainNode { .. } => "drain_node",
+        Command::GrowRing { .. } => "grow_ring",
         Command::RideOpened { .. }
         | Command::OpenRefused { .. }
         | Command::RideClosed { .. }
@@ -189,7 +190,8 @@ pub fn command_name(command: &Command) -> &'static str {
         | Command::ClaimDriver { .. }
         | Command::TransferHold { .. }
         | Command::TransferAnswered { .. }
-        | Command::ReleaseDriver { .. } => "internal",
+        | Command::ReleaseDriver { .. }
+        | Command::Ring { .. } => "internal",
     }
 }
 

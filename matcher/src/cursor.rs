@@ -95,9 +95,13 @@ pub(crate) fn read(
     max: usize,
 ) -> Result<Vec<ReadEvent>, EventsUnreadable> {
     let shards = usize::from(log.shards());
-    if cursor.ride_events.len() != shards || cursor.person_events.len() != shards {
+    if cursor.ride_events.len() > shards || cursor.person_events.len() > shards {
         return Err(EventsUnreadable::Gone);
     }
+    // Of before there were more shards: those are read from their beginning.
+    let mut cursor = cursor.clone();
+    cursor.ride_events.resize(shards, 0);
+    cursor.person_events.resize(shards, 0);
     // A little of every partition, merged. What lies beyond the last record of a partition that has more may have
     // to wait for them: it is read again next time.
     let share = (max / (2 * shards)).max(1);
@@ -131,7 +135,7 @@ pub(crate) fn read(
     found.retain(|(order, ..)| frontier.is_none_or(|least| *order <= least));
     found.sort_by_key(|(order, ..)| *order);
     found.truncate(max);
-    let mut after = cursor.clone();
+    let mut after = cursor;
     let read = found
         .into_iter()
         .map(|((_, shard, _), topic, offset, json)| {

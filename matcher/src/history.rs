@@ -28,7 +28,7 @@ pub(crate) fn of(
         EntityId::Ride(_) => Topic::RideEvents,
         EntityId::Driver(_) | EntityId::Rider(_) | EntityId::Market => Topic::PersonEvents,
     };
-    let (shard, key) = (route::shard_of(ring, entity), entity.to_string());
+    let (shard, key) = (route::shard_in(log, ring, entity), entity.to_string());
     let (mut past, mut is_cut) = (Vec::new(), false);
     for topic in [Topic::RideCommands, events] {
         let found = newest(log, topic, shard, key.as_bytes(), max)

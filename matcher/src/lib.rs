@@ -11,6 +11,7 @@
 //! - `hints`: what rounds like to know of drivers besides where they are.
 //! - `views`: what was last committed, for reads.
 //! - `history`: the commands and events that made an entity what it is.
+//! - `rings`: where things live while the number of shards grows.
 //! - `reach`: which waiting rides a car that comes free could serve.
 //! - [`tls`]: who is believed between gateways and nodes.
 //! - [`versions`]: which releases can work beside each other.
@@ -34,6 +35,7 @@ mod node;
 mod people;
 mod reach;
 mod remote;
+mod rings;
 mod roads;
 mod rounds;
 mod route;
@@ -46,4 +48,5 @@ pub use config::NodeConfig;
 pub use node::{Failure, Measured, Node, Parts, Stopped};
 
 pub use remote::{Remote, RemoteConfig, RemoteParts};
+pub use rings::market_in;
 pub use roads::RoadsConfig;

@@ -32,6 +32,7 @@ use crate::elsewhere::Elsewhere;
 use crate::follower::Following;
 use crate::heart::{Heart, Hearts};
 use crate::people::People;
+use crate::rings::Rings;
 use crate::views::Views;
 
 /// Cars that came free or moved, waiting to be looked at; beyond it all waiting rides are looked at instead.
@@ -60,7 +61,9 @@ pub type Stopped = Result<(), Failure>;
 /// What gateways' threads and the node's threads share.
 pub(crate) struct Shared {
     pub(crate) log: Arc<dyn EventLog>,
-    pub(crate) ring: Arc<Ring>,
+    pub(crate) rings: Rings,
+    /// Is somebody looking for new partitions?
+    is_growing: AtomicBool,
     clock: DomainClock,
     config: NodeConfig,
     /// Who is told when the desk asks this node to leave.
@@ -134,6 +137,7 @@ impl Shared {
 
     /// The desk has asked for something, or it was read back. It may come late and twice: the newest counts.
     fn heed(&self, market: &Market) {
+        self.rings.heed(market);
         self.views.market(market);
         self.leave_if_asked(market);
         let mut in_force = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,7 +216,7 @@ pub struct Parts {
     pub log: Arc<dyn EventLog>,
     /// The right to write.
     pub owner: Box<dyn ShardOwner>,
-    /// Where things live.
+    /// Where things live, as the city was made; if that has grown, the log says so.
     pub ring: Arc<Ring>,
     /// Domain time; the log's append times come from the same clock.
     pub clock: DomainClock,
@@ -231,7 +235,8 @@ impl Node {
         let configured = DispatchRules::configured(parts.config.policy, &parts.engine);
         let shared = Arc::new(Shared {
             log: parts.log,
-            ring: parts.ring,
+            rings: Rings::new(parts.ring),
+            is_growing: AtomicBool::new(false),
             clock: parts.clock,
             configured,
             leave: Mutex::default(),

@@ -127,6 +127,11 @@ impl People {
             None if matches!(driver.presence, Presence::Offline { .. }) => return Ok(()),
             None => self.enter(&driver.id, now)?,
         };
+        let is_old = |seen: cabrank_geo::Seen| seen.n > driver.seq;
+        if self.index.get(person.slot).is_some_and(is_old) {
+            // Of a shard that has given the driver to another one, and is heard later than that.
+            return Ok(());
+        }
         let (status, classes, session) = match (&driver.presence, driver.held) {
             (Presence::Online { classes }, None) => (Status::Free, classes.bits(), driver.session),
             (Presence::Online { classes }, Some(_)) => {

@@ -28,7 +28,7 @@ use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{NearCar, Ping, QueueView, RideView};
 use cabrank_events::{
-    CommandRecord, DriverId, EventRecord, Place, RideId, RiderId, SessionId, Time,
+    CommandRecord, DriverId, EventRecord, Place, RideId, RiderId, SessionId, ShardId, Time,
 };
 use cabrank_geo::{Placement, Point, Resolution};
 use cabrank_ring::Ring;
@@ -46,6 +46,7 @@ use crate::config::NodeConfig;
 use crate::follower::{Follower, Following, Sink, What};
 use crate::heart::{Hearts, Wedged};
 use crate::node::Failure;
+use crate::rings::Rings;
 use crate::rpc::{LinkConfig, v1};
 use crate::tls::{ClusterTls, Side};
 use crate::views::Views;
@@ -149,7 +150,7 @@ impl RemoteConfig {
 pub struct RemoteParts {
     /// Commands and events.
     pub log: Arc<dyn EventLog>,
-    /// Where things live; the same as the nodes'.
+    /// Where things live, as the city was made; the same as the nodes'. If that has grown, the log says so.
     pub ring: Arc<Ring>,
     /// Domain time.
     pub clock: DomainClock,
@@ -172,6 +173,7 @@ struct Shared {
     listeners: RwLock<Vec<Listener>>,
     routes: Routes,
     tracks: Tracks,
+    rings: Arc<Rings>,
     /// Those who ping elsewhere, while somebody looks at a map.
     watched: Watched,
     following: Following,
@@ -217,6 +219,7 @@ impl Remote {
         }
         let (tls, runtime) = (parts.tls.clone(), parts.runtime.clone());
         let routes = Routes::new(shards, parts.config.link(), tls, runtime);
+        let rings = Arc::new(Rings::new(Arc::clone(&parts.ring)));
         let looks = Duration::from_millis(2 * parts.config.owners_every_ms);
         let silent_after = LOG_SILENT.max(looks);
         let shared = Arc::new(Shared {
@@ -224,7 +227,8 @@ impl Remote {
             views: Views::default(),
             listeners: RwLock::default(),
             routes,
-            tracks: Tracks::new(Arc::clone(&parts.ring), resolution, halo_m),
+            tracks: Tracks::new(Arc::clone(&rings), resolution, halo_m),
+            rings,
             watched: Watched::default(),
             following: Following::of(0..shards),
             draining: AtomicBool::new(false),
@@ -363,7 +367,16 @@ impl Shared {
     fn look_for_owners(&self) {
         let every = Duration::from_millis(self.parts.config.owners_every_ms);
         let mut is_well = true;
+        let mut followed = self.parts.log.shards();
         loop {
+            let mut shards = self.parts.log.shards();
+            if self.rings.shards() > shards {
+                shards = self.parts.log.look_for_shards();
+            }
+            if shards != followed {
+                followed = shards;
+                self.following.set((0..shards).collect());
+            }
             match self.parts.log.owners() {
                 Ok(owners) => {
                     is_well = true;
@@ -402,7 +415,7 @@ impl Shared {
     }
 
     async fn ask_nearby(self: Arc<Self>, query: NearbyQuery) -> Result<CarsNear, NotAnswered> {
-        let shard = route::shard_of_place(&self.parts.ring, self.resolution, query.at);
+        let shard = route::shard_of_place(&self.rings.now(), self.resolution, query.at);
         let link = self.routes.to(shard).and_then(|route| route.link);
         let mut client = link.ok_or(NotAnswered::NoOwner)?.client();
         let asked = v1::NearbyRequest {
@@ -518,11 +531,21 @@ impl Sink for Showing<'_> {
     fn snapshot(&mut self, shard: u16, entities: &Entities) {
         self.tell();
         let Shared {
-            parts,
+            rings,
             views,
             tracks,
             ..
         } = self.shared;
+        if let Some(market) = &entities.market
+            && rings.heed(market)
+        {
+            tracks.look_again();
+        }
+        let people = entities.drivers.keys().cloned().map(EntityId::Driver);
+        let people = people.chain(entities.riders.keys().cloned().map(EntityId::Rider));
+        people
+            .filter(|entity| rings.home(entity) == shard && !rings.is_only_home(entity, shard))
+            .for_each(|entity| views.came(entity, ShardId(shard)));
         let rides = entities.rides.keys().map(|id| EntityId::Ride(*id));
         let drivers = entities.drivers.keys().cloned().map(EntityId::Driver);
         let riders = entities.riders.keys().cloned().map(EntityId::Rider);
@@ -532,7 +555,7 @@ impl Sink for Showing<'_> {
             .chain([EntityId::Market])
             .for_each(|entity| views.show(&entity, entities));
         views.keep(|entity| {
-            route::shard_of(&parts.ring, entity) != shard
+            !rings.is_only_home(entity, shard)
                 || match entity {
                     EntityId::Ride(id) => entities.rides.contains_key(id),
                     EntityId::Driver(id) => entities.drivers.contains_key(id),
@@ -549,12 +572,22 @@ impl Sink for Showing<'_> {
     fn event(&mut self, record: EventRecord, json: Bytes, entities: &Entities) {
         let entity = record.event.entity();
         let views = &self.shared.views;
-        views.show(&entity, entities);
+        if let (EntityId::Market, Some(market)) = (&entity, &entities.market)
+            && self.shared.rings.heed(market)
+        {
+            self.shared.tracks.look_again();
+        }
+        if views.is_news(&record) {
+            views.show(&entity, entities);
+        }
         let ride = match &entity {
             EntityId::Ride(id) => views.ride_view(*id),
             EntityId::Driver(id) => {
-                let driver = entities.drivers.get(id);
-                if driver.and_then(|driver| driver.open_session()).is_none() {
+                let is_gone = views
+                    .drivers
+                    .get(id)
+                    .is_none_or(|view| view.session.is_none());
+                if is_gone {
                     self.shared.tracks.forget(id);
                 }
                 None
@@ -594,7 +627,7 @@ impl Dispatch for Remote {
 
     fn submit(&self, record: CommandRecord) -> Result<(), NotTaken> {
         let parts = &self.shared.parts;
-        route::submit(&*parts.log, &parts.ring, &record)
+        route::submit(&*parts.log, &self.shared.rings.now(), &record)
     }
 
     fn ping(&self, driver: &DriverId, at: Place, time: Time, seq: u32) -> Pinged {
@@ -641,7 +674,7 @@ impl Dispatch for Remote {
 
     fn sign_of_life(&self, driver: &DriverId, session: SessionId) {
         let entity = EntityId::Driver(driver.clone());
-        let home = route::shard_of(&self.shared.parts.ring, &entity);
+        let home = route::shard_of(&self.shared.rings.now(), &entity);
         self.shared
             .routes
             .for_each_node(&[home], |link| link.sign(driver, session));
@@ -746,7 +779,7 @@ impl Dispatch for Remote {
 
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
         let parts = &self.shared.parts;
-        history::of(&*parts.log, &parts.ring, entity, max)
+        history::of(&*parts.log, &self.shared.rings.now(), entity, max)
     }
 
     fn listen(&self, listener: Listener) {

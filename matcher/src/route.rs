@@ -12,12 +12,17 @@ use crate::api::NotTaken;
 /// The shard of an entity.
 pub(crate) fn shard_of(ring: &Ring, entity: &EntityId) -> u16 {
     match entity {
-        // A ride id from outside may name a shard that never was: any shard answers "unknown".
-        EntityId::Ride(ride) => ride.place.0 % ring.shards(),
+        EntityId::Ride(ride) => ride.place.0,
         EntityId::Driver(id) => ring.shard_of_person(Kind::Driver, id.as_str()),
         EntityId::Rider(id) => ring.shard_of_person(Kind::Rider, id.as_str()),
         EntityId::Market => MARKET_SHARD.0,
     }
+}
+
+/// The same, of the shards that there are.
+pub(crate) fn shard_in(log: &dyn EventLog, ring: &Ring, entity: &EntityId) -> u16 {
+    // A ride id from outside may name a shard that never was: any shard answers "unknown".
+    shard_of(ring, entity) % log.shards().max(ring.shards())
 }
 
 /// The shard that owns a place.
@@ -33,7 +38,7 @@ pub(crate) fn submit(
 ) -> Result<(), NotTaken> {
     let entity = record.command.entity();
     let key = Bytes::from(entity.to_string());
-    log.submit(shard_of(ring, &entity), key, record.to_json())
+    log.submit(shard_in(log, ring, &entity), key, record.to_json())
         .map_err(|why| match why {
             SubmitError::Full { .. } | SubmitError::FullBytes { .. } => NotTaken::Busy,
             SubmitError::DiskFull

@@ -124,11 +124,12 @@ mod tests {
             seq: 7,
             sent: vec![1, 2],
             received: vec![3],
+            ..Counters::default()
         };
         assert_eq!(read_header(&write_header(&counters)).unwrap(), counters);
         let first = serde_json::to_vec(&counters).unwrap();
         assert_eq!(read_header(&first).unwrap(), counters);
-        let next = br#"{"state_version":2,"seq":7,"sent":[1,2],"received":[3],"ring":{"of":9}}"#;
+        let next = br#"{"state_version":2,"seq":7,"sent":[1,2],"received":[3],"rings":{"of":9}}"#;
         assert_eq!(read_header(next).unwrap(), counters);
         // An older program, which knows no versions, reads what this one writes.
         let older: Counters = serde_json::from_slice(&write_header(&counters)).unwrap();

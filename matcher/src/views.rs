@@ -1,5 +1,6 @@
 //! What was last committed, for reads and for resuming sessions. Filled after each commit, never before.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cabrank_engine::driver::Driver;
@@ -10,7 +11,7 @@ use cabrank_engine::rider::Rider;
 use cabrank_engine::{EntityState, Market};
 use cabrank_events::command::EntityId;
 use cabrank_events::wire::{QueueView, RideView};
-use cabrank_events::{DriverId, RideId, RiderId, Time};
+use cabrank_events::{DriverId, Event, EventRecord, RideId, RiderId, ShardId, Time};
 use dashmap::DashMap;
 
 use crate::api::DriverView;
@@ -33,6 +34,15 @@ pub(crate) struct Views {
     market: Mutex<Option<Market>>,
     /// Who waits at airports.
     queues: RwLock<Queues>,
+    moves: Mutex<Moves>,
+}
+
+/// People on their way to another shard, as far as only one of the two shards was heard. They are not read in step: what the new one
+/// says may come before the last words of the old one.
+#[derive(Default)]
+struct Moves {
+    handed_over: BTreeSet<EntityId>,
+    taken_over: BTreeMap<EntityId, ShardId>,
 }
 
 impl Views {
@@ -71,6 +81,41 @@ impl Views {
                 .market
                 .iter()
                 .for_each(|market| self.market(market)),
+        }
+    }
+
+    /// Somebody was found in a shard who lived in another one before the ring grew: the old one's last words may be heard later.
+    pub fn came(&self, entity: EntityId, shard: ShardId) {
+        let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        if !moves.handed_over.remove(&entity) {
+            moves.taken_over.insert(entity, shard);
+        }
+    }
+
+    /// Does this event say how somebody is now? Not when another shard has gone on with them.
+    pub fn is_news(&self, record: &EventRecord) -> bool {
+        let entity = record.event.entity();
+        if !matches!(entity, EntityId::Driver(_) | EntityId::Rider(_)) {
+            return true;
+        }
+        let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        match &record.event {
+            Event::DriverHandedOver(_) | Event::RiderHandedOver(_) => {
+                if moves.taken_over.remove(&entity).is_none() {
+                    moves.handed_over.insert(entity);
+                }
+                false
+            }
+            Event::DriverTakenOver(_) | Event::RiderTakenOver(_) => {
+                if !moves.handed_over.remove(&entity) {
+                    moves.taken_over.insert(entity, record.shard);
+                }
+                true
+            }
+            _ => moves
+                .taken_over
+                .get(&entity)
+                .is_none_or(|home| *home == record.shard),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Several nodes and gateways over one log whose shards move: nothing is lost or doubled, and who may not answer does not.
 
+#[path = "cluster/growth.rs"]
+mod growth;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -257,7 +259,7 @@ impl Cluster {
             pending_known: true,
             ..AuditOptions::default()
         });
-        for shard in 0..SHARDS {
+        for shard in 0..self.home.shards() {
             for topic in [Topic::RideEvents, Topic::PersonEvents] {
                 for record in self.home.all(topic, shard) {
                     audit.event(topic.name(), shard, record.offset, &record.value);
@@ -286,7 +288,7 @@ impl Cluster {
             let views = self.gateways.iter().map(|gateway| gateway.ride(*ride));
             text += &format!("\n{ride}: {:?}", views.collect::<Vec<_>>());
         }
-        for shard in 0..SHARDS {
+        for shard in 0..self.home.shards() {
             text += &format!(
                 "\nshard {shard}: {} pending",
                 self.home.pending(shard).len()

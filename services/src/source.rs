@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
@@ -22,6 +22,8 @@ pub const BATCH_MAX: usize = 512;
 pub const BATCHES_MAX: usize = 4;
 /// How long a source waits for news before it looks whether anybody still listens.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is looked whether the city has more shards.
+const SHARDS_LOOK: Duration = Duration::from_secs(10);
 /// How long a batch that is not full may grow: a transaction costs as much as some dozen events, so many small ones cost most.
 const GATHER: Duration = Duration::from_millis(40);
 /// How long a feed is asked to wait for news.
@@ -142,9 +144,24 @@ fn follow(
         }
     }
     let mut retries = backoff();
+    let (mut shards, mut looked) = (log.shards(), Instant::now());
     loop {
         if give.is_closed() {
             return Ok(());
+        }
+        if !is_finite && looked.elapsed() > SHARDS_LOOK {
+            // A city may get more of them, and what is said there is heard from its beginning.
+            looked = Instant::now();
+            let found = log.look_for_shards().max(shards);
+            for shard in std::mem::replace(&mut shards, found)..found {
+                for &topic in topics {
+                    let place = place(topic, shard);
+                    let known = positions.get(&place).and_then(|next| next.parse().ok());
+                    let from: u64 = known.unwrap_or(0);
+                    at.insert(place, from);
+                    tail.follow(topic, shard, from);
+                }
+            }
         }
         let found = match tail.next(LOOK, BATCH_MAX) {
             Ok(found) => found,

@@ -21,7 +21,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_eventlog::kafka::testing::Broker;
 use cabrank_geo::Resolution;
 use cabrank_loadgen::audit::AuditReport;
@@ -36,7 +35,7 @@ use serde::Serialize;
 use super::{audit, block_on, shutdown_signal, token::minter};
 use crate::cluster::Launch;
 use crate::settings::Settings;
-use crate::{AnyError, Brokers, Common};
+use crate::{AnyError, Brokers, Common, store};
 use city::{City, Suffered};
 use fault::Fault;
 use load::{Load, Offered, Served, served};
@@ -316,7 +315,7 @@ async fn break_it(
     let config = settings.kafka.clone();
     let promised = acknowledged.clone();
     let audited = tokio::task::spawn_blocking(move || {
-        let log = KafkaLog::open(config)?;
+        let log = store::kafka(config)?;
         audit::of_log(&log, false, true, &promised)
     })
     .await??;

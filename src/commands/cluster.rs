@@ -19,7 +19,7 @@ use serde_json::json;
 use super::block_on;
 use super::dispatch::ask as ask_desk;
 use super::token::minter;
-use crate::{AnyError, Brokers, Common};
+use crate::{AnyError, Brokers, Common, store};
 
 /// Longest wait for one node.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -110,7 +110,7 @@ pub fn run(common: &Common, args: ClusterArgs) -> Result<ExitCode, AnyError> {
     };
     let settings = common.settings(|settings| brokers.apply(settings))?;
     let tls = ClusterTls::read(&settings.cluster.tls)?;
-    let log = KafkaLog::open(settings.kafka)?;
+    let log = store::kafka(settings.kafka)?;
     let status = block_on(look(&log, tls.as_ref()))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);

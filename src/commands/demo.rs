@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cabrank_eventlog::EventLog;
-use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_loadgen::client::Role;
 use cabrank_loadgen::demo::{DemoOptions, demo};
 use cabrank_matcher::clock::DomainClock;
@@ -231,7 +230,7 @@ fn over_kafka(common: &Common, args: &DemoArgs) -> Result<ExitCode, AnyError> {
         }
         Ok(outcome)
     })?;
-    let log = KafkaLog::open(settings.kafka)?;
+    let log = store::kafka(settings.kafka)?;
     let audited = audit::of_log(&log, false, true, &outcome.acknowledged)?;
     let concluded = report::finish(outcome.report, &audited, args.report.as_deref())?;
     if args.without_services {

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cabrank_eventlog::kafka::KafkaLog;
 use cabrank_gateway::Gateway;
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{block_on, host_name, shutdown_signal};
-use crate::{AnyError, Brokers, Common};
+use crate::{AnyError, Brokers, Common, store};
 
 /// How often a starting gateway looks whether the city was read.
 const READY_LOOK: Duration = Duration::from_millis(5);
@@ -43,7 +42,7 @@ pub fn run(common: &Common, args: GatewayArgs) -> Result<ExitCode, AnyError> {
     block_on(async move {
         let shutdown = shutdown_signal()?;
         let config = settings.kafka.clone();
-        let log = tokio::task::spawn_blocking(move || KafkaLog::open(config)).await??;
+        let log = tokio::task::spawn_blocking(move || store::kafka(config)).await??;
         let failed = CancellationToken::new();
         let on_failure = failed.clone();
         let remote = Remote::start(

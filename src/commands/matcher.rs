@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cabrank_eventlog::kafka::{KafkaLog, KafkaOpenError};
+use cabrank_eventlog::kafka::KafkaOpenError;
 use cabrank_gateway::{Health, keep_beating, start_health};
 use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{block_on, host_name, keep_measuring, shutdown_signal};
-use crate::{AnyError, Brokers, Common};
+use crate::{AnyError, Brokers, Common, store};
 
 /// Flags of `matcher`.
 #[derive(Args)]
@@ -58,7 +58,7 @@ pub fn run(common: &Common, args: MatcherArgs) -> Result<ExitCode, AnyError> {
         let config = settings.kafka.clone();
         let (node_name, node_address) = (name.clone(), address.clone());
         let (log, owner) = tokio::task::spawn_blocking(move || {
-            let log = KafkaLog::open(config)?;
+            let log = store::kafka(config)?;
             let owner = log.own(&node_name, &node_address)?;
             Ok::<_, KafkaOpenError>((log, owner))
         })

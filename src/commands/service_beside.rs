@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog};
+use cabrank_eventlog::kafka::KafkaConfig;
 use cabrank_eventlog::{EventLog, Topic};
 use cabrank_events::business::DemandForecast;
 use cabrank_services::audit::{ServicesAudit, ServicesReport};
@@ -115,7 +115,7 @@ impl Beside {
             let Some(brokers) = brokers else {
                 return Ok(Arc::new(StreamSource::new(url, tokens(settings, who))));
             };
-            let log = Arc::new(KafkaLog::open(brokers.clone())?);
+            let log = Arc::new(store::kafka(brokers.clone())?);
             Ok(Arc::new(LogSource::new(log, topics, false)))
         };
         let for_order = vec![

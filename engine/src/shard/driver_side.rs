@@ -95,7 +95,7 @@ impl Shard {
     fn driver_seq(&self, driver: &DriverId) -> u64 {
         self.drivers
             .get(driver)
-            .map_or(self.counters.seq, |known| known.seq)
+            .map_or_else(|| self.newest_number(), |known| known.seq)
             + 1
     }
 
@@ -377,7 +377,7 @@ impl Shard {
     }
 
     /// Publishes a change of a driver's marks, and counts the drivers who have any.
-    fn mark(&mut self, event: impl Into<Event>) {
+    pub(super) fn mark(&mut self, event: impl Into<Event>) {
         let event = event.into();
         let EntityId::Driver(driver) = event.entity() else {
             unreachable!("only drivers have marks")
@@ -438,7 +438,7 @@ impl Shard {
                 let driver_seq = self
                     .drivers
                     .get(&driver)
-                    .map_or(self.counters.seq, |d| d.seq);
+                    .map_or_else(|| self.newest_number(), |d| d.seq);
                 self.send(Command::ClaimRefused {
                     hold,
                     driver,
@@ -498,7 +498,7 @@ impl Shard {
             }
             Err(why) => TransferAnswer::Refused {
                 why,
-                driver_seq: known.map_or(self.counters.seq, |d| d.seq),
+                driver_seq: known.map_or_else(|| self.newest_number(), |d| d.seq),
                 stands: held.is_some_and(|held| held.hold == from),
             },
         };
@@ -547,6 +547,7 @@ impl Shard {
             return;
         }
         let driver_seq = self.driver_seq(id);
+        self.remember_number(driver_seq);
         self.emit(DriverForgotten {
             driver: id.clone(),
             driver_seq,

@@ -1,6 +1,6 @@
-//! What commands do to the market: its settings, and which nodes are to leave.
+//! What commands do to the market: its settings, which nodes are to leave, how many shards there are.
 
-use cabrank_events::command::{EntityId, MARKET_SHARD, Outcome, RefusedBecause};
+use cabrank_events::command::{EntityId, GrowthStep, MARKET_SHARD, Outcome, RefusedBecause};
 use cabrank_events::event::{DispatchSet, DrainAsked};
 use cabrank_events::{CommandId, NodeName};
 use serde_json::Value;
@@ -26,6 +26,13 @@ impl Shard {
             });
             Outcome::Done
         });
+        self.answer(id, &EntityId::Market, outcome, None);
+    }
+
+    /// Whether the partitions are there the engine does not know: whoever asks looks first.
+    pub(super) fn grow_ring(&mut self, id: Option<&CommandId>, to: u16, step: GrowthStep) {
+        let before = self.market_outcome_of(id);
+        let outcome = before.unwrap_or_else(|| self.growth_outcome(to, step));
         self.answer(id, &EntityId::Market, outcome, None);
     }
 

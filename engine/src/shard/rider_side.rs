@@ -98,7 +98,7 @@ impl Shard {
     fn rider_seq(&self, rider: &RiderId) -> u64 {
         self.riders
             .get(rider)
-            .map_or(self.counters.seq, |known| known.seq)
+            .map_or_else(|| self.newest_number(), |known| known.seq)
             + 1
     }
 
@@ -355,6 +355,7 @@ impl Shard {
             return;
         };
         let rider_seq = self.rider_seq(id);
+        self.remember_number(rider_seq);
         self.emit(RiderForgotten {
             rider: id.clone(),
             rider_seq,

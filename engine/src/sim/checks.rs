@@ -164,8 +164,8 @@ impl World {
     pub fn quiesce(&mut self) -> Result<(), String> {
         self.agenda.clear();
         self.rounds.clear();
-        for (_, record) in std::mem::take(&mut self.late) {
-            self.append(record);
+        for (_, to, record) in std::mem::take(&mut self.late) {
+            self.append_to(to, record);
         }
         for _ in 0..1_000 {
             self.step += 1;
@@ -188,8 +188,8 @@ impl World {
                 self.transaction(host, &inputs)?;
             }
             self.agenda.clear();
-            for (_, record) in std::mem::take(&mut self.late) {
-                self.append(record);
+            for (_, to, record) in std::mem::take(&mut self.late) {
+                self.append_to(to, record);
             }
             if self.unread().next().is_some() {
                 continue;
@@ -237,8 +237,10 @@ impl World {
                 .flat_map(Host::shards)
                 .filter(|_| self.clean)
             {
-                let sent = shard.counters().sent[usize::from(other.id().0)];
-                let received = other.counters().received[usize::from(shard.id().0)];
+                let sent = shard.counters().sent.get(usize::from(other.id().0));
+                let received = other.counters().received.get(usize::from(shard.id().0));
+                // Of one another they may never have heard.
+                let (sent, received) = (sent.unwrap_or(&0), received.unwrap_or(&0));
                 if sent != received {
                     return Err(format!(
                         "{sent} sent and {received} received from {} to {}",
@@ -248,7 +250,7 @@ impl World {
                 }
             }
         }
-        Ok(())
+        self.check_growth()
     }
 }
 
@@ -260,7 +262,10 @@ pub(super) fn fold(states: &mut States, record: &EventRecord, bounds: &Bounds) {
             states.insert(entity, EntityState::Ride(Ride::opened(e)));
             return;
         }
-        Event::DriverForgotten(_) | Event::RiderForgotten(_) => {
+        Event::DriverForgotten(_)
+        | Event::RiderForgotten(_)
+        | Event::DriverHandedOver(_)
+        | Event::RiderHandedOver(_) => {
             states.remove(&entity);
             return;
         }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cabrank_events::command::{ClaimRefusal, MARKET_SHARD, Outcome, RefusedBecause};
+use cabrank_events::command::{ClaimRefusal, EntityId, MARKET_SHARD, Outcome, RefusedBecause};
 use cabrank_events::event::{CommandOutcome, EndOfRide, LostBecause, SwapAnswer};
 use cabrank_events::{
     ClassSet, Command, CommandId, DriverId, Event, EventRecord, HoldId, IdempotencyKey, Place,
@@ -122,6 +122,8 @@ pub struct DriverFacts {
     pub suspended: bool,
     pub blocked: BTreeSet<RiderId>,
     pub shard: ShardId,
+    /// On the way to that shard.
+    pub away: bool,
 }
 
 /// What became of a wish.
@@ -146,6 +148,10 @@ pub struct Model {
     pub active: BTreeMap<RiderId, RideId>,
     pub wishes: BTreeMap<(RiderId, IdempotencyKey), WishFacts>,
     taken_up: BTreeSet<(RiderId, IdempotencyKey)>,
+    /// Where riders live, and whether they are on the way there.
+    riders: BTreeMap<RiderId, (ShardId, bool)>,
+    /// Has a ring grown?
+    has_grown: bool,
     holds: BTreeMap<(DriverId, u64), HoldId>,
     last_seq: BTreeMap<DriverId, u64>,
     unknown: BTreeSet<RideId>,
@@ -175,6 +181,8 @@ impl Model {
             active: BTreeMap::new(),
             wishes: BTreeMap::new(),
             taken_up: BTreeSet::new(),
+            riders: BTreeMap::new(),
+            has_grown: false,
             holds: BTreeMap::new(),
             last_seq: BTreeMap::new(),
             unknown: BTreeSet::new(),
@@ -203,6 +211,7 @@ impl Model {
         (*seq, *time) = (record.seq, record.time);
         let now = record.time;
         self.taking = record.shard;
+        self.rider_step(&record.event)?;
         match &record.event {
             Event::RideRequested(e) => {
                 demand!(!self.rides.contains_key(&e.ride), "{} opened twice", e.ride);
@@ -780,6 +789,26 @@ impl Model {
                 self.wishes
                     .insert((e.rider.clone(), e.key.clone()), WishFacts::Settled);
             }
+            Event::DriverHandedOver(e) => {
+                let driver = self.driver_step(&e.driver, e.driver_seq)?;
+                (driver.shard, driver.away) = (e.to, true);
+            }
+            Event::DriverTakenOver(e) => {
+                let taking = self.taking;
+                let driver = self.driver_known(&e.driver)?;
+                let comes = driver.away && driver.shard == taking;
+                demand!(comes, "{} is taken and was not given", e.driver);
+                driver.away = false;
+                self.driver_step(&e.driver, e.driver_seq)?;
+            }
+            Event::RiderHandedOver(_) | Event::RiderTakenOver(_) => {}
+            Event::RingGrows(e) => {
+                let is_next = record.shard == MARKET_SHARD && e.market_seq == self.set + 1;
+                demand!(is_next, "the market's {} after {}", e.market_seq, self.set);
+                demand!(e.growth.from < e.growth.to, "{:?} is no growth", e.growth);
+                self.set += 1;
+                self.has_grown = true;
+            }
             Event::RiderForgotten(e) => {
                 demand!(
                     !self.active.contains_key(&e.rider),
@@ -866,8 +895,33 @@ impl Model {
         Ok(ride)
     }
 
-    /// No shard keeps the marks of more drivers than allowed.
+    /// A rider lives in one shard.
+    fn rider_step(&mut self, event: &Event) -> Result<(), String> {
+        let EntityId::Rider(rider) = event.entity() else {
+            return Ok(());
+        };
+        if matches!(event, Event::CommandOutcome(_)) {
+            return Ok(());
+        }
+        let taking = self.taking;
+        let (home, away) = self.riders.entry(rider.clone()).or_insert((taking, false));
+        demand!(*home == taking, "{rider} lives in {home} and in {taking}");
+        let comes = matches!(event, Event::RiderTakenOver(_));
+        demand!(*away == comes, "{rider} is on the way to {home}");
+        *away = false;
+        match event {
+            Event::RiderHandedOver(e) => (*home, *away) = (e.to, true),
+            Event::RiderForgotten(_) => drop(self.riders.remove(&rider)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// No shard keeps the marks of more drivers than allowed, unless a growth has brought them there.
     fn marks_fit(&self, last: &DriverId) -> Result<(), String> {
+        if self.has_grown {
+            return Ok(());
+        }
         let shard = self.drivers.get(last).map(|d| d.shard);
         let marked = |d: &&DriverFacts| d.suspended || !d.blocked.is_empty();
         let there = self.drivers.values().filter(|d| Some(d.shard) == shard);
@@ -927,7 +981,11 @@ impl Model {
             suspended: false,
             blocked: BTreeSet::new(),
             shard,
+            away: false,
         });
+        let home = driver.shard;
+        demand!(home == shard, "{id} lives in {home} and in {shard}");
+        demand!(!driver.away, "{id} is on the way to {home}");
         demand!(
             driver.moving.is_none(),
             "{id} is on the way to {:?}",

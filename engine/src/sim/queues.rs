@@ -185,7 +185,11 @@ impl World {
         let may_ask = |ride: &Ride, driver: &DriverId| {
             self.model.drivers.get(driver).is_some_and(|facts| {
                 let serves = facts.online.is_some_and(|all| all.contains(ride.class));
-                serves && !facts.leaving && facts.held.is_none() && ride.may_ask(driver, facts.seq)
+                serves
+                    && !facts.leaving
+                    && !facts.away
+                    && facts.held.is_none()
+                    && ride.may_ask(driver, facts.seq)
             })
         };
         let called = queues.call(&named, |at, driver| may_ask(rides[at].0, driver));

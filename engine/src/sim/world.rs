@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::Fault;
 use super::checks::fold;
+use super::growth::{GROWN_MAX, Growths};
 use super::model::{DriverFacts, Model, Outcomes, WishFacts};
 use super::queues::Places;
 use crate::EngineConfig;
@@ -24,7 +25,7 @@ use crate::host::{Batch, Host};
 use crate::matching::{GivesUp, Pair, RoundResult, Swap, SwapRules};
 use crate::queues::{AfterDecline, QueueRules};
 use crate::ride::{Bounds, Ride, Stage};
-use crate::shard::{Counters, EntityState, Shard};
+use crate::shard::{Counters, EntityState, Message, Shard};
 
 const START: Time = Time(1_000_000_000);
 const SHARDS_MAX: u16 = 4;
@@ -67,7 +68,11 @@ pub struct World {
     /// Many rides under way in one place, so that cars are exchanged.
     pub(super) busy: bool,
     pub(super) config: Arc<EngineConfig>,
+    /// By which gateways send.
     pub(super) ring: Arc<Ring>,
+    /// That of before the newest growth: what a shard goes by that has not heard of it.
+    pub(super) base_ring: Arc<Ring>,
+    pub(super) growths: Growths,
     pub(super) places: Vec<Place>,
     pub(super) hosts: Vec<Host>,
     pub(super) hops_max: Vec<usize>,
@@ -76,7 +81,7 @@ pub struct World {
     pub(super) saved: Vec<Saved>,
     pub(super) fold: Vec<States>,
     /// Messages the log holds back, in dirty mode.
-    pub(super) late: Vec<(Time, CommandRecord)>,
+    pub(super) late: Vec<(Time, ShardId, CommandRecord)>,
     pub(super) agenda: BTreeMap<(Time, u32), CommandRecord>,
     pub(super) rounds: Vec<(ShardId, RoundResult)>,
     pub(super) drivers: Vec<DriverId>,
@@ -104,7 +109,7 @@ fn maps() -> &'static Vec<(Arc<Ring>, Vec<Place>)> {
     static MAPS: OnceLock<Vec<(Arc<Ring>, Vec<Place>)>> = OnceLock::new();
     MAPS.get_or_init(|| {
         let resolution = Resolution::try_from(5).expect("5 is allowed");
-        (1..=SHARDS_MAX)
+        (1..=GROWN_MAX)
             .map(|shards| {
                 let ring = Ring::new(shards).expect("few are allowed");
                 let place_in = |shard: u16| {
@@ -121,12 +126,17 @@ fn maps() -> &'static Vec<(Arc<Ring>, Vec<Place>)> {
     })
 }
 
+/// The ring of so many shards, and a place in each.
+pub(super) fn map_of(shards: u16) -> &'static (Arc<Ring>, Vec<Place>) {
+    &maps()[usize::from(shards) - 1]
+}
+
 impl World {
     pub fn new(seed: u64, fault: Fault, tell: bool) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let clean = seed.is_multiple_of(2);
         let shards = rng.random_range(1..=SHARDS_MAX);
-        let (ring, places) = maps()[usize::from(shards) - 1].clone();
+        let (ring, places) = map_of(shards).clone();
         let hosts = rng.random_range(1..=3_usize);
         let tight = rng.random_bool(0.3);
         let busy = rng.random_bool(0.5);
@@ -151,6 +161,7 @@ impl World {
             rides_max: if tight && !busy { FULL } else { 1_000 },
             blocks_max: if tight { 1 } else { 8 },
             marked_drivers_max: if tight { 1 } else { 100 },
+            moving_max: if tight { 1 } else { 256 },
             swaps: SwapRules {
                 swaps_max: rng.random_range(1..4),
                 gain_min_ms: [0, 0, 60_000][rng.random_range(0..3)],
@@ -225,7 +236,9 @@ impl World {
             told: tell.then(Vec::new),
             rng,
             config,
+            base_ring: Arc::clone(&ring),
             ring,
+            growths: Growths::new(seed),
         };
         world.hosts = (0..hosts).map(|host| world.load(host)).collect();
         world
@@ -274,7 +287,7 @@ impl World {
             let states = saved.states.values();
             let states = states.map(|json| serde_json::from_str(json).expect("a state reads back"));
             let id = ShardId(at as u16);
-            let (config, ring) = (self.config.clone(), self.ring.clone());
+            let (config, ring) = (self.config.clone(), self.base_ring.clone());
             let time = times.map_or(saved.time, |times| times[at]);
             Shard::restore(id, config, ring, time, counters, states)
         });
@@ -283,6 +296,14 @@ impl World {
             host.sabotage(how);
         }
         host
+    }
+
+    /// As broken as all are.
+    pub(super) fn bent(&self, mut shard: Shard) -> Shard {
+        if let Fault::Engine(how) = self.fault {
+            shard.sabotage(how);
+        }
+        shard
     }
 
     fn restart(&mut self) {
@@ -313,21 +334,27 @@ impl World {
             .collect()
     }
 
-    fn home_of(&self, command: &Command) -> usize {
-        usize::from(match command.entity() {
-            EntityId::Ride(ride) => ride.place.0,
-            EntityId::Driver(driver) => self.ring.shard_of_person(Kind::Driver, driver.as_str()),
-            EntityId::Rider(rider) => self.ring.shard_of_person(Kind::Rider, rider.as_str()),
-            EntityId::Market => MARKET_SHARD.0,
-        })
+    /// Where a gateway sends it.
+    fn home_of(&mut self, command: &Command) -> ShardId {
+        let ring = self.ring_of_some_gateway();
+        match command.entity() {
+            EntityId::Ride(ride) => ride.place,
+            EntityId::Driver(id) => ShardId(ring.shard_of_person(Kind::Driver, id.as_str())),
+            EntityId::Rider(id) => ShardId(ring.shard_of_person(Kind::Rider, id.as_str())),
+            EntityId::Market => MARKET_SHARD,
+        }
     }
 
     // -- the log ---------------------------------------------------------------------------------------------------
 
     pub(super) fn append(&mut self, record: CommandRecord) {
         let at = self.home_of(&record.command);
+        self.append_to(at, record);
+    }
+
+    pub(super) fn append_to(&mut self, at: ShardId, record: CommandRecord) {
         // A ride id made up by a stranger may name a shard that does not exist; gateways refuse those.
-        let Some(partition) = self.log.get_mut(at) else {
+        let Some(partition) = self.log.get_mut(usize::from(at.0)) else {
             return;
         };
         let newest = partition
@@ -338,12 +365,12 @@ impl World {
         partition.records.push((time, record));
     }
 
-    pub(super) fn append_message(&mut self, record: CommandRecord) {
+    pub(super) fn append_message(&mut self, Message { to, record }: Message) {
         if self.fault == Fault::MessageLost && self.chance(0.02) {
             return;
         }
         if self.clean {
-            return self.append(record);
+            return self.append_to(to, record);
         }
         // A place that was full for the first copy of an opening may have room for the second.
         // A driver's entity may refuse the first copy of a transfer and grant the second.
@@ -352,13 +379,13 @@ impl World {
         if self.chance(0.1) && !once {
             let copy = record.clone();
             let after = self.rng.random_range(0..8_000);
-            self.late.push((self.now.plus_ms(after), copy));
+            self.late.push((self.now.plus_ms(after), to, copy));
         }
         if self.chance(0.2) {
             let after = self.rng.random_range(0..8_000);
-            self.late.push((self.now.plus_ms(after), record));
+            self.late.push((self.now.plus_ms(after), to, record));
         } else {
-            self.append(record);
+            self.append_to(to, record);
         }
     }
 
@@ -367,9 +394,9 @@ impl World {
         let due;
         (due, self.late) = std::mem::take(&mut self.late)
             .into_iter()
-            .partition(|(at, _)| *at <= now);
-        for (_, record) in due {
-            self.append(record);
+            .partition(|(at, ..)| *at <= now);
+        for (_, to, record) in due {
+            self.append_to(to, record);
         }
         while let Some(first) = self
             .agenda
@@ -394,7 +421,14 @@ impl World {
     /// Commands and messages nobody has read yet.
     pub(super) fn unread(&self) -> impl Iterator<Item = &CommandRecord> {
         let in_log = self.log.iter().flat_map(|p| p.records[p.read..].iter());
-        in_log.chain(self.late.iter()).map(|(_, record)| record)
+        let in_log = in_log.map(|(_, record)| record);
+        let late = self.late.iter().map(|(.., record)| record);
+        // What waits for people on the move is in headers.
+        let shards = self.hosts.iter().flat_map(Host::shards);
+        let growing = shards.filter_map(|shard| shard.counters().growing.as_ref());
+        in_log
+            .chain(late)
+            .chain(growing.flat_map(|growing| growing.waiting()))
     }
 
     // -- a step --------------------------------------------------------------------------------------------------------
@@ -410,6 +444,7 @@ impl World {
         if self.chance(if self.busy { 0.8 } else { 0.5 }) {
             self.wish();
         }
+        self.operate();
         self.deliver();
         if self.chance(0.02) {
             self.restart();
@@ -647,6 +682,7 @@ impl World {
                 && !events.iter().any(is_reused);
             // So does what waits for the answer to a transfer; if a timer has just answered it, there are two.
             let waits = self.model.parked.contains(id);
+            let elsewhere = self.may_be_elsewhere(&record.command);
             let answers = events
                 .iter()
                 .filter(|e| matches!(&e.event, Event::CommandOutcome(o) if o.command == *id))
@@ -654,8 +690,14 @@ impl World {
             let put_aside = events.iter().any(
                 |e| matches!(&e.event, Event::ReportWaits(w) if w.command.as_ref() == Some(id)),
             );
+            let is_detoured = elsewhere && answers == 0;
+            if is_detoured {
+                self.growths.detoured.insert(id.clone());
+            }
             let new = match waits {
                 true => answers.saturating_sub(1) as i32,
+                // Also by a shard that knows of no wish, because the rider is elsewhere.
+                false if elsewhere => answers as i32,
                 false => i32::from(!resolved_later),
             };
             *self.outcomes.owed.entry(id.clone()).or_insert(0) += new;
@@ -663,7 +705,7 @@ impl World {
                 record.command,
                 Command::RequestRide { .. } | Command::CancelByKey { .. }
             );
-            if !is_rider && !waits && !put_aside {
+            if !is_rider && !waits && !put_aside && !is_detoured {
                 direct = Some(id.clone());
             }
         }
@@ -703,6 +745,10 @@ impl World {
         };
         let owed = self.outcomes.owed.entry(id.clone()).or_insert(0);
         *owed -= 1;
+        self.growths.answered.insert(id.clone());
+        if *owed < 0 && self.growths.detoured.contains(id) {
+            *owed = 0;
+        }
         if *owed < 0 {
             if self.clean || !matches!(command, Command::CancelByKey { .. }) {
                 return Err(format!("{id} has an outcome too many"));
@@ -714,6 +760,7 @@ impl World {
             Command::RequestRide { .. } | Command::CancelByKey { .. }
         );
         let is_kept = by_rider || self.remembers(&command.entity(), at);
+        let is_kept = is_kept && !self.is_put_off(command, &outcome.outcome);
         match self.outcomes.first.get(id) {
             None => {
                 self.model.outcome(command, outcome)?;
@@ -803,9 +850,12 @@ impl World {
             }
         }
         for message in batch.messages {
-            self.append_message(message.record);
+            self.append_message(message);
         }
         for record in &batch.events {
+            if let Event::RingGrows(growth) = &record.event {
+                self.hear_of_growth(growth);
+            }
             self.phones(&record.event);
         }
         Ok(())

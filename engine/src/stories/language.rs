@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use cabrank_events::command::{CancelledBy, EntityId, MARKET_SHARD, Outcome};
+use cabrank_events::command::{CancelledBy, EntityId, GrowthStep, MARKET_SHARD, Outcome};
 use cabrank_events::event::Move;
 use cabrank_events::{
     ClassSet, Command, CommandId, CommandRecord, DriverId, Event, EventRecord, HoldId,
@@ -288,6 +288,15 @@ impl World {
             ["set", json, ..] => {
                 let settings = serde_json::from_str(json).expect("settings are JSON");
                 self.say(words, Command::SetDispatch { settings });
+            }
+            // More shards, which nobody in these stories is put on.
+            [what @ ("announce" | "begin"), to, ..] => {
+                let to = to.parse().expect("a number");
+                let step = match what {
+                    "announce" => GrowthStep::Announced,
+                    _ => GrowthStep::Begun,
+                };
+                self.say(words, Command::GrowRing { to, step });
             }
             ["drain", node, ..] => {
                 let node = NodeName::new(node).expect("a good name");
@@ -755,6 +764,14 @@ impl World {
             }
             Event::DrainAsked(e) => format!("market {}: {} leaves", e.market_seq, e.node),
             Event::DispatchSet(e) => format!("market {}: {}", e.market_seq, e.settings),
+            Event::RingGrows(e) => {
+                let (from, to) = (e.growth.from, e.growth.to);
+                format!("market {}: {from} to {to} {}", e.market_seq, word(&e.step))
+            }
+            Event::DriverHandedOver(e) => format!("{} goes to {}", d(&e.driver), e.to),
+            Event::DriverTakenOver(e) => format!("{} comes from {}", d(&e.driver), e.from),
+            Event::RiderHandedOver(e) => format!("{} goes to {}", p(&e.rider), e.to),
+            Event::RiderTakenOver(e) => format!("{} comes from {}", p(&e.rider), e.from),
             Event::CommandOutcome(e) => match &e.outcome {
                 Outcome::Done => format!("done{}", at_point(e)),
                 Outcome::AlreadyDone => format!("already done{}", at_point(e)),

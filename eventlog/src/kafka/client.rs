@@ -15,6 +15,8 @@ const FOLLOW_FETCH_WAIT_MS: &str = "250";
 const RANGE_FETCH_WAIT_MS: &str = "2";
 /// Largest batch the brokers take, in bytes: a record of [`crate::RECORD_MAX_BYTES`] and what goes around it.
 pub(super) const MESSAGE_MAX_BYTES: &str = "2097152";
+/// How often a client asks what partitions its topics have, in ms: how soon nodes hear of new ones.
+const METADATA_MS: &str = "2000";
 /// Records a consumer fetches ahead.
 const FETCH_AHEAD: &str = "20000";
 
@@ -31,6 +33,8 @@ fn base(config: &KafkaConfig) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "500")
         .set("retry.backoff.ms", "20")
+        // When there are more partitions than before, every client is to know it soon.
+        .set("topic.metadata.refresh.interval.ms", METADATA_MS)
         .set("log.connection.close", "false")
         .set("message.max.bytes", MESSAGE_MAX_BYTES);
     if config.security.protocol != SecurityProtocol::Plaintext {

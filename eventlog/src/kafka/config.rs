@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The most shards of a city.
+pub const SHARDS_MAX: u16 = 256;
+
 /// Settings of the log over Kafka. [`KafkaConfig::default`] is right for three brokers and eight shards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -180,7 +183,7 @@ impl KafkaConfig {
                 "letters, digits, '.', '_', '-', 1 to 100",
             );
         }
-        if !(1..=256).contains(&self.shards) {
+        if !(1..=SHARDS_MAX).contains(&self.shards) {
             return bad("shards", &self.shards, "1 to 256");
         }
         if !(500..=300_000).contains(&self.session_timeout_ms) {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::client::Isolation;
+use super::config::SHARDS_MAX;
 use super::inbox::Inward;
 use super::lease::now_ns;
 use super::log::Shared;
@@ -48,9 +49,10 @@ struct Kept {
     header_at: Option<u64>,
 }
 
-impl Images {
-    pub(super) fn new(shards: u16) -> Images {
-        Images((0..shards).map(|_| Mutex::default()).collect())
+impl Default for Images {
+    fn default() -> Images {
+        // There may be more shards later, and an empty place costs next to nothing.
+        Images((0..SHARDS_MAX).map(|_| Mutex::default()).collect())
     }
 }
 
@@ -153,7 +155,7 @@ impl Shared {
     }
 
     fn state_ends(&self) -> Result<Vec<(u16, u64)>, ReadError> {
-        let shards = 0..self.config.shards;
+        let shards = 0..self.shards();
         let partitions: Vec<(Topic, u16)> = shards
             .clone()
             .map(|shard| (Topic::ShardState, shard))

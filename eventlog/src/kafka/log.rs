@@ -1,7 +1,8 @@
 //! The log as gateways, tails and tools use it, over Kafka.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,8 @@ struct Announced {
 
 pub(super) struct Shared {
     pub config: KafkaConfig,
+    /// Partitions of the topics, as last seen.
+    shards: AtomicU16,
     pub names: Names,
     pub reader: Reader,
     pub images: Images,
@@ -112,10 +115,21 @@ pub struct SubmitCounts {
 impl KafkaLog {
     /// Checks the topics and connects. Blocks for as long as the brokers take to answer, at most some seconds.
     pub fn open(config: KafkaConfig) -> Result<KafkaLog, KafkaOpenError> {
+        KafkaLog::open_grown(config, |_| None)
+    }
+
+    /// The same for a city that may have more shards than it was made with. Where there are more partitions than configured, `may_be` is
+    /// shown what the first shard has stored and says how many there may be; without an answer they are refused as by [`KafkaLog::open`].
+    pub fn open_grown(
+        config: KafkaConfig,
+        may_be: impl Fn(&Recovered) -> Option<RangeInclusive<u16>>,
+    ) -> Result<KafkaLog, KafkaOpenError> {
         let report = topics::check(&config)?;
-        if !report.problems.is_empty() {
+        let is_more = |problem: &Problem| matches!(problem, Problem::Partitions { found, wanted, .. } if *found > usize::from(*wanted));
+        if !report.problems.iter().all(is_more) {
             return Err(KafkaOpenError::NotAsTheyMustBe(report.problems));
         }
+        let (least, most) = report.shards.unwrap_or((config.shards, config.shards));
         for note in &report.notes {
             tracing::info!(note, "kafka");
         }
@@ -123,10 +137,11 @@ impl KafkaLog {
         let client = |why: KafkaError| KafkaOpenError::Client(why.to_string());
         let submitter =
             Polled::start(&client::submitter(&config), Deliveries::new(&names)).map_err(client)?;
-        Ok(KafkaLog {
+        let log = KafkaLog {
             shared: Arc::new(Shared {
                 reader: Reader::new(&config, &names).map_err(client)?,
-                images: Images::new(config.shards),
+                images: Images::default(),
+                shards: AtomicU16::new(least),
                 announced: Mutex::default(),
                 config,
                 names,
@@ -134,7 +149,23 @@ impl KafkaLog {
                 probed: Mutex::new(None),
                 losable: OnceLock::new(),
             }),
-        })
+        };
+        if !report.problems.is_empty() {
+            let stored = log
+                .snapshot(0)
+                .map_err(|why| KafkaOpenError::Client(why.to_string()))?;
+            let is_grown =
+                may_be(&stored).is_some_and(|may| may.contains(&least) && may.contains(&most));
+            if !is_grown {
+                return Err(KafkaOpenError::NotAsTheyMustBe(report.problems));
+            }
+            tracing::info!(
+                shards = least,
+                configured = log.shared.config.shards,
+                "the city has grown"
+            );
+        }
+        Ok(log)
     }
 
     /// The settings it was opened with.
@@ -164,7 +195,7 @@ impl KafkaLog {
     fn check_partition(&self, topic: Topic, partition: u16) -> Result<(), ReadError> {
         // Compacted topics are read as what they mean: `snapshot` and `owners`.
         let is_log = !matches!(topic, Topic::ShardState | Topic::ShardOwners);
-        if is_log && partition < partitions(topic, self.shared.config.shards) {
+        if is_log && partition < partitions(topic, self.shared.shards()) {
             Ok(())
         } else {
             Err(ReadError::NoSuchPartition {
@@ -177,23 +208,29 @@ impl KafkaLog {
     fn events(&self) -> Vec<(Topic, u16)> {
         EVENTS
             .into_iter()
-            .flat_map(|topic| (0..self.shared.config.shards).map(move |shard| (topic, shard)))
+            .flat_map(|topic| (0..self.shared.shards()).map(move |shard| (topic, shard)))
             .collect()
     }
 }
 
 impl EventLog for KafkaLog {
     fn shards(&self) -> u16 {
-        self.shared.config.shards
+        self.shared.shards()
+    }
+
+    fn look_for_shards(&self) -> u16 {
+        match topics::count(&self.shared.config) {
+            Ok((least, _)) => self.shared.know(least),
+            Err(why) => tracing::warn!(%why, "nobody says how many shards there are"),
+        }
+        self.shared.shards()
     }
 
     fn submit(&self, shard: u16, key: Bytes, value: Bytes) -> Result<(), SubmitError> {
         let config = &self.shared.config;
-        if shard >= config.shards {
-            return Err(SubmitError::NoSuchShard {
-                shard,
-                shards: config.shards,
-            });
+        let shards = self.shared.shards();
+        if shard >= shards {
+            return Err(SubmitError::NoSuchShard { shard, shards });
         }
         let bytes = key.len() + value.len();
         if bytes > RECORD_MAX_BYTES {
@@ -400,6 +437,17 @@ impl EventLog for KafkaLog {
 }
 
 impl Shared {
+    /// Partitions of the topics, as last seen.
+    pub fn shards(&self) -> u16 {
+        // Relaxed, here and below: one number by itself.
+        self.shards.load(Ordering::Relaxed)
+    }
+
+    /// There are at least so many.
+    pub fn know(&self, shards: u16) {
+        self.shards.fetch_max(shards, Ordering::Relaxed);
+    }
+
     /// After a failed delivery commands are refused at once and not after their time-out, but for one now and then.
     fn let_through(&self) -> Result<(), SubmitError> {
         let (is_failing, why) = {

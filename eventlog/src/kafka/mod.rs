@@ -43,6 +43,6 @@ mod takeover;
 pub mod testing;
 pub mod topics;
 
-pub use config::{BadSetting, KafkaConfig, Security, SecurityProtocol};
+pub use config::{BadSetting, KafkaConfig, SHARDS_MAX, Security, SecurityProtocol};
 pub use log::{KafkaLog, KafkaOpenError, SubmitCounts};
 pub use owner::{AtMoment, KafkaOwner, Moment, Sabotage};

@@ -311,6 +311,10 @@ impl KafkaOwner {
             return;
         };
         info!(?shards, generation, "assigned");
+        if let Some(last) = shards.iter().max() {
+            // The group may know of new partitions before anybody here has asked.
+            self.shared.know(last + 1);
+        }
         if self.sabotage != Sabotage::FreshGeneration {
             self.forget();
         }
@@ -677,7 +681,7 @@ impl ShardOwner for KafkaOwner {
         if let Some(by) = self.fenced {
             return Err(RecoverError::Fenced { by });
         }
-        if shard >= self.shared.config.shards {
+        if shard >= self.shared.shards() {
             return Err(RecoverError::NoSuchShard(shard));
         }
         if !self.owned().contains(&shard) {
@@ -760,8 +764,7 @@ impl ShardOwner for KafkaOwner {
         if self.owned().is_empty() {
             return Err(CommitError::Moved("no shard is owned now".into()));
         }
-        let here =
-            |shard: &u16| self.lanes.contains_key(shard) || *shard >= self.shared.config.shards;
+        let here = |shard: &u16| self.lanes.contains_key(shard) || *shard >= self.shared.shards();
         if let Some((shard, _)) = tx.headers.iter().find(|(shard, _)| !here(shard)) {
             return Err(CommitError::NotRecovered(*shard));
         }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, ConfigResource, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -149,7 +150,7 @@ pub enum Problem {
     },
     /// Keys would go to other shards than the nodes think.
     #[error(
-        "topic {name} has {found} partitions, not {wanted}: set kafka.shards to what the city was made with, or make new topics under another kafka.prefix; adding partitions to it would tear people's histories apart"
+        "topic {name} has {found} partitions, not {wanted}: set kafka.shards to what the city was made with, or make new topics under another kafka.prefix; adding partitions to it by hand would tear people's histories apart (`cabrank reshard` does it)"
     )]
     Partitions {
         /// The topic.
@@ -204,6 +205,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// Brokers that answered for the cluster.
     pub brokers: usize,
+    /// Partitions of the topics that have one for each shard: the least and the most.
+    pub shards: Option<(u16, u16)>,
     /// The least session timeout the broker takes, in ms: together with the configured one it says how fast a killed
     /// node's shards are taken over.
     pub session_timeout_min_ms: Option<u32>,
@@ -293,6 +296,76 @@ pub(super) fn alter(
     Ok(())
 }
 
+/// How many partitions the topics have that have one for each shard: the least and the most.
+pub fn count(config: &KafkaConfig) -> Result<(u16, u16), TopicsError> {
+    let counts = counts(config)?;
+    let counts = counts
+        .iter()
+        .filter(|(topic, _)| *topic != Topic::ShardOwners);
+    let counts: Vec<u16> = counts.map(|(_, count)| *count).collect();
+    let least = counts.iter().min().copied().unwrap_or(0);
+    Ok((least, counts.iter().max().copied().unwrap_or(0)))
+}
+
+/// The partitions of each topic; 0 where there is no such topic.
+fn counts(config: &KafkaConfig) -> Result<Vec<(Topic, u16)>, TopicsError> {
+    let admin = admin(config)?;
+    let metadata = admin
+        .inner()
+        .fetch_metadata(None, Duration::from_millis(REQUEST_MS.into()))
+        .map_err(|why| unreachable(config, &why))?;
+    let names = Names::new(&config.prefix);
+    let of = |topic: Topic| {
+        let mut all = metadata.topics().iter();
+        let found = all.find(|found| found.name() == names.of(topic) && found.error().is_none());
+        let count = found.map_or(0, |found| found.partitions().len());
+        (topic, u16::try_from(count).unwrap_or(u16::MAX))
+    };
+    Ok(Topic::ALL.into_iter().map(of).collect())
+}
+
+/// Adds partitions until there are `to` of each topic that has one for each shard, and returns the names of those that had fewer.
+/// The commands come last: as soon as those are there, the group of nodes gives the new shards out. Whether the city knows what they are
+/// for is not looked at here: `cabrank reshard` has it in the log before.
+pub fn grow(config: &KafkaConfig, to: u16) -> Result<Vec<String>, TopicsError> {
+    config.check()?;
+    let names = Names::new(&config.prefix);
+    let is_last = |topic: Topic| topic == Topic::RideCommands;
+    let mut grown = Vec::new();
+    for last in [false, true] {
+        let lacks = |(topic, count): &(Topic, u16)| {
+            *topic != Topic::ShardOwners && is_last(*topic) == last && *count < to
+        };
+        let lacking: Vec<Topic> = counts(config)?
+            .into_iter()
+            .filter(lacks)
+            .map(|(topic, _)| topic)
+            .collect();
+        if lacking.is_empty() {
+            continue;
+        }
+        let admin = admin(config)?;
+        let more: Vec<NewPartitions<'_>> = lacking
+            .iter()
+            .map(|topic| NewPartitions::new(names.of(*topic), usize::from(to)))
+            .collect();
+        let done = wait(admin.create_partitions(&more, &options()))
+            .map_err(|why| unreachable(config, &why))?;
+        for result in done {
+            grown.push(result.map_err(|(name, code)| TopicsError::Refused {
+                name,
+                why: code.to_string(),
+            })?);
+        }
+        // The brokers learn of them one after the other.
+        let deadline = Instant::now() + Duration::from_millis(REQUEST_MS.into());
+        while counts(config)?.iter().any(lacks) && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+    Ok(grown)
+}
+
 /// Looks whether topics and brokers are as they must be.
 pub fn check(config: &KafkaConfig) -> Result<Report, TopicsError> {
     config.check()?;
@@ -316,6 +389,11 @@ pub fn check(config: &KafkaConfig) -> Result<Report, TopicsError> {
             continue;
         };
         let partitions = found.partitions();
+        if plan.topic != Topic::ShardOwners {
+            let here = u16::try_from(partitions.len()).unwrap_or(u16::MAX);
+            let (least, most) = report.shards.unwrap_or((here, here));
+            report.shards = Some((least.min(here), most.max(here)));
+        }
         if partitions.len() != usize::from(plan.partitions) {
             report.problems.push(Problem::Partitions {
                 name: plan.name.clone(),

@@ -81,6 +81,8 @@ pub(super) struct Driver {
     pub is_suspended: bool,
     /// Riders kept apart from.
     pub blocked: BTreeSet<Name>,
+    /// Handed over and not yet taken over.
+    pub is_away: bool,
     /// Ride, attempt, number.
     pub hold: Option<(Name, u64, u64)>,
     pub holds: Option<u64>,
@@ -93,6 +95,8 @@ pub(super) struct Rider {
     pub seq: u64,
     pub ride: Option<Name>,
     pub is_forgotten: bool,
+    /// Handed over and not yet taken over.
+    pub is_away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +115,8 @@ pub(super) struct Folds {
     /// Rides riders were freed of, and the end they were told.
     pub freed: Vec<(Name, Name)>,
     pub truncated: HashSet<u16>,
+    /// The log was read while it was written, one partition after the other.
+    pub reads_late: bool,
 }
 
 impl Folds {
@@ -121,11 +127,16 @@ impl Folds {
 }
 
 pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
-    let mut folds = Folds::default();
+    let mut folds = Folds {
+        reads_late: audit.options.live,
+        ..Folds::default()
+    };
     for (shard, state) in std::mem::take(&mut audit.bases) {
         state::preload(&mut folds, &mut audit.names, shard, &state);
     }
     let shards = std::mem::take(&mut audit.shards);
+    let moved = movers(&shards);
+    let mut of_movers: Vec<(u16, Step)> = Vec::new();
     for (shard, mut steps) in shards {
         steps.sort_by_key(|step| (step.seq, step.offset));
         if sequence(shard, &steps, &audit.names, &mut audit.findings) {
@@ -133,12 +144,21 @@ pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
         }
         let mut last = 0;
         for step in &steps {
-            if step.seq != last {
+            let is_new = step.seq != last;
+            last = step.seq;
+            if is_new && person_of(step, &audit.names).is_some_and(|one| moved.contains(&one)) {
+                of_movers.push((shard, step.clone()));
+            } else if is_new {
                 folds.take(shard, step, &audit.names, &mut audit.findings);
             }
-            last = step.seq;
         }
     }
+    // Whose life goes on in another shard, by their own numbers, which know of no shard.
+    of_movers.sort_by_key(|(shard, step)| (step.own_seq, *shard));
+    for (shard, step) in &of_movers {
+        folds.take(*shard, step, &audit.names, &mut audit.findings);
+    }
+    arrived(&folds, audit);
     across::agree(audit, &folds, report);
     across::promises(audit, &folds);
     state::compare(audit, &folds, report);
@@ -151,6 +171,42 @@ pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
         } else {
             report.open += 1;
         }
+    }
+}
+
+/// The person a step is about, and whether that is a driver.
+fn person_of(step: &Step, names: &Names) -> Option<(bool, Name)> {
+    match names.text(step.name).split('.').next() {
+        Some("driver") => step.driver.map(|id| (true, id)),
+        Some("rider") => step.rider.map(|id| (false, id)),
+        _ => None,
+    }
+}
+
+/// Those who have gone from shard to shard.
+fn movers(shards: &BTreeMap<u16, Vec<Step>>) -> HashSet<(bool, Name)> {
+    let steps = shards.values().flatten();
+    let moves = steps.filter(|step| matches!(step.what, What::HandedOver | What::TakenOver));
+    moves
+        .flat_map(|step| {
+            let driver = step.driver.map(|id| (true, id));
+            driver.or_else(|| step.rider.map(|id| (false, id)))
+        })
+        .collect()
+}
+
+/// In a log that is complete nobody is on the way.
+fn arrived(folds: &Folds, audit: &mut Audit) {
+    if !audit.options.complete {
+        return;
+    }
+    let drivers = folds.drivers.iter().filter(|(_, driver)| driver.is_away);
+    let riders = folds.riders.iter().filter(|(_, rider)| rider.is_away);
+    let away = drivers.map(|(name, driver)| (name, driver.shard));
+    let away = away.chain(riders.map(|(name, rider)| (name, rider.shard)));
+    for (name, shard) in away {
+        let what = format!("{} was handed over and never came", audit.names.text(*name));
+        drop(audit.findings.add(5, what).shard(shard));
     }
 }
 
@@ -257,6 +313,31 @@ impl Here<'_> {
         }
     }
 
+    /// Does a person live in this shard? `home`: where the steps before say, whether they are on the way from there, and forgotten.
+    fn lives_here(
+        &self,
+        findings: &mut Findings,
+        of: &str,
+        home: Option<(u16, bool, bool)>,
+        excused: bool,
+    ) -> bool {
+        let comes = self.step.what == What::TakenOver;
+        let name = self.name();
+        let what = match home {
+            Some((_, true, _)) if comes => return true,
+            Some((shard, false, false)) if !comes && shard == self.shard => return true,
+            // Forgotten where they were; whoever comes back begins where they belong now.
+            Some((_, false, true)) | None if !comes => return true,
+            // What was before is not kept, or was not read yet.
+            _ if excused => return true,
+            Some((_, true, _)) => format!("{name} of a {of} who is on the way to another shard"),
+            _ if comes => format!("{name} of a {of} whom nobody has handed over"),
+            _ => format!("{name} stands in another shard than the {of}"),
+        };
+        self.bad(findings, 3, what);
+        false
+    }
+
     /// People's numbers go on from the shard's when they are first seen: never back.
     fn person_gapless(&self, findings: &mut Findings, of: &str, known: Option<(u64, bool)>) {
         match known {
@@ -361,28 +442,36 @@ impl Folds {
             .drivers
             .get(&id)
             .map(|driver| (driver.seq, driver.is_forgotten));
+        let home = self.drivers.get(&id);
+        let home = home.map(|driver| (driver.shard, driver.is_away, driver.is_forgotten));
+        let excused = self.reads_late || !self.truncated.is_empty();
+        if !here.lives_here(findings, "driver", home, excused) {
+            return;
+        }
+        let is_late = known.is_none() && step.what == What::TakenOver;
         let driver = self.drivers.entry(id).or_insert_with(|| Driver {
             shard: here.shard,
             seq: 0,
-            whole: !here.truncated,
-            is_online: here.truncated,
+            whole: !here.truncated && !is_late,
+            is_online: here.truncated || is_late,
             session: 0,
             is_leaving: false,
             is_forgotten: false,
             is_suspended: false,
             blocked: BTreeSet::new(),
+            is_away: false,
             hold: None,
-            holds: (!here.truncated).then_some(0),
+            holds: (!here.truncated && !is_late).then_some(0),
             last_at: String::new(),
         });
-        if driver.shard != here.shard {
-            let what = format!("{} stands in another shard than the driver", here.name());
-            here.bad(findings, 3, what);
-            return;
+        if let (true, Some(ride)) = (is_late, step.ride) {
+            driver.hold = Some((ride, step.attempt, step.number));
         }
         here.person_gapless(findings, "driver", known);
+        driver.shard = here.shard;
         driver.seq = step.own_seq;
         driver.is_forgotten = false;
+        driver.is_away = step.what == What::HandedOver;
         driver.step(here, findings);
         driver.last_at = here.at();
         if let (What::Held, Some(ride), false) = (step.what, step.ride, driver.blocked.is_empty()) {
@@ -409,18 +498,27 @@ impl Folds {
             .riders
             .get(&id)
             .map(|rider| (rider.seq, rider.is_forgotten));
+        let home = self.riders.get(&id);
+        let home = home.map(|rider| (rider.shard, rider.is_away, rider.is_forgotten));
+        let excused = self.reads_late || !self.truncated.is_empty();
+        if !here.lives_here(findings, "rider", home, excused) {
+            return;
+        }
         let rider = self.riders.entry(id).or_insert_with(|| Rider {
             shard: here.shard,
             seq: 0,
             // Before the first event seen the rider may have had a ride.
-            ride: step
-                .ride
-                .filter(|_| here.truncated && step.what != What::Busy),
+            ride: step.ride.filter(|_| {
+                here.truncated && step.what != What::Busy || step.what == What::TakenOver
+            }),
             is_forgotten: false,
+            is_away: false,
         });
         here.person_gapless(findings, "rider", known);
+        rider.shard = here.shard;
         rider.seq = step.own_seq;
         rider.is_forgotten = false;
+        rider.is_away = step.what == What::HandedOver;
         let stray = rider.ride != step.ride;
         match step.what {
             What::Busy => {

@@ -12,6 +12,9 @@
 //! | 4 | who is held is in an open ride, or a release is under way; who is in an open ride is held |
 //! | 5 | every step is possible from the fold of the steps before it, and the fold equals `shard-state` |
 //!
+//! When the number of shards has grown, people go on in another shard: handed over there, taken over here, in one row of numbers, and
+//! nobody lives in two.
+//!
 //! Costs some hundred bytes an event. Not here: where records come from (`source` for a running server; the root
 //! binary for a store).
 
@@ -311,6 +314,10 @@ enum What {
     Free,
     RiderForgotten,
     Outcome,
+    /// Somebody goes to another shard, because there are more.
+    HandedOver,
+    /// And has come there.
+    TakenOver,
     /// A wish of a driver or of the desk: nothing is promised by it.
     Wished,
     Unknown,
@@ -359,11 +366,14 @@ impl What {
             "rider.free" => What::Free,
             "rider.forgotten" => What::RiderForgotten,
             "command.outcome" => What::Outcome,
+            "driver.handed_over" | "rider.handed_over" => What::HandedOver,
+            "driver.taken_over" | "rider.taken_over" => What::TakenOver,
             "driver.heading_set"
             | "driver.queued"
             | "driver.unqueued"
             | "market.dispatch_set"
-            | "market.drain_asked" => What::Wished,
+            | "market.drain_asked"
+            | "market.ring_grows" => What::Wished,
             _ => What::Unknown,
         }
     }
@@ -535,13 +545,20 @@ impl Audit {
         let what = What::of(name);
         let data = &event["data"];
         let mut named = |field: &str| data[field].as_str().map(|text| self.names.of(text));
-        let (ride, driver, rider) = (named("ride"), named("driver"), named("rider"));
+        let (mut ride, driver, rider) = (named("ride"), named("driver"), named("rider"));
         let text = match what {
             What::Free => named("end"),
             What::Busy | What::Opened | What::NotOpened => named("key"),
             What::Outcome => named("asked_rider"),
             _ => None,
         };
+        // Who comes from another shard comes with the ride they have.
+        let held = &data["state"]["held"];
+        if what == What::TakenOver {
+            let active = data["state"]["active"].as_str();
+            let active = active.or_else(|| held["hold"]["ride"].as_str());
+            ride = active.map(|ride| self.names.of(ride));
+        }
         let prefix = name.split('.').next().unwrap_or_default();
         let own_seq = data[format!("{prefix}_seq")].as_u64().unwrap_or(0);
         let entity = match prefix {
@@ -562,7 +579,12 @@ impl Audit {
         let number = match what {
             What::Outcome => u64::from(data["outcome"]["result"] == "done"),
             What::Online | What::Offline | What::Leaving => data["session"].as_u64().unwrap_or(0),
+            What::TakenOver => held["number"].as_u64().unwrap_or(0),
             _ => data["hold_number"].as_u64().unwrap_or(0),
+        };
+        let attempt = match what {
+            What::TakenOver => &held["hold"]["attempt"],
+            _ => &data["attempt"],
         };
         Ok(Step {
             seq,
@@ -574,7 +596,7 @@ impl Audit {
             ride,
             driver,
             rider,
-            attempt: data["attempt"].as_u64().unwrap_or(0),
+            attempt: attempt.as_u64().unwrap_or(0),
             by,
             number,
             text,

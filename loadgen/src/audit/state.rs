@@ -144,6 +144,7 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
                     .flatten()
                     .map(|rider| names.of(text(rider)))
                     .collect(),
+                is_away: false,
                 hold,
                 holds: hold.map(|(_, _, number)| number),
                 last_at,
@@ -159,6 +160,7 @@ pub(super) fn preload(folds: &mut Folds, names: &mut Names, shard: u16, value: &
                     seq,
                     ride,
                     is_forgotten: false,
+                    is_away: false,
                 },
             );
         }
@@ -206,7 +208,7 @@ fn missing(
     for (name, driver) in folds
         .drivers
         .iter()
-        .filter(|(_, driver)| !driver.is_forgotten)
+        .filter(|(_, driver)| !driver.is_forgotten && !driver.is_away)
     {
         if lacks("driver", *name, driver.shard) {
             let what = "a remembered driver has no state".to_owned();
@@ -218,7 +220,11 @@ fn missing(
             );
         }
     }
-    for (name, rider) in folds.riders.iter().filter(|(_, rider)| !rider.is_forgotten) {
+    for (name, rider) in folds
+        .riders
+        .iter()
+        .filter(|(_, rider)| !rider.is_forgotten && !rider.is_away)
+    {
         if lacks("rider", *name, rider.shard) {
             let what = format!("remembered rider {} has no state", names.text(*name));
             drop(findings.add(5, what).shard(rider.shard));

@@ -291,6 +291,93 @@ fn a_log_cut_by_retention_is_judged_from_the_snapshot_it_kept() {
     assert!(report.violations.iter().any(gap), "{report}");
 }
 
+/// The right log, and then driver E goes from shard 2 to shard 3, where they go offline.
+fn grown() -> Log {
+    let mut log = right().no_states();
+    let of_e =
+        |(_, shard, _, _, data): &&(_, u16, _, _, Value)| *shard == 2 && data["driver"] == "E";
+    let last = log
+        .events
+        .iter()
+        .filter(of_e)
+        .map(|(.., data)| data["driver_seq"].as_u64());
+    let last = last.max().flatten().expect("E has done something");
+    let seq = log
+        .events
+        .iter()
+        .filter(|(_, shard, ..)| *shard == 2)
+        .map(|(_, _, seq, ..)| *seq);
+    let seq = seq.max().expect("shard 2 has events");
+    let e = |own: u64, more: Value| {
+        let mut data = json!({ "driver": "E", "driver_seq": last + own });
+        let more = more.as_object().unwrap().clone();
+        data.as_object_mut().unwrap().extend(more);
+        data
+    };
+    let people = "person-events";
+    let state =
+        json!({ "id": "E", "seq": last + 1, "presence": "online", "session": 1, "held": null });
+    log.events.extend([
+        (
+            people,
+            2,
+            seq + 1,
+            "driver.handed_over",
+            e(1, json!({ "to": 3 })),
+        ),
+        (
+            people,
+            3,
+            1,
+            "driver.taken_over",
+            e(2, json!({ "from": 2, "state": state })),
+        ),
+        (
+            people,
+            3,
+            2,
+            "driver.offline",
+            e(
+                3,
+                json!({ "session": 1, "why": "offline", "keep_until": 9 }),
+            ),
+        ),
+    ]);
+    log
+}
+
+#[test]
+fn when_there_are_more_shards_people_go_on_in_another_one() {
+    let report = grown().audit();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.unknown_events, 0);
+}
+
+#[test]
+fn nobody_lives_in_two_shards_or_comes_from_nowhere_or_is_lost_on_the_way() {
+    let given = grown().events.len() - 3;
+    let mut log = grown();
+    log.events.remove(given);
+    log.fails(3, "of a driver whom nobody has handed over");
+    let mut log = grown();
+    log.events[given + 1].3 = "driver.heading_set";
+    log.fails(3, "on the way to another shard");
+    let mut log = grown();
+    log.events.truncate(given);
+    log.events.push((
+        "person-events",
+        3,
+        1,
+        "driver.offline",
+        grown().events[given + 2].4.clone(),
+    ));
+    log.fails(3, "stands in another shard than the driver");
+    let mut log = grown();
+    log.events.truncate(given + 1);
+    log.options.complete = true;
+    log.fails(5, "was handed over and never came");
+}
+
 #[test]
 fn a_dropped_event_is_found() {
     let mut log = right();

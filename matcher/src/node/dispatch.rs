@@ -23,7 +23,7 @@ const NEARBY_MAX: usize = 100;
 
 impl Shared {
     pub(super) fn submit(&self, record: &CommandRecord) -> Result<(), NotTaken> {
-        let taken = route::submit(&*self.log, &self.ring, record);
+        let taken = route::submit(&*self.log, &self.rings.now(), record);
         self.bell.ring();
         taken
     }
@@ -208,7 +208,7 @@ impl Dispatch for Node {
     }
 
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
-        history::of(&*self.shared.log, &self.shared.ring, entity, max)
+        history::of(&*self.shared.log, &self.shared.rings.now(), entity, max)
     }
 
     fn listen(&self, listener: Listener) {

@@ -138,6 +138,8 @@ struct Loop {
     refused: BTreeMap<u16, String>,
     /// Nothing was polled yet, so it is not known which shards are ours.
     is_new: bool,
+    /// Shards that there are, as last seen.
+    shards: u16,
     /// How far the newest time given by the log was behind the clock.
     clock_lag_ms: i64,
     /// Of rides that are traced.
@@ -181,6 +183,7 @@ impl Loop {
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
             is_new: true,
+            shards: shared.log.shards(),
             clock_lag_ms: 0,
             steps: Steps::default(),
             shared,
@@ -204,6 +207,9 @@ impl Loop {
 
     fn run(mut self) -> Stopped {
         let heart = self.shared.heart("the node");
+        if self.waits_in_poll && !self.read_market(&heart) {
+            return Ok(());
+        }
         self.throw_away();
         loop {
             heart.beat();
@@ -497,6 +503,14 @@ impl Loop {
         states: &[(ShardId, EntityId, Option<EntityState>)],
     ) {
         let now = self.shared.clock.now();
+        let moves = batch
+            .events
+            .iter()
+            .filter_map(|record| match &record.event {
+                Event::DriverHandedOver(e) => Some(&e.driver),
+                _ => None,
+            });
+        let moves: BTreeSet<&DriverId> = moves.collect();
         for (_, entity, state) in states {
             self.shared.views.committed(entity, state.as_ref());
             match (entity, state) {
@@ -504,6 +518,8 @@ impl Loop {
                     show_driver(&self.shared.people, driver, now);
                     self.wake_for(&driver.id);
                 }
+                // Whose shard is another one from now on stays where they are.
+                (EntityId::Driver(id), _) if moves.contains(id) => {}
                 (EntityId::Driver(id), _) => self.shared.people.forget(id),
                 (EntityId::Ride(id), state) => {
                     let waits = matches!(
@@ -802,11 +818,13 @@ impl Loop {
             return;
         }
         self.next_tick = Instant::now() + TICK;
+        self.look_for_shards();
         let now = self.shared.clock.now();
         let before = Time(now.0.saturating_sub(self.shared.config.silent_after_ms));
         for (driver, session) in self.shared.people.newly_silent(before) {
             // Signs of life go to the node of the driver's shard, so only that one knows (PROTOCOL 21).
-            let home = route::shard_of(&self.shared.ring, &EntityId::Driver(driver.clone()));
+            let home = EntityId::Driver(driver.clone());
+            let home = route::shard_of(&self.shared.rings.now(), &home);
             if self.host.shard(ShardId(home)).is_none() {
                 continue;
             }

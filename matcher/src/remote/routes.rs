@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cabrank_eventlog::OwnerRecord;
+use cabrank_ring::SHARDS_MAX;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
@@ -48,9 +49,10 @@ impl Routes {
     /// Takes announcements in.
     pub fn learn(&self, owners: &[OwnerRecord]) {
         let is_news = |routes: &[Option<Route>], owner: &OwnerRecord| {
-            routes
+            let known = routes
                 .get(usize::from(owner.shard))
-                .is_some_and(|route| route.as_ref().is_none_or(|known| known.epoch < owner.epoch))
+                .and_then(Option::as_ref);
+            owner.shard < SHARDS_MAX && known.is_none_or(|known| known.epoch < owner.epoch)
         };
         let known = self.by_shard.read().unwrap_or_else(PoisonError::into_inner);
         if !owners.iter().any(|owner| is_news(&known, owner)) {
@@ -83,6 +85,10 @@ impl Routes {
                 address = owner.address,
                 "a shard's owner"
             );
+            if routes.len() <= usize::from(owner.shard) {
+                // There are more shards than before.
+                routes.resize(usize::from(owner.shard) + 1, None);
+            }
             routes[usize::from(owner.shard)] = Some(Route {
                 epoch: owner.epoch,
                 node: owner.node.clone(),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use cabrank_events::{DriverId, Place};
 use cabrank_geo::{Placement, Point, Resolution, cells_within};
-use cabrank_ring::Ring;
 use dashmap::DashMap;
 
+use crate::rings::Rings;
 use crate::route;
 
 /// How far a driver moves before the cells around are looked up again, in metres.
@@ -22,6 +22,8 @@ struct Track {
     /// The shard of the place itself, as of `asked_at`.
     home: u16,
     shards: Arc<[u16]>,
+    /// The ring has grown since.
+    is_stale: bool,
 }
 
 /// What a ping comes to.
@@ -36,16 +38,16 @@ pub(crate) struct Tracked {
 /// The drivers that ping here.
 pub(crate) struct Tracks {
     by_driver: DashMap<DriverId, Track>,
-    ring: Arc<Ring>,
+    rings: Arc<Rings>,
     resolution: Resolution,
     halo_m: f64,
 }
 
 impl Tracks {
-    pub fn new(ring: Arc<Ring>, resolution: Resolution, halo_m: f64) -> Tracks {
+    pub fn new(rings: Arc<Rings>, resolution: Resolution, halo_m: f64) -> Tracks {
         Tracks {
             by_driver: DashMap::new(),
-            ring,
+            rings,
             resolution,
             halo_m,
         }
@@ -58,7 +60,7 @@ impl Tracks {
                 return None;
             }
             track.last = ping;
-            if track.asked_at.distance_m(ping.at) <= SLACK_M {
+            if track.asked_at.distance_m(ping.at) <= SLACK_M && !track.is_stale {
                 return Some(Tracked {
                     home: track.home,
                     shards: Arc::clone(&track.shards),
@@ -68,7 +70,7 @@ impl Tracks {
             let shards = self.shards_around(ping.at);
             let mut both = shards.to_vec();
             both.extend(track.shards.iter().filter(|shard| !shards.contains(shard)));
-            track.asked_at = ping.at;
+            (track.asked_at, track.is_stale) = (ping.at, false);
             track.home = self.home_of(ping.at);
             track.shards = shards;
             return Some(Tracked {
@@ -82,6 +84,7 @@ impl Tracks {
             asked_at: ping.at,
             home,
             shards: Arc::clone(&shards),
+            is_stale: false,
         };
         self.by_driver.insert(driver.clone(), track);
         Some(Tracked { home, shards })
@@ -90,6 +93,13 @@ impl Tracks {
     /// The last ping of a driver, if it came here.
     pub fn last(&self, driver: &DriverId) -> Option<Placement> {
         self.by_driver.get(driver).map(|track| track.last)
+    }
+
+    /// The ring has grown: who wants a ping is asked anew with the next one of each driver. Who wanted the last one hears of that one, too.
+    pub fn look_again(&self) {
+        for mut track in self.by_driver.iter_mut() {
+            track.is_stale = true;
+        }
     }
 
     /// The driver is not at work any more.
@@ -103,15 +113,16 @@ impl Tracks {
     }
 
     fn home_of(&self, at: Point) -> u16 {
-        route::shard_of_place(&self.ring, self.resolution, Place(at))
+        route::shard_of_place(&self.rings.now(), self.resolution, Place(at))
     }
 
     fn shards_around(&self, at: Point) -> Arc<[u16]> {
         let mut cells = Vec::new();
         cells_within(at, self.halo_m + SLACK_M, self.resolution, &mut cells);
+        let ring = self.rings.now();
         let mut shards: Vec<u16> = cells
             .into_iter()
-            .map(|cell| self.ring.shard_of_cell(cell.into()))
+            .map(|cell| ring.shard_of_cell(cell.into()))
             .collect();
         shards.sort_unstable();
         shards.dedup();
@@ -121,13 +132,19 @@ impl Tracks {
 
 #[cfg(test)]
 mod tests {
+    use cabrank_ring::Ring;
+
     use super::*;
 
     const HALO_M: f64 = 5_000.0;
 
     fn tracks() -> Tracks {
         let ring = Arc::new(Ring::new(8).unwrap());
-        Tracks::new(ring, Resolution::try_from(6).unwrap(), HALO_M)
+        Tracks::new(
+            Arc::new(Rings::new(ring)),
+            Resolution::try_from(6).unwrap(),
+            HALO_M,
+        )
     }
 
     fn ping(at: Point, time_ms: i64) -> Placement {
@@ -150,7 +167,7 @@ mod tests {
             let mut cells = Vec::new();
             cells_within(at, HALO_M, tracks.resolution, &mut cells);
             for cell in cells {
-                let shard = tracks.ring.shard_of_cell(cell.into());
+                let shard = tracks.rings.now().shard_of_cell(cell.into());
                 assert!(told.shards.contains(&shard), "step {step}: {shard}");
             }
             crossings += i32::from(tracks.home_of(at) != told.home);

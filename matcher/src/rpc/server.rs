@@ -234,7 +234,7 @@ impl NodeRpc for Service {
         let shared = self.node.shared();
         let found = shared.placement(&driver).and_then(|placement| {
             let resolution = Resolution::try_from(shared.engine.ownership_resolution).ok()?;
-            let shard = route::shard_of_place(&shared.ring, resolution, Place(placement.at));
+            let shard = route::shard_of_place(&shared.rings.now(), resolution, Place(placement.at));
             Some(v1::position_answer::Found {
                 shard: u32::from(shard),
                 epoch: self.epoch_of(shard).ok()?,

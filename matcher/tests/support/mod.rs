@@ -3,7 +3,7 @@
 //! position on. It loses everything when the test ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use cabrank_matcher::clock::DomainClock;
 pub struct Home(Arc<Inner>);
 
 struct Inner {
-    shards: u16,
+    shards: AtomicU16,
     clock: DomainClock,
     state: Mutex<State>,
     changed: Condvar,
@@ -103,11 +103,16 @@ impl Home {
 
     pub fn new(shards: u16, clock: DomainClock) -> Home {
         Home(Arc::new(Inner {
-            shards,
+            shards: AtomicU16::new(shards),
             clock,
             state: Mutex::default(),
             changed: Condvar::new(),
         }))
+    }
+
+    /// From now on there are so many shards; nobody has the new ones yet.
+    pub fn grow(&self, shards: u16) {
+        self.0.shards.store(shards, Ordering::SeqCst);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -187,7 +192,7 @@ impl Home {
 
 impl EventLog for Home {
     fn shards(&self) -> u16 {
-        self.0.shards
+        self.0.shards.load(Ordering::SeqCst)
     }
 
     fn submit(&self, shard: u16, key: Bytes, value: Bytes) -> Result<(), SubmitError> {

@@ -47,7 +47,7 @@ struct NewHeader {
 
 impl KafkaOwner {
     pub(super) fn check(&self, tx: &Transaction) -> Result<(), CommitError> {
-        check_transaction(tx, self.shared.config.shards, |shard| {
+        check_transaction(tx, self.shared.shards(), |shard| {
             self.lanes.get(&shard).map(|lane| LaneState {
                 consumed: lane.consumed,
                 next_out: Some(lane.next_out),

@@ -13,7 +13,6 @@ use tracing::error;
 use super::show_driver;
 use crate::follower::{Follower, Sink, What};
 use crate::node::Shared;
-use crate::route;
 
 /// Keeps the index informed of the drivers of shards that live elsewhere (PROTOCOL 19). When it breaks, so does the node:
 /// its rounds would offer rides to drivers who are gone.
@@ -68,9 +67,8 @@ impl Sink for Others<'_> {
         for driver in entities.drivers.values() {
             show_driver(&self.shared.people, driver, now);
         }
-        let elsewhere = |id: &DriverId| {
-            route::shard_of(&self.shared.ring, &EntityId::Driver(id.clone())) != shard
-        };
+        let rings = &self.shared.rings;
+        let elsewhere = |id: &DriverId| !rings.is_only_home(&EntityId::Driver(id.clone()), shard);
         self.shared
             .people
             .keep(|id| elsewhere(id) || entities.drivers.contains_key(id));
@@ -99,6 +97,8 @@ impl Sink for Others<'_> {
                 show_driver(&self.shared.people, driver, self.shared.clock.now());
                 self.shared.wake_rides_for(&id);
             }
+            // Another shard goes on with them.
+            None if matches!(record.event, Event::DriverHandedOver(_)) => {}
             None => self.shared.people.forget(&id),
         }
     }

@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use cabrank_engine::{EntityState, Shard};
 use cabrank_eventlog::{RecoverError, Recovered};
-use cabrank_events::command::EntityId;
+use cabrank_events::command::{EntityId, MARKET_SHARD};
 use cabrank_events::{ShardId, Time};
 use tracing::{error, info, warn};
 
 use super::{Loop, Pending, RETRY, show_driver};
+use crate::heart::Heart;
 use crate::node::{Failure, Holding, warm};
+use crate::rings::market_in;
 use crate::{route, versions};
 
 impl Loop {
@@ -54,7 +56,52 @@ impl Loop {
         self.drop_memory(shard);
         self.shared
             .views
-            .keep(|entity| route::shard_of(&self.shared.ring, entity) != shard);
+            .keep(|entity| !self.shared.rings.is_only_home(entity, shard));
+    }
+
+    /// What the market's shard says of the ring, before any shard is made that goes by it. False: it is to stop.
+    pub(super) fn read_market(&self, heart: &Heart) -> bool {
+        while !self.is_stopping() {
+            heart.beat();
+            match self.shared.log.snapshot(MARKET_SHARD.0) {
+                Ok(stored) => {
+                    if let Some(market) = market_in(&stored) {
+                        self.shared.heed(&market);
+                    }
+                    return true;
+                }
+                Err(why) => warn!(%why, "the market cannot be read yet"),
+            }
+            self.shared.bell.wait(RETRY);
+        }
+        false
+    }
+
+    /// When the ring grows there are to be more shards than the log knows of yet. Looking asks the brokers, so it is done beside
+    /// the loop.
+    pub(super) fn look_for_shards(&mut self) {
+        let shards = self.shared.log.shards();
+        if self.shards != shards {
+            self.shards = shards;
+            self.settle_shards();
+        }
+        // SeqCst: a flag that is set now and then.
+        if self.shared.rings.shards() <= shards
+            || self.shared.is_growing.swap(true, Ordering::SeqCst)
+        {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let looking = std::thread::Builder::new()
+            .name("cabrank-grow".into())
+            .spawn(move || {
+                shared.log.look_for_shards();
+                shared.is_growing.store(false, Ordering::SeqCst);
+            });
+        if let Err(why) = looking {
+            warn!(%why, "nobody looks for new shards");
+            self.shared.is_growing.store(false, Ordering::SeqCst);
+        }
     }
 
     /// After shards came or went: whose drivers are to be followed, and is this node whole?
@@ -113,6 +160,11 @@ impl Loop {
         }
         let had = self.host.shards().count();
         for (number, since) in due {
+            if number >= self.shared.rings.shards() {
+                // It was added, and the news of what for has not come yet.
+                self.put_off(number);
+                continue;
+            }
             match self.owner.recover(number) {
                 Ok(recovered) => {
                     self.pending.remove(&number);
@@ -131,10 +183,7 @@ impl Loop {
                     | RecoverError::Fenced { .. }),
                 ) => {
                     warn!(shard = number, %why, "a shard cannot be read back yet");
-                    let again = Instant::now() + RETRY;
-                    self.pending
-                        .entry(number)
-                        .and_modify(|pending| pending.next_try = again);
+                    self.put_off(number);
                 }
                 Err(why) => {
                     self.pending.remove(&number);
@@ -149,6 +198,13 @@ impl Loop {
         Ok(())
     }
 
+    fn put_off(&mut self, shard: u16) {
+        let again = Instant::now() + RETRY;
+        self.pending
+            .entry(shard)
+            .and_modify(|pending| pending.next_try = again);
+    }
+
     /// PROTOCOL 9: a shard that makes no sense stops, loudly; taking the node down with it would carry the fault to the
     /// next node, and to the next.
     pub(super) fn refuse(&mut self, shard: u16, why: &dyn std::fmt::Display) {
@@ -158,14 +214,11 @@ impl Loop {
 
     fn restore(&mut self, number: u16, recovered: Recovered) -> Result<Shard, Failure> {
         let id = ShardId(number);
-        let (engine, ring) = (
-            Arc::clone(&self.shared.engine),
-            Arc::clone(&self.shared.ring),
-        );
+        let engine = Arc::clone(&self.shared.engine);
         let header = recovered.header.unwrap_or_default();
         self.next_input.insert(id, header.next_input);
         if header.engine.is_empty() {
-            return Ok(Shard::new(id, engine, ring));
+            return Ok(Shard::new(id, engine, self.shared.rings.of(None)));
         }
         let broken = |what: &str, why: serde_json::Error| {
             Failure::Broken(format!("{what} of shard {number} does not parse: {why}"))
@@ -178,6 +231,7 @@ impl Loop {
             .map(|(key, value)| parse_state(key, value))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|why| broken("a state", why))?;
+        let ring = self.shared.rings.of(Some(&counters));
         let time = Time(header.time_ms);
         self.shared.clock.raise_to(time);
         Ok(Shard::restore(id, engine, ring, time, counters, states))
@@ -210,7 +264,7 @@ impl Loop {
             // Signs of life went to the owner before: silence is counted from here.
             self.shared.people.sign_of_life(&driver.id, now);
         }
-        let elsewhere = |entity: &EntityId| route::shard_of(&self.shared.ring, entity) != number;
+        let elsewhere = |entity: &EntityId| !self.shared.rings.is_only_home(entity, number);
         self.shared
             .views
             .keep(|entity| elsewhere(entity) || alive.contains(entity));

@@ -1,0 +1,173 @@
+//! More shards while everything goes on (PROTOCOL 30): nobody is lost, doubled or left behind.
+
+use cabrank_events::command::{EntityId, Growth, GrowthStep};
+
+use super::*;
+
+const GROWN: u16 = 8;
+
+/// Somebody who wants more shards, and how far that is.
+struct Operator {
+    said: Option<GrowthStep>,
+    reached: Option<GrowthStep>,
+}
+
+impl Operator {
+    fn hear(&mut self, event: &Committed) {
+        if let Event::RingGrows(grows) = &event.record.event {
+            let growth = Growth {
+                from: SHARDS,
+                to: GROWN,
+            };
+            assert_eq!(grows.growth, growth);
+            self.reached = Some(grows.step);
+        }
+    }
+
+    /// The next step, if the one before it is reached.
+    fn go_on(&mut self, cluster: &mut Cluster) {
+        let next = match (self.said, self.reached) {
+            (None, _) => GrowthStep::Announced,
+            (Some(GrowthStep::Announced), Some(GrowthStep::Announced)) => {
+                cluster.home.grow(GROWN);
+                for shard in SHARDS..GROWN {
+                    cluster.give(shard, usize::from(shard) % cluster.nodes.len());
+                }
+                for shard in SHARDS..GROWN {
+                    cluster.settle(shard, usize::from(shard) % cluster.nodes.len());
+                }
+                GrowthStep::Begun
+            }
+            _ => return,
+        };
+        self.said = Some(next);
+        let command = Command::GrowRing {
+            to: GROWN,
+            step: next,
+        };
+        cluster.submit("ops/alice", command);
+    }
+}
+
+#[test]
+fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
+    const RIDES: usize = 240;
+    const GROWS_FROM: usize = 60;
+    for (seed, moves_every) in [(1, usize::MAX), (2, 5)] {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut cluster = Cluster::start(3, 2);
+        let places = cluster.places();
+        let ears = ears(&cluster.gateways[1]);
+        let near = |place: Place, n: usize| Place(place.0.offset_m(n as f64 * 40.0, 0.0));
+        let drivers: Vec<(DriverId, Place)> = (0..48)
+            .map(|n| (driver(n), near(places[n % places.len()], n / places.len())))
+            .collect();
+        for (driver, at) in &drivers {
+            cluster.online(driver, *at);
+        }
+        drive(&cluster.gateways[0]);
+        let mut operator = Operator {
+            said: None,
+            reached: None,
+        };
+        let mut wishes: BTreeSet<CommandId> = BTreeSet::new();
+        let (mut acknowledged, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        let mut deadline = Instant::now() + PATIENCE;
+        let mut asked = 0;
+        while ended.len() < RIDES || !wishes.is_empty() {
+            // Few enough at once that nobody waits too long for a car.
+            while asked < RIDES && asked < ended.len() + 16 {
+                let at = places[asked % places.len()];
+                wishes.insert(cluster.request(&format!("r{asked}"), at));
+                asked += 1;
+                if asked >= GROWS_FROM {
+                    operator.go_on(&mut cluster);
+                }
+                if asked % moves_every == 0 {
+                    let shards = cluster.home.shards();
+                    let (shard, to) = (rng.random_range(0..shards), rng.random_range(0..3));
+                    cluster.give(shard, to);
+                }
+            }
+            match ears.heard.recv_timeout(Duration::from_millis(200)) {
+                Ok(event) => {
+                    operator.hear(&event);
+                    hear(&event, &mut wishes, &mut acknowledged, &mut ended);
+                    deadline = Instant::now() + PATIENCE;
+                }
+                Err(_) => {
+                    operator.go_on(&mut cluster);
+                    for (driver, at) in &drivers {
+                        cluster.ping(driver, *at);
+                    }
+                }
+            }
+            assert!(
+                Instant::now() < deadline,
+                "seed {seed}: {} of {RIDES} rides ended, {} wishes unanswered; {}",
+                ended.len(),
+                wishes.len(),
+                cluster.describe(&acknowledged, &ended)
+            );
+        }
+        while operator.reached != Some(GrowthStep::Settled) {
+            operator.go_on(&mut cluster);
+            let wait = Duration::from_millis(200);
+            ears.heard
+                .recv_timeout(wait)
+                .iter()
+                .for_each(|event| operator.hear(event));
+            assert!(Instant::now() < deadline, "seed {seed}: it never settles");
+        }
+        until("all messages have arrived", || {
+            (0..GROWN)
+                .all(|shard| cluster.home.pending(shard).is_empty())
+                .then_some(())
+        });
+        assert_eq!(acknowledged.len(), RIDES);
+        assert_eq!(acknowledged, ended, "seed {seed}");
+        let is_new = |ride: &&RideId| ride.place.0 >= SHARDS;
+        assert!(
+            acknowledged.iter().any(|ride| is_new(&ride)),
+            "rides go to new shards"
+        );
+        let moved = everybody_is_at_home(&cluster);
+        assert!(moved > 0, "people go to new shards");
+        // Whoever asks either gateway is told the same of everybody, wherever they live by now.
+        for (driver, at) in &drivers {
+            until("both gateways know the driver", || {
+                let views = cluster
+                    .gateways
+                    .iter()
+                    .map(|gateway| gateway.driver(driver));
+                let views: Vec<_> = views.flatten().collect();
+                (views.len() == 2 && views[0] == views[1] && views[0].session.is_some())
+                    .then_some(())
+            });
+            cluster.ping(driver, *at);
+        }
+        cluster.audit(&acknowledged);
+        cluster.stop();
+    }
+}
+
+/// How many people live in new shards; all of them, and all others, where the ring says.
+fn everybody_is_at_home(cluster: &Cluster) -> usize {
+    let ring = Ring::new(GROWN).unwrap();
+    let mut moved = 0;
+    for shard in 0..GROWN {
+        for (key, _) in cluster.home.snapshot(shard).unwrap().states {
+            let entity: EntityId = std::str::from_utf8(&key).unwrap().parse().unwrap();
+            let home = match &entity {
+                EntityId::Driver(id) => {
+                    ring.shard_of_person(cabrank_ring::Kind::Driver, id.as_str())
+                }
+                EntityId::Rider(id) => ring.shard_of_person(cabrank_ring::Kind::Rider, id.as_str()),
+                EntityId::Ride(_) | EntityId::Market => continue,
+            };
+            assert_eq!(home, shard, "{entity}");
+            moved += usize::from(shard >= SHARDS);
+        }
+    }
+    moved
+}
