@@ -15,7 +15,7 @@ use super::{Loop, Pending, RETRY, show_driver};
 use crate::heart::Heart;
 use crate::node::{Failure, Holding, warm};
 use crate::rings::market_in;
-use crate::{route, versions};
+use crate::versions;
 
 impl Loop {
     /// Memory may be ahead of the log: every shard is to be read back.
