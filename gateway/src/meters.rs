@@ -209,6 +209,10 @@ const HELP: [(&str, &str); 68] = [
         "cabrank_shard_waiting_rides",
         "Rides of the shard that wait for a driver.",
     ),
+    (
+        "cabrank_rides_elsewhere",
+        "Rides of shards at other nodes that this node's rounds look at, too.",
+    ),
     ("cabrank_shards", "Shards of the city."),
     (
         "cabrank_shards_refused",
