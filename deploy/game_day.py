@@ -188,7 +188,8 @@ def run(args, work):
         play_fault(city, name)
         time.sleep(5)
     city.load.stop()
-    city.load.end()
+    # It waits a minute itself for rides whose end it has not seen, as a killed gateway told nobody; then it reads the log.
+    city.load.end(patience=150)
     for gateway in city.gateways.pods:
         gateway.stop()
     city.nodes.scale(0)
