@@ -26,7 +26,7 @@ const EVENTS: [f64; 9] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Name and meaning of every metric. One that is missing here fails `tests/metrics.rs`.
-const HELP: [(&str, &str); 68] = [
+const HELP: [(&str, &str); 69] = [
     (
         "cabrank_build_info",
         "1; the labels say which version runs, and which wire and state versions it speaks.",

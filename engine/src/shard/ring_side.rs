@@ -32,6 +32,9 @@ use serde_json::Value;
 use super::{EntityState, Message, Shard};
 use crate::sabotage::Sabotage;
 
+/// Messages of shards that wait for people on their way, for each command of a person that may. A message that does not wait
+/// here goes by the old shard, and a later one may overtake it (PROTOCOL 1), which settles nothing wrongly but is no rule.
+const MESSAGES_WAIT: usize = 8;
 /// People given away in one step: so much is one transaction.
 const GIVEN_AT_ONCE: usize = 1_000;
 /// People in one message, and what their states may take there, in bytes: a record has a bound.
@@ -55,7 +58,8 @@ pub struct Growing {
     /// Old shards that have given everybody.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     finished: BTreeSet<u16>,
-    /// Commands for people who are on their way here, in order; at most `engine.moving_max`.
+    /// Commands for people who are on their way here, in order; at most `engine.moving_max` of people, and with messages of shards
+    /// [`MESSAGES_WAIT`] times as many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     waiting: Vec<Waiting>,
 }
@@ -159,10 +163,13 @@ impl Shard {
         self.effects.messages.push(Message { to, record });
     }
 
-    /// Puts a command aside until the people of `old` have come. When as many wait as allowed, people are told to try again, and what
-    /// shards say takes the way by `old`, who sends it back after them.
+    /// Puts a command aside until the people of `old` have come. When as many wait as allowed, people are told to try again; what
+    /// shards say waits still, up to a bound of its own, beyond which it takes the way by `old`, who sends it back after them.
     pub(super) fn put_aside(&mut self, offset: Option<u64>, record: &CommandRecord, old: ShardId) {
-        let most = self.config.moving_max;
+        let most = match record.id {
+            Some(_) => self.config.moving_max,
+            None => self.config.moving_max.saturating_mul(MESSAGES_WAIT),
+        };
         let Some(growing) = &mut self.counters.growing else {
             return;
         };
