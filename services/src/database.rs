@@ -5,7 +5,7 @@
 //! advisory lock, SQLite by a lock on a file beside the database, which is held as long as the service lives, because a
 //! SQLite database belongs to one process.
 //! PostgreSQL's URL says how the connection is secured (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`). Its files are read for
-//! each new connection, and no connection lives longer than [`CONNECTION_LIVES`]: so new certificates need no restart.
+//! each new connection, and no connection lives longer than ten minutes: so new certificates need no restart.
 //!
 //! Not here: what the tables mean (`consumer`, and each service).
 
