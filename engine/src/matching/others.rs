@@ -20,7 +20,7 @@ pub fn are_seen(ownership_resolution: u8) -> bool {
     ownership_resolution > WHOLE_CITY
 }
 
-/// Since when other nodes' rides are as they are. As many as rounds have seen within [`MEMORY_MS`].
+/// Since when other nodes' rides are as they are. As many as rounds have seen within `MEMORY_MS`.
 #[derive(Debug, Default)]
 pub struct Others(BTreeMap<RideId, Known>);
 
