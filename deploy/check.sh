@@ -33,6 +33,9 @@ if ! python3 -c 'import kubernetes_validate, yaml' 2>/dev/null || ! command -v h
   # The shell remembers where it found the other Python.
   hash -r
 fi
+if ! command -v actionlint >/dev/null && command -v go >/dev/null; then
+  GOBIN="$tools/bin" go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 >"$work/go.log" 2>&1 || tail -3 "$work/go.log"
+fi
 if ! command -v promtool >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } >/dev/null 2>&1 || true
 fi
@@ -95,6 +98,12 @@ if command -v go >/dev/null; then
 else
   missing "Compose's loader (Go)"
 fi
+if command -v actionlint >/dev/null; then
+  actionlint ../.github/workflows/*.yaml || bad "the workflow"
+  say "workflow: actionlint has nothing to say"
+else
+  missing "actionlint (Go)"
+fi
 alerts=helm/cabrank/files/alerts.yaml
 # Every metric that is asked for has a name and a meaning in the program.
 for metric in $(grep -rhoE '\bcabrank_[a-z_]+' "$alerts" helm/cabrank/files/dashboards | sed -E 's/_(bucket|count|sum)$//' | sort -u); do
@@ -136,6 +145,12 @@ if [ -n "${CABRANK:-}" ] && [ "$(id -u)" = 0 ]; then
   chroot --userspec=65532:65532 "$work/root" /usr/local/bin/cabrank --version >"$work/said" 2>&1 ||
     bad "the program does not run in the image's root: $(cat "$work/said")"
   [ -z "$(find "$work/root" -name 'sh' -o -name 'bash' -o -name 'busybox')" ] || bad "a shell in the image's root"
+  if command -v dpkg >/dev/null; then
+    for library in $(find "$work/root" -name '*.so*' -printf '/%P\n'); do
+      package="$({ dpkg -S "$library" || dpkg -S "/usr$library"; } 2>/dev/null | sed -n '1s/[:,].*//p')"
+      [ -s "$work/root/usr/share/doc/${package:-$library}/copyright" ] || bad "$library is in the image's root without its notice"
+    done
+  fi
   say "image: $(cat "$work/said") runs in its root of $(du -sm "$work/root" | cut -f1) MiB, without a shell, as 65532"
 else
   say "not run: the image's root (CABRANK names no binary, or not root)"

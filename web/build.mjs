@@ -6,8 +6,9 @@ import { build } from "esbuild";
 const compares = process.argv[2] === "--compare";
 const directory = process.argv[compares ? 3 : 2] ?? "dist";
 
-const { outputFiles } = await build({
+const scripts = await build({
   entryPoints: { map: "src/main.ts", api: "src/api.ts" },
+  metafile: true,
   bundle: true,
   minify: true,
   charset: "utf8",
@@ -19,13 +20,21 @@ const { outputFiles } = await build({
 });
 const styles = await build({
   entryPoints: ["map.css"],
+  metafile: true,
   minify: true,
   target: "es2022",
   outdir: directory,
   write: false,
 });
+// deploy/sbom.py says that nothing of npm's is in what is embedded.
+for (const input of [scripts, styles].flatMap(({ metafile }) => Object.keys(metafile.inputs))) {
+  if (input.includes("node_modules")) {
+    console.error(`${input} would be embedded: name it and its licence in deploy/sbom.py first`);
+    process.exit(1);
+  }
+}
 const files = new Map();
-for (const { path, text } of [...outputFiles, ...styles.outputFiles]) {
+for (const { path, text } of [...scripts.outputFiles, ...styles.outputFiles]) {
   files.set(path.split("/").pop(), text);
 }
 for (const page of ["index.html", "api.html"]) files.set(page, await readFile(page, "utf8"));
