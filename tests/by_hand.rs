@@ -4,10 +4,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of a process that nobody has read yet; beyond it, it waits.
+const LINES_MAX: usize = 1_000;
 
 fn cabrank() -> Command {
     Command::new(env!("CARGO_BIN_EXE_cabrank"))
@@ -30,7 +32,7 @@ impl Played {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (send, lines) = channel();
+        let (send, lines) = sync_channel(LINES_MAX);
         let out = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {

@@ -3,11 +3,14 @@
 //!
 //! Without a JDK and Maven it says so in one line and counts as not run; with `CI=true` that is a failure.
 
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -20,32 +23,14 @@ use cabrank_events::{
 use cabrank_ring::{Kind, Ring};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+use support::{Demo, PATIENCE, cabrank};
+
 const SHARDS: u16 = 4;
 const GROWN: u16 = 8;
 /// Between two questions to a shard.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// The longest a shard may be silent here: what is asked of a city on machines of its own is 2 s, and this one is shared.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-
-fn cabrank() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cabrank"));
-    command.stdin(Stdio::null());
-    command
-}
-
-/// A demo that ends with the test: its nodes and gateways are its children, and SIGTERM makes it end them.
-struct Demo(Child);
-
-impl Drop for Demo {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            testing::signal(self.0.id(), "TERM");
-            // Nothing depends on how it ends.
-            let _ = self.0.wait();
-        }
-    }
-}
 
 /// What became of the questions to the drivers who move to one new shard.
 #[derive(Debug, Default)]
@@ -178,30 +163,14 @@ fn a_city_under_load_gets_more_shards_although_the_command_is_killed_at_each_ste
     };
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("demo.json");
-    let mut child = cabrank()
-        .args(["demo", "--brokers", broker.bootstrap(), "--nodes", "3"])
-        .args(["--shards", &SHARDS.to_string(), "--drivers", "60"])
-        .args(["--requests-per-minute", "180", "--seconds", "75"])
-        .args(["--without-services", "--listen", "127.0.0.1:0", "--report"])
-        .arg(&report)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (tell, lines) = mpsc::channel();
-    let out = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut demo = Demo(child);
-    std::thread::spawn(move || {
-        // Nobody listens any more when the test has failed.
-        out.map_while(Result::ok)
-            .for_each(|line| drop(tell.send(line)));
-    });
-    let look = loop {
-        let line = lines.recv_timeout(PATIENCE).expect("the demo starts");
-        if let Some(look) = line.strip_prefix("look at it: cabrank cluster status ") {
-            break look.to_owned();
-        }
-    };
-    let city: Vec<&str> = look.split(' ').collect();
+    let report = report.to_str().unwrap();
+    let shards = SHARDS.to_string();
+    let demo = ["--nodes", "3", "--shards", &shards, "--drivers", "60"];
+    let requests = ["--requests-per-minute", "180", "--seconds", "75"];
+    let rest = ["--without-services", "--report", report];
+    let demo = [&demo[..], &requests, &rest].concat();
+    let demo = Demo::start(broker.bootstrap(), &demo);
+    let city = demo.city();
     let prefix = city[city.iter().position(|word| *word == "--prefix").unwrap() + 1];
     let config = KafkaConfig {
         prefix: prefix.to_owned(),
@@ -248,10 +217,8 @@ fn a_city_under_load_gets_more_shards_although_the_command_is_killed_at_each_ste
             "shard {shard}: {answers:?}"
         );
     }
-    let ended = demo.0.wait().unwrap();
-    let rest: Vec<String> = lines.try_iter().collect();
-    assert!(ended.success(), "{ended}: {}", rest.join("\n"));
-    let report: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    demo.ended();
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     let acknowledged = report["rides"]["acknowledged"].as_u64();
     assert!(acknowledged > Some(10), "{acknowledged:?} rides");
 }

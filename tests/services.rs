@@ -2,6 +2,9 @@
 //!
 //! Over the embedded log and over a real Apache Kafka. `CABRANK_KILLS=90 cargo test --test services` is a longer run.
 
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -19,11 +22,10 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 use serde_json::Value;
 
+use support::{PATIENCE, until};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cabrank");
 const NAMES: [&str; 3] = ["order", "payment", "forecast"];
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// A process that is killed when dropped. What it prints to standard error is kept in a file.
 struct Process {
     child: Child,
@@ -61,18 +63,6 @@ fn kills() -> u64 {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(30)
-}
-
-#[track_caller]
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} within {PATIENCE:?}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
 }
 
 /// A city, its services, a provider that loses answers; all their files lie in one directory.

@@ -3,20 +3,16 @@
 //! Tests on real traces need `CABRANK_TRACES` (default `../shared/data`). Without it they say in one line that they did not
 //! run; with `CABRANK_REQUIRE_TRACES=1` that is a failure.
 
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+mod support;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn cabrank() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cabrank"));
-    command.stdin(Stdio::null());
-    command
-}
+use support::{cabrank, until};
 
 fn run(arguments: &[&str]) -> Output {
     cabrank().args(arguments).output().unwrap()
@@ -35,22 +31,6 @@ fn expect(output: &Output, code: i32) -> String {
         "stdout:\n{out}\nstderr:\n{err}"
     );
     out
-}
-
-/// Looks again and again until `found` says something.
-#[track_caller]
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{what} did not happen within {PATIENCE:?}"
-        );
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
 }
 
 /// A server process that ends with the test.

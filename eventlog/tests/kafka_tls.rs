@@ -3,6 +3,10 @@
 //!
 //! `cargo test -p cabrank-eventlog --features kafka-testing,kafka-tls --test kafka_tls`
 
+#[allow(dead_code, reason = "each crate uses its own part of this")]
+#[path = "../../tests/support/authority.rs"]
+mod authority;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +14,8 @@ use bytes::Bytes;
 use cabrank_eventlog::kafka::testing::{MutualBroker, SecuredBroker};
 use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, SecurityProtocol, topics};
 use cabrank_eventlog::{Append, EventLog, Header, ShardOwner, Topic, Transaction};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+
+use authority::Authority;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -91,37 +96,6 @@ fn a_city_over_tls_with_a_password_works_and_what_is_wrong_is_named() {
     wrong.security.protocol = SecurityProtocol::Plaintext;
     let why = refusal(wrong);
     assert!(why.contains("kafka.security.protocol"), "{why}");
-}
-
-/// An authority that lives as long as its test.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Authority { issuer, pem }
-    }
-
-    /// A certificate for `name` and its key.
-    fn issue(&self, name: &str, is_over: bool) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        if is_over {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
 }
 
 #[test]

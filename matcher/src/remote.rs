@@ -47,7 +47,7 @@ use crate::follower::{Follower, Following, Sink, What};
 use crate::heart::{Hearts, Wedged};
 use crate::node::Failure;
 use crate::rings::Rings;
-use crate::rpc::{LinkConfig, v1};
+use crate::rpc::{self, LinkConfig, v1};
 use crate::tls::{ClusterTls, Side};
 use crate::views::Views;
 use crate::{cursor, history, route};
@@ -417,7 +417,7 @@ impl Shared {
     async fn ask_nearby(self: Arc<Self>, query: NearbyQuery) -> Result<CarsNear, NotAnswered> {
         let shard = route::shard_of_place(&self.rings.now(), self.resolution, query.at);
         let link = self.routes.to(shard).and_then(|route| route.link);
-        let mut client = link.ok_or(NotAnswered::NoOwner)?.client();
+        let client = link.ok_or(NotAnswered::NoOwner)?.client();
         let asked = v1::NearbyRequest {
             shard: u32::from(shard),
             lat_e7: query.at.0.lat_e7(),
@@ -431,11 +431,11 @@ impl Shared {
                     .unconfirmed_will_do(Instant::now(), shard, epoch)
             },
         };
-        let answer = client
-            .nearby(asked)
-            .await
-            .map_err(|why| self.refusal(&why))?;
-        let answer = answer.into_inner();
+        let answer = rpc::ask(|| {
+            let mut client = client.clone();
+            async move { client.nearby(asked).await }
+        });
+        let answer = answer.await.map_err(|why| self.refusal(&why))?;
         // PROTOCOL 22: while it was under way another node may have announced itself.
         if !answer.unconfirmed && answer.epoch < self.routes.epoch_of(shard) {
             metrics::counter!("cabrank_stale_answers_total").increment(1);
@@ -466,16 +466,19 @@ impl Shared {
             return Err(NotAnswered::NoOwner);
         }
         let mut asked = tokio::task::JoinSet::new();
-        for mut client in clients {
+        for client in clients {
             let request = v1::PositionRequest {
                 driver: driver.as_str().to_owned(),
             };
-            asked.spawn(async move { client.position(request).await });
+            asked.spawn(rpc::ask(move || {
+                let (mut client, request) = (client.clone(), request.clone());
+                async move { client.position(request).await }
+            }));
         }
         let (mut newest, mut refusal) = (None, None);
         while let Some(answer) = asked.join_next().await {
             let found = match answer {
-                Ok(Ok(answer)) => answer.into_inner().found,
+                Ok(Ok(answer)) => answer.found,
                 Ok(Err(why)) => {
                     refusal = Some(self.refusal(&why));
                     continue;

@@ -13,6 +13,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
 
 use crate::tls::{ClusterTls, Connector};
 use crate::versions;
@@ -75,6 +76,32 @@ pub fn connect_lazy(
 ) -> Result<NodeClient<Channel>, tonic::transport::Error> {
     let endpoint = endpoint(address)?;
     Ok(NodeClient::new(channel(&endpoint, address, tls)))
+}
+
+/// Asks a node, and once more when its connection ended in order before the node had begun with the question: a connection
+/// has an age (`cluster.tls.connection_age_max_ms`), and a question may be on its way just then.
+pub(crate) async fn ask<A, F>(question: impl Fn() -> F) -> Result<A, Status>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    let answer = match question().await {
+        Err(why) if is_not_begun(&why) => question().await,
+        answer => answer,
+    };
+    answer.map(Response::into_inner)
+}
+
+/// GOAWAY without an error: what is not answered has not been begun with (RFC 9113, section 6.8).
+fn is_not_begun(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(why) = cause {
+        if let Some(why) = why.downcast_ref::<h2::Error>() {
+            let in_order = why.reason() == Some(h2::Reason::NO_ERROR);
+            return why.is_go_away() && why.is_remote() && in_order;
+        }
+        cause = why.source();
+    }
+    false
 }
 
 /// An error and what caused it, in one line: the library's own words for the first are "transport error".

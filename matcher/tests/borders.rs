@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cabrank_engine::EngineConfig;
 use cabrank_events::{
@@ -17,9 +17,8 @@ use cabrank_matcher::api::{Dispatch, Pinged};
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts};
 use cabrank_ring::Ring;
-use support::Home;
+use support::{Home, PATIENCE, until};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const SHARDS: u16 = 2;
 
 /// Small ownership cells, so that a city has several.
@@ -27,17 +26,6 @@ fn engine() -> EngineConfig {
     EngineConfig {
         ownership_resolution: 7,
         ..EngineConfig::default()
-    }
-}
-
-fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = is_so() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: never");
-        std::thread::park_timeout(Duration::from_millis(1));
     }
 }
 

@@ -1,406 +1,32 @@
 //! Several nodes and gateways over one log whose shards move: nothing is lost or doubled, and who may not answer does not.
 
+#[path = "cluster/city.rs"]
+mod city;
+#[path = "cluster/connections.rs"]
+mod connections;
 #[path = "cluster/growth.rs"]
 mod growth;
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use cabrank_engine::EngineConfig;
 use cabrank_engine::matching::PolicyKind;
 use cabrank_eventlog::{EventLog, OwnerRecord, Topic};
-use cabrank_events::command::Outcome;
 use cabrank_events::wire::NearCar;
-use cabrank_events::{
-    ClassSet, Command, CommandId, CommandRecord, DriverId, Event, HoldId, IdempotencyKey, Place,
-    RideId, RiderId, SessionId, VehicleClass,
-};
-use cabrank_geo::{Cell, Point, Resolution};
-use cabrank_loadgen::audit::{Audit, AuditOptions};
-use cabrank_matcher::api::{CarsNear, Committed, Dispatch, NearbyQuery, NotAnswered, Pinged};
-use cabrank_matcher::clock::DomainClock;
-use cabrank_matcher::{Node, NodeConfig, Parts, Remote, RemoteConfig, RemoteParts, rpc};
+use cabrank_events::{Command, DriverId, Event, Place, RideId, RiderId};
+use cabrank_geo::Point;
+use cabrank_matcher::api::{Committed, Dispatch, NotAnswered, Pinged};
 use cabrank_ring::Ring;
+use city::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
-use support::Home;
-use tokio_util::sync::CancellationToken;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-const SHARDS: u16 = 4;
-
-struct TestNode {
-    name: String,
-    node: Node,
-    address: SocketAddr,
-    may_answer: Arc<AtomicBool>,
-    stop: CancellationToken,
-}
-
-/// Nodes, gateways, and the log between them.
-struct Cluster {
-    runtime: tokio::runtime::Runtime,
-    home: Home,
-    clock: DomainClock,
-    ring: Arc<Ring>,
-    nodes: Vec<TestNode>,
-    gateways: Vec<Remote>,
-    commands: u64,
-    pings: u32,
-}
-
-/// Waits for a condition; the name says what never came.
-fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = is_so() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: never");
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
-}
-
-fn driver(n: usize) -> DriverId {
-    DriverId::new(&format!("d{n}")).unwrap()
-}
-
-fn resolution() -> Resolution {
-    Resolution::try_from(EngineConfig::default().ownership_resolution).unwrap()
-}
-
-impl Cluster {
-    fn start(nodes: usize, gateways: usize) -> Cluster {
-        let clock = DomainClock::wall();
-        let mut cluster = Cluster {
-            runtime: tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap(),
-            home: Home::new(SHARDS, clock.clone()),
-            clock,
-            ring: Arc::new(Ring::new(SHARDS).unwrap()),
-            nodes: Vec::new(),
-            gateways: Vec::new(),
-            commands: 0,
-            pings: 0,
-        };
-        (0..nodes).for_each(|_| cluster.add_node());
-        for shard in 0..SHARDS {
-            let to = usize::from(shard) % nodes;
-            cluster.give(shard, to);
-        }
-        (0..gateways).for_each(|_| cluster.add_gateway());
-        cluster
-    }
-
-    fn add_node(&mut self) {
-        let name = format!("n{}", self.nodes.len());
-        let listening = tokio::net::TcpListener::bind("127.0.0.1:0");
-        let listener = self.runtime.block_on(listening).unwrap();
-        let address = listener.local_addr().unwrap();
-        let seat = self.home.seat(&name, &address.to_string());
-        let may_answer = seat.may_answer();
-        let parts = Parts {
-            log: Arc::new(self.home.clone()),
-            owner: Box::new(seat),
-            ring: Arc::clone(&self.ring),
-            clock: self.clock.clone(),
-            config: NodeConfig::default(),
-            engine: EngineConfig::default(),
-        };
-        let node = Node::start(parts, |_| {});
-        let stop = CancellationToken::new();
-        let serving = rpc::serve(node.clone(), name.clone(), listener, None, stop.clone());
-        self.runtime.spawn(serving);
-        self.nodes.push(TestNode {
-            name,
-            node,
-            address,
-            may_answer,
-            stop,
-        });
-    }
-
-    fn add_gateway(&mut self) {
-        let gateway = Remote::start(
-            RemoteParts {
-                log: Arc::new(self.home.clone()),
-                ring: Arc::clone(&self.ring),
-                clock: self.clock.clone(),
-                engine: EngineConfig::default(),
-                node: NodeConfig::default(),
-                config: RemoteConfig {
-                    owners_every_ms: 20,
-                    answer_ms: 500,
-                    partner_partitions: vec![2],
-                    ..RemoteConfig::default()
-                },
-                tls: None,
-                runtime: self.runtime.handle().clone(),
-            },
-            |why| panic!("a gateway failed: {why}"),
-        );
-        until("a gateway is ready", || gateway.is_ready().then_some(()));
-        self.gateways.push(gateway);
-    }
-
-    fn give(&self, shard: u16, to: usize) {
-        self.home.give(shard, &self.nodes[to].name);
-    }
-
-    /// Waits until node `to` has announced itself for the shard and every gateway knows.
-    fn settle(&self, shard: u16, to: usize) {
-        let address = self.nodes[to].address.to_string();
-        for gateway in &self.gateways {
-            until("the new owner is known", || {
-                let owners = gateway.owners();
-                owners
-                    .iter()
-                    .any(|owner| owner.shard == shard && owner.address == address)
-                    .then_some(())
-            });
-        }
-    }
-
-    fn submit(&mut self, who: &str, command: Command) -> CommandId {
-        self.commands += 1;
-        let id = CommandId::new(&format!("{who}/{}", self.commands)).unwrap();
-        let record = CommandRecord::external(id.clone(), self.clock.now(), command);
-        self.gateways[0].submit(record).unwrap();
-        id
-    }
-
-    fn online(&mut self, driver: &DriverId, at: Place) {
-        let command = Command::GoOnline {
-            driver: driver.clone(),
-            session: SessionId(1),
-            classes: ClassSet::default(),
-        };
-        self.submit("driver", command);
-        for gateway in &self.gateways {
-            until("the driver is online at every gateway", || {
-                gateway.driver(driver)?.session
-            });
-        }
-        self.ping(driver, at);
-    }
-
-    fn ping(&mut self, driver: &DriverId, at: Place) {
-        self.pings += 1;
-        let pinged = self.gateways[0].ping(driver, at, self.clock.now(), self.pings);
-        assert_eq!(pinged, Pinged::Accepted);
-    }
-
-    fn request(&mut self, rider: &str, at: Place) -> CommandId {
-        self.submit(
-            "rider",
-            Command::RequestRide {
-                rider: RiderId::new(rider).unwrap(),
-                key: IdempotencyKey::new("k1").unwrap(),
-                pickup: at,
-                dropoff: None,
-                class: VehicleClass::Economy,
-                zone: None,
-                airport: None,
-            },
-        )
-    }
-
-    /// The desk changes how rounds choose.
-    fn set(&mut self, settings: serde_json::Value) {
-        self.submit("ops/alice", Command::SetDispatch { settings });
-    }
-
-    fn nearby(&self, gateway: usize, at: Place) -> Result<Vec<NearCar>, NotAnswered> {
-        self.near(gateway, at).map(|near| near.cars)
-    }
-
-    fn near(&self, gateway: usize, at: Place) -> Result<CarsNear, NotAnswered> {
-        let query = NearbyQuery {
-            at,
-            radius_m: 4_000.0,
-            k: 10,
-            class: None,
-        };
-        let answer = self.gateways[gateway].nearby(&query);
-        self.runtime.block_on(answer)
-    }
-
-    fn shard_at(&self, at: Place) -> u16 {
-        self.ring.shard_of_cell(Cell::at(at.0, resolution()).into())
-    }
-
-    /// A place in each shard, in one region.
-    fn places(&self) -> Vec<Place> {
-        let start = Point::new(37.0, -122.4).unwrap();
-        let places = (0..).map(|n| Place(start.offset_m(f64::from(n) * 3_000.0, 0.0)));
-        let mut found = BTreeMap::new();
-        for at in places {
-            found.entry(self.shard_at(at)).or_insert(at);
-            if found.len() == usize::from(SHARDS) {
-                break;
-            }
-        }
-        found.into_values().collect()
-    }
-
-    /// Everything in the log holds the design's promises, and all that began has ended.
-    fn audit(&self, acknowledged: &BTreeSet<RideId>) {
-        let mut audit = Audit::new(AuditOptions {
-            complete: true,
-            pending_known: true,
-            ..AuditOptions::default()
-        });
-        for shard in 0..self.home.shards() {
-            for topic in [Topic::RideEvents, Topic::PersonEvents] {
-                for record in self.home.all(topic, shard) {
-                    audit.event(topic.name(), shard, record.offset, &record.value);
-                }
-            }
-            for (key, value) in self.home.snapshot(shard).unwrap().states {
-                audit.state(shard, std::str::from_utf8(&key).unwrap(), &value);
-            }
-            for record in self.home.pending(shard) {
-                audit.pending(&record.value);
-            }
-        }
-        for ride in acknowledged {
-            audit.acknowledged(&ride.to_string());
-        }
-        let report = audit.finish();
-        assert!(report.is_clean(), "{report}\n{:#?}", report.violations);
-        assert_eq!(report.acknowledged, acknowledged.len() as u64);
-        assert_eq!(report.open, 0, "every ride has its end");
-    }
-
-    /// What is stuck, for a test that fails.
-    fn describe(&self, acknowledged: &BTreeSet<RideId>, ended: &BTreeSet<RideId>) -> String {
-        let mut text = String::new();
-        for ride in acknowledged.difference(ended) {
-            let views = self.gateways.iter().map(|gateway| gateway.ride(*ride));
-            text += &format!("\n{ride}: {:?}", views.collect::<Vec<_>>());
-        }
-        for shard in 0..self.home.shards() {
-            text += &format!(
-                "\nshard {shard}: {} pending",
-                self.home.pending(shard).len()
-            );
-        }
-        for node in &self.nodes {
-            text += &format!("\n{}: ready {}", node.name, node.node.is_ready());
-        }
-        text
-    }
-
-    fn stop(self) {
-        for gateway in &self.gateways {
-            gateway.stop();
-        }
-        for node in &self.nodes {
-            node.stop.cancel();
-            node.node.stop().unwrap();
-        }
-    }
-}
-
-/// What a gateway's listener hears, as far as a test asks.
-struct Ears {
-    heard: Receiver<Committed>,
-}
-
-fn ears(gateway: &Remote) -> Ears {
-    let (say, heard): (SyncSender<Committed>, _) = sync_channel(1_000_000);
-    gateway.listen(Box::new(move |committed| {
-        for event in committed {
-            // The test may have heard enough.
-            let _ = say.try_send(event.clone());
-        }
-    }));
-    Ears { heard }
-}
-
-impl Ears {
-    fn until<T>(&self, what: &str, mut wanted: impl FnMut(&Committed) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let event = self.heard.recv_timeout(left);
-            let event = event.unwrap_or_else(|_| panic!("{what}: never"));
-            if let Some(found) = wanted(&event) {
-                return found;
-            }
-        }
-    }
-}
-
-/// Phones of all drivers at one gateway: they answer offers and drive, one offer in five is declined.
-fn drive(gateway: &Remote) -> Arc<Mutex<u64>> {
-    let answered = Arc::new(Mutex::new(0));
-    let (counts, phone) = (Arc::clone(&answered), gateway.clone());
-    gateway.listen(Box::new(move |committed| {
-        for event in committed {
-            let mut count = lock(&counts);
-            let mut say = |command: Command| {
-                *count += 1;
-                let id = CommandId::new(&format!("phone/{count}")).unwrap();
-                let record = CommandRecord::external(id, phone.now(), command);
-                phone.submit(record).unwrap();
-            };
-            match &event.record.event {
-                Event::OfferMade(offer) => {
-                    let (hold, driver) = (
-                        HoldId {
-                            ride: offer.ride,
-                            attempt: offer.attempt,
-                        },
-                        offer.driver.clone(),
-                    );
-                    let declines = (offer.ride.offset + u64::from(offer.attempt)).is_multiple_of(5);
-                    say(Command::ReceiveOffer {
-                        hold,
-                        driver: driver.clone(),
-                    });
-                    say(match declines {
-                        true => Command::DeclineOffer { hold, driver },
-                        false => Command::AcceptOffer { hold, driver },
-                    });
-                }
-                Event::DriverAssigned(e) => {
-                    let (hold, driver) = (
-                        HoldId {
-                            ride: e.ride,
-                            attempt: e.attempt,
-                        },
-                        e.driver.clone(),
-                    );
-                    say(Command::Arrive {
-                        hold,
-                        driver: driver.clone(),
-                    });
-                    say(Command::StartRide {
-                        hold,
-                        driver: driver.clone(),
-                    });
-                    say(Command::CompleteRide { hold, driver });
-                }
-                _ => {}
-            }
-        }
-    }));
-    answered
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use support::{PATIENCE, until};
 
 #[test]
 fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_doubled() {
@@ -409,24 +35,14 @@ fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_d
     const SET_EVERY: usize = 7;
     for seed in [1, 2] {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mut cluster = Cluster::start(3, 2);
+        let (mut cluster, drivers, ears) = Cluster::working();
         let places = cluster.places();
-        let ears = ears(&cluster.gateways[1]);
-        let near = |place: Place, n: usize| Place(place.0.offset_m(n as f64 * 40.0, 0.0));
-        let drivers: Vec<(DriverId, Place)> = (0..48)
-            .map(|n| (driver(n), near(places[n % places.len()], n / places.len())))
-            .collect();
-        for (driver, at) in &drivers {
-            cluster.online(driver, *at);
-        }
-        drive(&cluster.gateways[0]);
-        let mut wishes: BTreeSet<CommandId> = BTreeSet::new();
-        let mut acknowledged = BTreeSet::new();
-        let (mut ended, mut moves) = (BTreeSet::new(), 0);
+        let mut rides = Rides::default();
+        let mut moves = 0;
         let mut policy = PolicyKind::default();
         for n in 0..RIDES {
             let at = places[n % places.len()];
-            wishes.insert(cluster.request(&format!("r{n}"), at));
+            rides.wishes.insert(cluster.request(&format!("r{n}"), at));
             if n % MOVE_EVERY == 0 {
                 let (shard, to) = (rng.random_range(0..SHARDS), rng.random_range(0..3));
                 cluster.give(shard, to);
@@ -442,18 +58,18 @@ fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_d
             }
             if n % 16 == 15 {
                 // Keeps the load below what makes waiting rides run out of time.
-                let target = ended.len() + 8;
+                let target = rides.ended.len() + 8;
                 ears.until(&format!("seed {seed}: rides end"), |event| {
-                    hear(event, &mut wishes, &mut acknowledged, &mut ended);
-                    (ended.len() >= target.min(n)).then_some(())
+                    rides.hear(event);
+                    (rides.ended.len() >= target.min(n)).then_some(())
                 });
             }
         }
         let mut deadline = Instant::now() + PATIENCE;
-        while ended.len() < RIDES || !wishes.is_empty() {
+        while rides.ended.len() < RIDES || !rides.wishes.is_empty() {
             match ears.heard.recv_timeout(Duration::from_millis(200)) {
                 Ok(event) => {
-                    hear(&event, &mut wishes, &mut acknowledged, &mut ended);
+                    rides.hear(&event);
                     deadline = Instant::now() + PATIENCE;
                 }
                 Err(_) => {
@@ -464,15 +80,14 @@ fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_d
             }
             assert!(
                 Instant::now() < deadline,
-                "seed {seed}: {} of {RIDES} rides ended, {} wishes unanswered; {}",
-                ended.len(),
-                wishes.len(),
-                cluster.describe(&acknowledged, &ended)
+                "seed {seed}: {} of {RIDES} rides ended; {}",
+                rides.ended.len(),
+                cluster.describe(&rides)
             );
         }
-        assert_eq!(acknowledged.len(), RIDES);
+        assert_eq!(rides.acknowledged.len(), RIDES);
         assert_eq!(
-            acknowledged, ended,
+            rides.acknowledged, rides.ended,
             "each acknowledged ride ended, no other"
         );
         assert!(moves >= RIDES / MOVE_EVERY);
@@ -500,31 +115,10 @@ fn shards_move_and_policies_change_while_the_city_works_and_nothing_is_lost_or_d
                 .then_some(())
         });
         until("both gateways show the same", || {
-            acknowledged.iter().all(same).then_some(())
+            rides.acknowledged.iter().all(same).then_some(())
         });
-        cluster.audit(&acknowledged);
+        cluster.audit(&rides.acknowledged);
         cluster.stop();
-    }
-}
-
-fn hear(
-    event: &Committed,
-    wishes: &mut BTreeSet<CommandId>,
-    acknowledged: &mut BTreeSet<RideId>,
-    ended: &mut BTreeSet<RideId>,
-) {
-    match &event.record.event {
-        Event::CommandOutcome(e) if wishes.remove(&e.command) => {
-            assert_eq!(e.outcome, Outcome::Done, "{e:?}");
-            acknowledged.insert(e.ride.expect("a request's outcome names its ride"));
-        }
-        other => {
-            if let (Some(_), cabrank_events::command::EntityId::Ride(ride)) =
-                (other.end(), other.entity())
-            {
-                assert!(ended.insert(ride), "{ride} ended twice");
-            }
-        }
     }
 }
 

@@ -12,19 +12,9 @@ use cabrank_matcher::api::Dispatch;
 use cabrank_matcher::clock::DomainClock;
 use cabrank_matcher::{Node, NodeConfig, Parts, Remote, RemoteConfig, RemoteParts};
 use cabrank_ring::Ring;
-use support::Home;
+use support::{Home, until};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const SHARDS: u16 = 2;
-
-/// Waits for a condition; the name says what never came.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: never");
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
-}
 
 #[test]
 fn a_node_is_ready_when_all_it_was_given_is_read_back_and_it_may_answer_for_it() {
@@ -44,7 +34,7 @@ fn a_node_is_ready_when_all_it_was_given_is_read_back_and_it_may_answer_for_it()
         |_| {},
     );
     // Nothing is its own yet, so nothing is missing, lease or not.
-    until("ready with nothing", || node.is_ready());
+    until("ready with nothing", || node.is_ready().then_some(()));
     may_answer.store(false, Ordering::SeqCst);
     assert!(node.is_ready());
     may_answer.store(true, Ordering::SeqCst);
@@ -53,12 +43,12 @@ fn a_node_is_ready_when_all_it_was_given_is_read_back_and_it_may_answer_for_it()
     home.damage(1, true);
     home.give(1, "n0");
     until("not ready while one cannot be read back", || {
-        !node.is_ready()
+        (!node.is_ready()).then_some(())
     });
     home.damage(1, false);
     // It was refused, not forgotten: another grant of it is another try.
     home.give(1, "n0");
-    until("ready with both", || node.is_ready());
+    until("ready with both", || node.is_ready().then_some(()));
 
     may_answer.store(false, Ordering::SeqCst);
     assert!(!node.is_ready(), "without a lease it answers nobody");
@@ -95,17 +85,19 @@ fn a_gateway_is_ready_until_its_log_has_not_answered_for_ten_seconds_and_again_w
         },
         |why| panic!("the gateway failed: {why}"),
     );
-    until("ready", || gateway.is_ready());
+    until("ready", || gateway.is_ready().then_some(()));
     let told = home.owners_told();
-    until("it asks the log", || home.owners_told() > told);
+    until("it asks the log", || {
+        (home.owners_told() > told).then_some(())
+    });
     let silent_from = Instant::now();
     home.tell_owners(false);
-    until("not ready", || !gateway.is_ready());
+    until("not ready", || (!gateway.is_ready()).then_some(()));
     let after = silent_from.elapsed();
     // It may have had its last answer a moment before we looked at the clock.
     assert!(after > Duration::from_millis(9_900), "after {after:?}");
     home.tell_owners(true);
-    until("ready again", || gateway.is_ready());
+    until("ready again", || gateway.is_ready().then_some(()));
     gateway.drain();
     assert!(!gateway.is_ready(), "who leaves gets nobody new");
     gateway.stop();

@@ -10,7 +10,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cabrank_engine::EngineConfig;
@@ -26,13 +26,11 @@ use cabrank_matcher::versions::{STATE_VERSION, WIRE_VERSION};
 use cabrank_matcher::{Node, NodeConfig, Parts, Remote, RemoteConfig, RemoteParts};
 use cabrank_ring::Ring;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
-use support::Home;
+use support::{Home, PATIENCE, until};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Server};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts refused calls, of all tests of this file together.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
@@ -73,14 +71,6 @@ fn count_refusals() {
     let _ = metrics::set_global_recorder(CountRefusals);
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: never");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// A node, and why it ended by itself.
 fn node(home: &Home, clock: &DomainClock, name: &str, address: &str) -> (Node, Receiver<String>) {
     let parts = Parts {
@@ -117,7 +107,9 @@ async fn city() -> (Node, String, CancellationToken) {
         stop.clone(),
     ));
     home.give(0, "n0");
-    until("the node serves its shard", async || node.is_ready()).await;
+    until("the node serves its shard", || {
+        node.is_ready().then_some(())
+    });
     (node, address, stop)
 }
 
@@ -222,10 +214,9 @@ async fn a_node_that_refuses_to_speak_is_silent_for_its_gateways_and_counted() {
         },
         |why| panic!("the gateway failed: {why}"),
     );
-    until("the stranger is known", async || {
-        !gateway.owners().is_empty()
-    })
-    .await;
+    until("the stranger is known", || {
+        gateway.owners().first().cloned()
+    });
     let before = REFUSED.load(Ordering::SeqCst);
     let query = NearbyQuery {
         at: Place(Point::new(37.7, -122.4).unwrap()),
@@ -264,7 +255,7 @@ async fn a_shard_written_two_releases_ahead_is_refused_and_who_only_looks_on_end
     home.give(0, "n0");
     let (node, ended) = node(&home, &clock, "n0", "");
     let has_taken = || home.owners().unwrap().iter().any(|o| o.node == "n0");
-    until("the node has the shard", async || has_taken()).await;
+    until("the node has the shard", || has_taken().then_some(()));
     let kept = home.snapshot(0).unwrap().header.unwrap().engine;
     assert!(kept.ends_with(br#""all":"is different"}"#), "as it was");
     assert!(!node.is_ready());

@@ -1,13 +1,16 @@
 //! A PostgreSQL that speaks TLS alone and asks for certificates: the right ones open it, wrong ones on either side are named,
 //! and new ones count without a restart. Where no server is installed it says that it did not run.
 
+#[allow(dead_code, reason = "each crate uses its own part of this")]
+#[path = "../../tests/support/authority.rs"]
+mod authority;
 mod support;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use authority::Authority;
 use cabrank_services::database::{Database, Step};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use support::postgres::{Papers, Server};
 
 const STEPS: &[Step] = &[(
@@ -17,49 +20,17 @@ const STEPS: &[Step] = &[(
 )];
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An authority that lives as long as its test.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
+/// What a server shows that believes whom this authority signed.
+fn server(authority: &Authority, (certificate, key): (String, String)) -> Papers {
+    Papers {
+        certificate,
+        key,
+        authority: authority.pem.clone(),
+    }
 }
 
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Authority { issuer, pem }
-    }
-
-    /// A certificate and its key: for a server at `host`, or for a client by its name.
-    fn issue(&self, host: Option<&str>, name: &str, is_over: bool) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let hosts: Vec<String> = host.into_iter().map(str::to_owned).collect();
-        let mut params = CertificateParams::new(hosts).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        if is_over {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    /// What a server shows that believes whom this authority signed.
-    fn server(&self, (certificate, key): (String, String)) -> Papers {
-        Papers {
-            certificate,
-            key,
-            authority: self.pem.clone(),
-        }
-    }
-
-    fn at_home(&self) -> Papers {
-        self.server(self.issue(Some("127.0.0.1"), "server", false))
-    }
+fn at_home(authority: &Authority) -> Papers {
+    server(authority, authority.issue("127.0.0.1", false))
 }
 
 /// The files of a client.
@@ -116,11 +87,11 @@ async fn refusal(url: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn right_papers_open_the_database_and_wrong_ones_on_either_side_are_named() {
     let (ours, strangers) = (Authority::new("ours"), Authority::new("strangers"));
-    let Some(server) = Server::secured(&ours.at_home()) else {
+    let Some(server) = Server::secured(&at_home(&ours)) else {
         return;
     };
     let url = server.maker()("secured");
-    let shown = ours.issue(None, "cabrank", false);
+    let shown = ours.issue("cabrank", false);
     let client = Client::new(&ours, &shown);
     let neighbour = Database::open(&client.to(&url), STEPS).await.unwrap();
     assert_eq!(tally(&neighbour).await, 7);
@@ -135,9 +106,9 @@ async fn right_papers_open_the_database_and_wrong_ones_on_either_side_are_named(
     let why = refusal(&believes).await;
     assert!(why.contains("certificate"), "{why}");
     for shown in [
-        strangers.issue(None, "cabrank", false),
-        ours.issue(None, "cabrank", true),
-        ours.issue(None, "somebody", false),
+        strangers.issue("cabrank", false),
+        ours.issue("cabrank", true),
+        ours.issue("somebody", false),
     ] {
         refusal(&Client::new(&ours, &shown).to(&url)).await;
     }
@@ -145,13 +116,10 @@ async fn right_papers_open_the_database_and_wrong_ones_on_either_side_are_named(
     let why = refusal(&Client::new(&strangers, &shown).to(&url)).await;
     assert!(why.contains("UnknownIssuer"), "{why}");
     for (papers, word) in [
-        (
-            ours.issue(Some("else.test"), "server", false),
-            "not valid for name",
-        ),
-        (ours.issue(Some("127.0.0.1"), "server", true), "expired"),
+        (ours.issue("else.test", false), "not valid for name"),
+        (ours.issue("127.0.0.1", true), "expired"),
     ] {
-        server.show(&ours.server(papers));
+        server.show(&self::server(&ours, papers));
         let deadline = Instant::now() + PATIENCE;
         loop {
             // It has been told to read its files again; until it has, it lets in.
@@ -175,11 +143,11 @@ async fn right_papers_open_the_database_and_wrong_ones_on_either_side_are_named(
 #[tokio::test(flavor = "multi_thread")]
 async fn new_connections_of_an_open_database_show_and_believe_new_papers() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    let Some(server) = Server::secured(&old.at_home()) else {
+    let Some(server) = Server::secured(&at_home(&old)) else {
         return;
     };
     let url = server.maker()("renewed");
-    let client = Client::new(&old, &old.issue(None, "cabrank", false));
+    let client = Client::new(&old, &old.issue("cabrank", false));
     let database = Database::open(&client.to(&url), STEPS).await.unwrap();
     // All connections that the pool has are taken, so that the next one is new.
     let mut taken = Vec::new();
@@ -187,10 +155,10 @@ async fn new_connections_of_an_open_database_show_and_believe_new_papers() {
         taken.push(database.pool().acquire().await.unwrap());
     }
     assert!(!taken.is_empty());
-    server.show(&new.at_home());
-    client.put(&new, &new.issue(None, "cabrank", false));
+    server.show(&at_home(&new));
+    client.put(&new, &new.issue("cabrank", false));
     // Whoever still has the old papers does not get in.
-    let late = Client::new(&old, &old.issue(None, "cabrank", false));
+    let late = Client::new(&old, &old.issue("cabrank", false));
     let deadline = Instant::now() + PATIENCE;
     while Database::open(&late.to(&url), STEPS).await.is_ok() {
         assert!(Instant::now() < deadline, "old papers still open it");

@@ -30,7 +30,7 @@ impl Authority {
         versions: &[&'static SupportedProtocolVersion],
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).unwrap();
+        roots.add(self.root.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
@@ -125,7 +125,7 @@ async fn call(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_ride_over_tls_in_json_and_protobuf() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let city = Files::new(&authority.issue(NAME, false)).city().await;
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let tls = authority
@@ -224,7 +224,7 @@ async fn old_hello(city: &City, minor: u8) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_certificate_a_wrong_name_a_stranger_and_old_versions_are_refused() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let files = Files::new(&authority.issue(NAME, false));
     let city = files.city().await;
     let refused = async |authority: &Authority, name, why: &str| {
@@ -238,7 +238,7 @@ async fn an_expired_certificate_a_wrong_name_a_stranger_and_old_versions_are_ref
         assert!(said.contains(why), "{said}");
     };
     refused(&authority, "else.test", "NotValidForName").await;
-    refused(&Authority::new(), NAME, "BadSignature").await;
+    refused(&Authority::new("ours"), NAME, "BadSignature").await;
     for minor in [1, 2] {
         let answer = old_hello(&city, minor).await;
         // A fatal alert: protocol_version, or handshake_failure for what else a client so old lacks.
@@ -273,7 +273,7 @@ async fn an_expired_certificate_a_wrong_name_a_stranger_and_old_versions_are_ref
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_certificate_is_shown_without_a_restart_and_open_sockets_stay() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let files = Files::new(&authority.issue(NAME, false));
     let city = files.city().await;
     let token = city.token(Role::Driver, "d1");
@@ -313,7 +313,7 @@ async fn a_new_certificate_is_shown_without_a_restart_and_open_sockets_stay() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_cannot_be_used_are_named_before_the_port_opens() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let (good, other) = (authority.issue(NAME, false), authority.issue(NAME, false));
     let files = Files::new(&(good.0.clone(), other.1));
     for (certificate, key, why) in [

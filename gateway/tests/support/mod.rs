@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+#[path = "../../../tests/support/authority.rs"]
 pub mod authority;
 pub mod log;
 

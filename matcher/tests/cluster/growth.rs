@@ -55,30 +55,22 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
     const GROWS_FROM: usize = 60;
     for (seed, moves_every) in [(1, usize::MAX), (2, 5)] {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mut cluster = Cluster::start(3, 2);
+        let (mut cluster, drivers, ears) = Cluster::working();
         let places = cluster.places();
-        let ears = ears(&cluster.gateways[1]);
-        let near = |place: Place, n: usize| Place(place.0.offset_m(n as f64 * 40.0, 0.0));
-        let drivers: Vec<(DriverId, Place)> = (0..48)
-            .map(|n| (driver(n), near(places[n % places.len()], n / places.len())))
-            .collect();
-        for (driver, at) in &drivers {
-            cluster.online(driver, *at);
-        }
-        drive(&cluster.gateways[0]);
         let mut operator = Operator {
             said: None,
             reached: None,
         };
-        let mut wishes: BTreeSet<CommandId> = BTreeSet::new();
-        let (mut acknowledged, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        let mut rides = Rides::default();
         let mut deadline = Instant::now() + PATIENCE;
         let mut asked = 0;
-        while ended.len() < RIDES || !wishes.is_empty() {
+        while rides.ended.len() < RIDES || !rides.wishes.is_empty() {
             // Few enough at once that nobody waits too long for a car.
-            while asked < RIDES && asked < ended.len() + 16 {
+            while asked < RIDES && asked < rides.ended.len() + 16 {
                 let at = places[asked % places.len()];
-                wishes.insert(cluster.request(&format!("r{asked}"), at));
+                rides
+                    .wishes
+                    .insert(cluster.request(&format!("r{asked}"), at));
                 asked += 1;
                 if asked >= GROWS_FROM {
                     operator.go_on(&mut cluster);
@@ -92,7 +84,7 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
             match ears.heard.recv_timeout(Duration::from_millis(200)) {
                 Ok(event) => {
                     operator.hear(&event);
-                    hear(&event, &mut wishes, &mut acknowledged, &mut ended);
+                    rides.hear(&event);
                     deadline = Instant::now() + PATIENCE;
                 }
                 Err(_) => {
@@ -104,10 +96,9 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
             }
             assert!(
                 Instant::now() < deadline,
-                "seed {seed}: {} of {RIDES} rides ended, {} wishes unanswered; {}",
-                ended.len(),
-                wishes.len(),
-                cluster.describe(&acknowledged, &ended)
+                "seed {seed}: {} of {RIDES} rides ended; {}",
+                rides.ended.len(),
+                cluster.describe(&rides)
             );
         }
         while operator.reached != Some(GrowthStep::Settled) {
@@ -124,11 +115,11 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
                 .all(|shard| cluster.home.pending(shard).is_empty())
                 .then_some(())
         });
-        assert_eq!(acknowledged.len(), RIDES);
-        assert_eq!(acknowledged, ended, "seed {seed}");
+        assert_eq!(rides.acknowledged.len(), RIDES);
+        assert_eq!(rides.acknowledged, rides.ended, "seed {seed}");
         let is_new = |ride: &&RideId| ride.place.0 >= SHARDS;
         assert!(
-            acknowledged.iter().any(|ride| is_new(&ride)),
+            rides.acknowledged.iter().any(|ride| is_new(&ride)),
             "rides go to new shards"
         );
         let moved = everybody_is_at_home(&cluster);
@@ -146,7 +137,7 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
             });
             cluster.ping(driver, *at);
         }
-        cluster.audit(&acknowledged);
+        cluster.audit(&rides.acknowledged);
         cluster.stop();
     }
 }

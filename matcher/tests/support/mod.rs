@@ -14,6 +14,22 @@ use cabrank_eventlog::{
 };
 use cabrank_matcher::clock::DomainClock;
 
+/// The longest a test waits for something.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a condition; the name says what never came.
+#[track_caller]
+pub fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = is_so() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: never");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
 /// The log.
 #[derive(Clone)]
 pub struct Home(Arc<Inner>);

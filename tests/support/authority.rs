@@ -1,30 +1,33 @@
-//! An authority that is thrown away, and what it signs.
+//! An authority that is thrown away, and what it signs. Crates with tests of TLS take this file by its path.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::pki_types::CertificateDer;
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
+};
 
 /// An authority that lives as long as its test.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pub root: CertificateDer<'static>,
+    pub root: Certificate,
     pub pem: String,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
-        let (root, pem) = (certificate.der().clone(), certificate.pem());
+        let root = params.self_signed(&key).unwrap();
+        let pem = root.pem();
         let issuer = Issuer::new(params, key);
         Self { issuer, root, pem }
     }
 
-    /// A certificate and its key in PEM.
+    /// A certificate for `name`, a host or somebody, and its key, in PEM.
     pub fn issue(&self, name: &str, is_over: bool) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         if is_over {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
