@@ -183,8 +183,11 @@ pub struct Growth {
     pub to: u16,
 }
 
+// Ordered: what comes first is the least.
 /// How far a growth is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum GrowthStep {
     /// Partitions may be added; nothing goes to them yet.
