@@ -109,7 +109,7 @@ alerts=helm/cabrank/files/alerts.yaml
 for metric in $(grep -rhoE '\bcabrank_[a-z_]+' "$alerts" helm/cabrank/files/dashboards | sed -E 's/_(bucket|count|sum)$//' | sort -u); do
   case "$metric" in
     cabrank_city) ;;
-    cabrank_service_*) grep -q "\"${metric#cabrank_}\"" ../services/src/consumer.rs || bad "$metric is no metric of services/src/consumer.rs" ;;
+    cabrank_service_*) grep -q "\"${metric#cabrank_}\"" ../services/src/gauges.rs || bad "$metric is no metric of services/src/gauges.rs" ;;
     cabrank_provider_*) grep -q "HELP $metric " ../services/src/payment/mod.rs || bad "$metric is no metric of services/src/payment/mod.rs" ;;
     *) grep -q "\"$metric\"" ../gateway/src/meters.rs || bad "$metric is no metric of gateway/src/meters.rs" ;;
   esac

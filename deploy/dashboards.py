@@ -72,10 +72,12 @@ BOARDS = {
         ("Cores", "short", [("{{instance}}", f"rate(process_cpu_seconds_total{{{MATCHER}}}[$__rate_interval])")]),
         ("Versions", "short", [("{{version}} wire {{wire}} state {{state}}", "count by (version, wire, state) (cabrank_build_info)")]),
         ("Calls refused between versions", "reqps", [("{{instance}}", "cabrank:releases_apart:rate")]),
+        ("Mutual TLS: handshakes a second", "reqps", [("{{instance}} {{side}} {{result}}", rate("cabrank_cluster_handshakes_total", "instance, side, result"))]),
+        ("Mutual TLS: until the own certificate ends; 0: nobody believes it", "s", [("{{instance}}", "clamp_min(cabrank:papers_left_seconds, 0)")]),
     ]),
     "services": ("Cabrank: services", [
         ("Events applied a second", "reqps", [("{{service}}", rate("cabrank_service_events_applied_total", "service"))]),
-        ("How old the newest event was when it was applied", "s", [("{{service}}", "cabrank:service_lag_seconds:max")]),
+        ("How far behind: the oldest event that is not applied", "s", [("{{service}}", "cabrank:service_lag_seconds:max")]),
         ("Messages that wait", "short", [("{{service}}", "max by (service) (cabrank_service_behind)")]),
         ("Part of the time spent applying", "percentunit", [("{{service}}", rate("cabrank_service_busy_seconds_total", "service"))]),
         ("Set aside in 15 minutes", "short", [("{{service}}", "cabrank:dead_letters:increase")]),

@@ -4,8 +4,8 @@ process of its own, prints how far behind each is through and at the end, then a
 
   CABRANK=target/release/cabrank python3 deploy/services_load.py --rides-per-second 500 --seconds 60
 
-How far behind: the age of the newest event when its effect was committed, or how long nothing was applied while rides were
-going on, whichever is more. A service keeps up if that is never above --lag-ms-max, and if all its work is done within
+How far behind: as the services say at /metrics (the age of the oldest event that waits, or how late the last was applied). A
+service keeps up if that is never above --lag-ms-max, and if all its work is done within
 --settle-s of the last ride. The run counts only if the generator was on time and what was offered was let in: else it says
 NOT VALID and why, because a server that refuses rides spares the services. Exit code: 0 valid and all keep up, 1 not, 2 not
 valid. Needs Python 3 and nothing else."""
@@ -86,42 +86,26 @@ class Watch:
     def __init__(self, services):
         self.services = services
         self.seen = {service.name: [] for service in services}
-        self.grew = {service.name: (0, None) for service in services}
         self.failures = 0
 
-    def look(self, at, rides_go_on):
+    def look(self):
         behind = {}
         for service in self.services:
             try:
-                now = gauges(service)
+                behind[service.name] = 1e3 * gauges(service)["lag_seconds"]
             except OSError:
                 # A service too busy to answer is behind, too.
                 self.failures += 1
                 continue
-            applied, since = self.grew[service.name]
-            if now["events_applied_total"] != applied or since is None or not rides_go_on:
-                since = at
-                self.grew[service.name] = (now["events_applied_total"], at)
-            idle_ms = (at - since) * 1e3
-            behind[service.name] = max(1e3 * now["lag_seconds"], idle_ms)
             self.seen[service.name].append(behind[service.name])
         return behind
 
 
-class Phase:
-    """What the load generator is at, as it says; its complaints are passed on."""
-
-    def __init__(self, lines):
-        self.is_measuring = False
-        threading.Thread(target=self.follow, args=[lines], daemon=True).start()
-
-    def follow(self, lines):
-        for line in lines:
-            word = line.split(":")[0]
-            if word in ("connecting", "warming up", "measuring", "ending"):
-                self.is_measuring = word == "measuring"
-            else:
-                print(f"load: {line.rstrip()}", flush=True)
+def pass_on(lines):
+    """What the load generator complains of; not what it is at."""
+    for line in lines:
+        if line.split(":")[0] not in ("connecting", "warming up", "measuring", "ending"):
+            print(f"load: {line.rstrip()}", flush=True)
 
 
 def share(values, part):
@@ -186,12 +170,12 @@ def measure(args, drivers, scratch, server, provider, services):
         [CABRANK, "load", "--url", server.url, "--server-pid", str(server.child.pid), "--rides-per-second", str(rate),
          "--pings-per-second", str(args.pings_per_second), "--drivers", str(drivers), "--seconds", str(args.seconds),
          "--no-probe", "--report", str(report_file), *args.load], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    phase = Phase(load.stderr)
+    threading.Thread(target=pass_on, args=[load.stderr], daemon=True).start()
     print(f"{rate:g} rides/s for {args.seconds:g} s by {drivers} drivers; ms behind:", flush=True)
     began, said = time.monotonic(), 0
     while load.poll() is None:
         at = time.monotonic()
-        behind = watch.look(at, rides_go_on=phase.is_measuring)
+        behind = watch.look()
         if at - began >= said:
             said += 5
             print(f"  {at - began:4.0f} s  " + "  ".join(f"{name} {ms:.0f}" for name, ms in behind.items()), flush=True)

@@ -4,7 +4,8 @@
 //! change of state, what the service says because of it (outbox), and the positions to go on from. So after a crash at any
 //! moment, and after any repetition, each event has had its effect once.
 //!
-//! - A database that fails is tried again, with exponential backoff and jitter, for as long as it takes.
+//! - A database that fails is tried again, with exponential backoff and jitter, for as long as it takes; how far behind the
+//!   service is meanwhile is said by its [`Gauges`].
 //! - An event that cannot be applied is tried [`ATTEMPTS_MAX`] times, one that cannot even be read not at all; then it goes to
 //!   the dead letters with the reason, and the rest of the batch goes on. `replay_dead` applies them again.
 //! - Two processes on one database: the newer one fences the older by the generation, which every transaction checks.
@@ -12,8 +13,7 @@
 //! Not here: where messages come from (`source`), what is done with them (each [`Service`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::database::Database;
-use crate::payment::ProviderGauges;
+use crate::gauges::{Gauges, Waits};
 use crate::source::{Batch, Positions, Source, SourceError, backoff};
 use crate::steps::Steps;
 
@@ -282,115 +282,6 @@ pub trait Service: Send {
     fn committed(&mut self) {}
 }
 
-/// What can be seen of a consumer from outside.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    /// Events applied.
-    pub applied: AtomicU64,
-    /// Events that came again.
-    pub repeated: AtomicU64,
-    /// Events set aside.
-    pub dead: AtomicU64,
-    /// Batches that had to be tried again.
-    pub retries: AtomicU64,
-    /// Messages known to wait.
-    pub behind: AtomicU64,
-    /// How old the newest applied event was when its effect was committed, in ms.
-    pub lag_ms: AtomicI64,
-    /// The largest of these.
-    pub lag_max_ms: AtomicI64,
-    /// When anything was applied last, ms since the Unix epoch.
-    pub applied_at_ms: AtomicI64,
-    /// Microseconds spent applying.
-    pub busy_us: AtomicU64,
-    /// Own messages copied to topics.
-    pub told: AtomicU64,
-    /// The way to the provider, where this is the payment service's consumer.
-    pub provider: OnceLock<Arc<ProviderGauges>>,
-}
-
-// Orderings of the gauges: Relaxed. Each is a number of its own for people to look at; nothing is decided by two of them.
-impl Gauges {
-    fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-    }
-
-    /// In the words of Prometheus.
-    pub fn to_prometheus(&self, service: &str) -> String {
-        let one = |name: &str, kind: &str, help: &str, value: String| {
-            format!(
-                "# HELP cabrank_{name} {help}\n# TYPE cabrank_{name} {kind}\n\
-                 cabrank_{name}{{service=\"{service}\"}} {value}\n"
-            )
-        };
-        let counters = [
-            (
-                "service_events_applied_total",
-                "Events applied.",
-                &self.applied,
-            ),
-            (
-                "service_events_repeated_total",
-                "Events that came again and changed nothing.",
-                &self.repeated,
-            ),
-            (
-                "service_dead_letters_total",
-                "Events set aside because they could not be applied.",
-                &self.dead,
-            ),
-            (
-                "service_retries_total",
-                "Batches that had to be tried again.",
-                &self.retries,
-            ),
-            (
-                "service_messages_told_total",
-                "Own messages copied to topics.",
-                &self.told,
-            ),
-        ];
-        let counters = counters.map(|(name, help, value)| {
-            one(
-                name,
-                "counter",
-                help,
-                value.load(Ordering::Relaxed).to_string(),
-            )
-        });
-        let busy_s = self.busy_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let seconds = |ms: &AtomicI64| (ms.load(Ordering::Relaxed) as f64 / 1e3).to_string();
-        let rest = [
-            one(
-                "service_busy_seconds_total",
-                "counter",
-                "Time spent applying.",
-                busy_s.to_string(),
-            ),
-            one(
-                "service_behind",
-                "gauge",
-                "Messages known to wait.",
-                self.behind.load(Ordering::Relaxed).to_string(),
-            ),
-            one(
-                "service_lag_seconds",
-                "gauge",
-                "How old the newest event was when its effect was committed.",
-                seconds(&self.lag_ms),
-            ),
-            one(
-                "service_lag_max_seconds",
-                "gauge",
-                "The largest cabrank_service_lag_seconds so far.",
-                seconds(&self.lag_max_ms),
-            ),
-        ];
-        let provider = self.provider.get().map(|gauges| gauges.to_prometheus());
-        counters.concat() + &rest.concat() + &provider.unwrap_or_default()
-    }
-}
-
 /// What a person at the desk asks of a running consumer.
 pub enum Request {
     /// Apply the dead letters again; how many went through and how many did not.
@@ -500,9 +391,10 @@ impl Consumer {
         let (give, mut take) = mpsc::channel(1);
         for (number, source) in sources.iter().enumerate() {
             let mut batches = source.open(self.positions(source.name()).await?);
-            let give = give.clone();
+            let (give, gauges) = (give.clone(), Arc::clone(&self.gauges));
             tokio::spawn(async move {
                 while let Some(batch) = batches.recv().await {
+                    let batch = batch.map(|batch| ReadBatch::of(batch, &gauges));
                     if give.send((number, batch)).await.is_err() {
                         break;
                     }
@@ -523,19 +415,36 @@ impl Consumer {
                         source_name: source.to_owned(),
                         why,
                     })?;
-                    self.apply(service, source, batch, &stop).await?;
+                    self.apply_read(service, source, batch, &stop).await?;
                     batches += 1;
                     if batches.is_multiple_of(TIDY_EVERY) {
-                        self.tidy().await?;
+                        self.unless_away(self.tidy().await)?;
                     }
                 }
-                _ = tick.tick() => self.act(service).await?,
+                _ = tick.tick() => {
+                    let acted = self.act(service).await;
+                    self.unless_away(acted)?;
+                }
                 Some(Request::ReplayDead(answer)) = requests.recv() => {
-                    let replayed = self.replay_dead(service).await?;
-                    // Whoever asked may have gone.
-                    let _ = answer.send(replayed);
+                    let replayed = self.replay_dead(service).await;
+                    if let Some(replayed) = self.unless_away(replayed)? {
+                        // Whoever asked may have gone.
+                        let _ = answer.send(replayed);
+                    }
                 }
             }
+        }
+    }
+
+    /// What a database that is away has kept from being done is due again later: it ends no service.
+    fn unless_away<T>(&self, outcome: Result<T, RunError>) -> Result<Option<T>, RunError> {
+        match outcome {
+            Ok(done) => Ok(Some(done)),
+            Err(RunError::Database(why)) => {
+                warn!(service = self.service, %why, "the database fails: it is tried again");
+                Ok(None)
+            }
+            Err(why) => Err(why),
         }
     }
 
@@ -567,15 +476,31 @@ impl Consumer {
         batch: Batch,
         stop: &CancellationToken,
     ) -> Result<(), RunError> {
+        let read = ReadBatch::of(batch, &self.gauges);
+        self.apply_read(service, source, read, stop).await
+    }
+
+    async fn apply_read<S: Service>(
+        &self,
+        service: &mut S,
+        source: &str,
+        batch: ReadBatch,
+        stop: &CancellationToken,
+    ) -> Result<(), RunError> {
         let began = std::time::Instant::now();
-        let (messages, mut dead) = decode(&batch.messages);
+        let ReadBatch {
+            messages,
+            mut dead,
+            after,
+            waits: _waits,
+        } = batch;
         // They end when the batch is applied.
         let _steps = self.steps.take_in(self.service, &messages);
         let mut attempts: HashMap<String, u32> = HashMap::new();
         let mut retries = backoff();
         loop {
             match self
-                .try_apply(service, source, &messages, &dead, &batch.after)
+                .try_apply(service, source, &messages, &dead, &after)
                 .await
             {
                 Ok(applied) => {
@@ -586,14 +511,8 @@ impl Consumer {
                     Gauges::add(&self.gauges.dead, dead.len());
                     let busy = began.elapsed().as_micros();
                     Gauges::add(&self.gauges.busy_us, busy as usize);
-                    let behind = batch.behind.unwrap_or(0);
-                    self.gauges.behind.store(behind, Ordering::Relaxed);
                     if let Some(newest) = messages.iter().map(Message::time).max() {
-                        let now = wall();
-                        let lag = now.since(newest).max(0);
-                        self.gauges.lag_ms.store(lag, Ordering::Relaxed);
-                        self.gauges.lag_max_ms.fetch_max(lag, Ordering::Relaxed);
-                        self.gauges.applied_at_ms.store(now.0, Ordering::Relaxed);
+                        self.gauges.committed(newest, wall());
                     }
                     return Ok(());
                 }
@@ -764,6 +683,27 @@ struct Dead {
     id: String,
     reason: String,
     body: Bytes,
+}
+
+/// A batch that was read and waits to be applied.
+struct ReadBatch {
+    messages: Vec<Message>,
+    dead: Vec<Dead>,
+    after: Positions,
+    waits: Waits,
+}
+
+impl ReadBatch {
+    fn of(batch: Batch, gauges: &Arc<Gauges>) -> ReadBatch {
+        let (messages, dead) = decode(&batch.messages);
+        let oldest = messages.iter().map(Message::time).min();
+        ReadBatch {
+            waits: gauges.read(batch.messages.len(), oldest, batch.behind.unwrap_or(0)),
+            messages,
+            dead,
+            after: batch.after,
+        }
+    }
 }
 
 /// What can be read, and what cannot with the reason.

@@ -22,7 +22,7 @@ use crate::order::{self, OrderService};
 use crate::payment::provider::Provider;
 use crate::payment::{self, PaymentService, ProviderGauges, Worker};
 use crate::source::{Source, Token, backoff};
-use crate::web::{Guard, Web};
+use crate::web::{Guard, OwnMetrics, Web};
 
 /// How often rides to be called off are looked for.
 const CANCEL_LOOK: Duration = Duration::from_millis(500);
@@ -107,17 +107,22 @@ fn together(mut parts: Parts, stop: CancellationToken) -> JoinHandle<Result<(), 
 
 type Parts = JoinSet<Result<(), HostError>>;
 
+/// Nothing but what every service shows.
+fn none() -> OwnMetrics {
+    Arc::new(String::new)
+}
+
 /// Answers a service's calls and applies its sources, beside the `parts` it has of its own.
 fn host<S: Service + 'static>(
     place: Place,
     consumer: Consumer,
-    routes: axum::Router<Web>,
+    (routes, own_metrics): (axum::Router<Web>, OwnMetrics),
     mut service: S,
     sources: Vec<Arc<dyn Source>>,
     mut parts: Parts,
 ) -> Result<Hosted, HostError> {
     let address = place.listener.local_addr()?;
-    let (web, requests) = Web::new(consumer.clone(), service.name(), place.guard);
+    let (web, requests) = Web::new(consumer.clone(), service.name(), place.guard, own_metrics);
     let (listener, stop) = (place.listener, place.stop.clone());
     parts.spawn(async move { Ok(web.serve(listener, routes, stop).await?) });
     if let Some(brokers) = place.brokers {
@@ -182,7 +187,7 @@ pub async fn start_order(
     host(
         place,
         consumer,
-        order::http::routes(),
+        (order::http::routes(), none()),
         service,
         sources,
         parts,
@@ -217,14 +222,14 @@ async fn call_off(
             let status = request.send().await.map(|answer| answer.status().as_u16());
             match status {
                 // Taken, or there is nothing to call off any more.
-                Ok(200..=299 | 404 | 409 | 410) => {
-                    let mut work = consumer.begin().await?;
-                    sqlx::query("DELETE FROM cancels WHERE ride = $1")
-                        .bind(&ride)
-                        .execute(work.sql())
-                        .await?;
-                    consumer.commit(work).await?;
-                }
+                Ok(200..=299 | 404 | 409 | 410) => match called_off(consumer, &ride).await {
+                    Ok(()) => {}
+                    Err(RunError::Database(why)) => {
+                        tracing::warn!(ride, %why, "a cancel that was taken is sent again");
+                        is_trouble = true;
+                    }
+                    Err(why) => return Err(why.into()),
+                },
                 other => {
                     tracing::warn!(ride, status = ?other.ok(), "the gateway has not taken a cancel: it is sent again");
                     is_trouble = true;
@@ -245,6 +250,17 @@ async fn call_off(
     }
 }
 
+/// Forgets a cancel that the gateway has taken.
+async fn called_off(consumer: &Consumer, ride: &str) -> Result<(), RunError> {
+    let mut work = consumer.begin().await?;
+    sqlx::query("DELETE FROM cancels WHERE ride = $1")
+        .bind(ride)
+        .execute(work.sql())
+        .await?;
+    consumer.commit(work).await?;
+    Ok(())
+}
+
 /// Starts the payment service.
 pub async fn start_payment(
     mut place: Place,
@@ -258,8 +274,9 @@ pub async fn start_payment(
     let service = PaymentService::default();
     let worker = Worker::new(consumer.clone(), provider, config, service.due());
     let gauges = worker.gauges();
-    consumer.gauges.provider.get_or_init(|| Arc::clone(&gauges));
-    let routes = payment::http::routes(Arc::clone(&gauges));
+    let shown = Arc::clone(&gauges);
+    let own_metrics: OwnMetrics = Arc::new(move || shown.to_prometheus());
+    let routes = (payment::http::routes(), own_metrics);
     let mut parts = Parts::new();
     let stop = place.stop.clone();
     parts.spawn(async move { Ok(worker.run(stop).await?) });
@@ -304,7 +321,7 @@ pub async fn start_forecast(
     host(
         place,
         consumer,
-        crate::forecast::routes(),
+        (crate::forecast::routes(), none()),
         service,
         sources,
         Parts::new(),

@@ -1,7 +1,8 @@
 //! The business beside the engine: orders, payments, forecasts. They consume the rides and change nothing of them.
 //!
 //! - [`consumer`]: consuming exactly once in effect; the shape to copy for another service. [`source`]: where messages come
-//!   from. [`database`]: where a service keeps what it knows. [`kafka`]: the same over topics.
+//!   from. [`database`]: where a service keeps what it knows. [`gauges`]: how far behind it is. [`kafka`]: the same over
+//!   topics.
 //! - [`order`]: the read model of rides and the saga of their money. [`payment`]: the provider, called safely.
 //! - [`steps`]: what is traced.
 //!
@@ -13,6 +14,7 @@ pub mod audit;
 pub mod consumer;
 pub mod database;
 pub mod forecast;
+pub mod gauges;
 pub mod host;
 pub mod kafka;
 pub mod openapi;

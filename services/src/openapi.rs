@@ -123,7 +123,7 @@ fn calls() -> Vec<Call> {
             "get",
             "/metrics/provider",
             "payment",
-            "The way to the provider, for Prometheus",
+            "The way to the provider, for Prometheus: a part of /metrics",
         ),
         Call {
             roles: Some(ALL),
@@ -207,7 +207,7 @@ fn operation(call: &Call, generator: &mut SchemaGenerator) -> Value {
         "description": "found, or done",
         "content": content,
         "headers": {
-            "cabrank-lag-ms": lag("how old the newest event was when its effect was committed"),
+            "cabrank-lag-ms": lag("age of the oldest event read and not applied; while none waits, how old the newest was when it was applied, for 15 s, then 0"),
             "cabrank-behind": lag("messages known to wait"),
         },
     } });

@@ -1,11 +1,9 @@
 //! What every service answers over HTTP: its feed, its health, its metrics, its dead letters.
 //!
 //! Who calls is decided by the [`Guard`] it is given; this crate knows no keys. Each answer says how far behind the
-//! service is: `cabrank-lag-ms` (how old the newest event was when its effect was committed) and `cabrank-behind`
-//! (messages known to wait).
+//! service is: `cabrank-lag-ms` and `cabrank-behind` (see [`Gauges`](crate::gauges::Gauges)).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{Query, Request as HttpRequest, State};
@@ -23,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::consumer::{Consumer, DEAD_LETTERS, Request};
+use crate::consumer::{Consumer, DEAD_LETTERS, Request, wall};
 use crate::source::{BATCH_MAX, FeedPage};
 
 /// Calls answered at once; more are refused with 503.
@@ -49,6 +47,9 @@ pub enum Caller {
 /// Tells who a token belongs to; `None`: nobody.
 pub type Guard = Arc<dyn Fn(&str) -> Option<Caller> + Send + Sync>;
 
+/// What a service shows of its own at `/metrics`, in the words of Prometheus.
+pub type OwnMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// What the calls of a service share.
 #[derive(Clone)]
 pub struct Web {
@@ -57,6 +58,7 @@ pub struct Web {
     /// Its name.
     pub service: &'static str,
     guard: Guard,
+    own_metrics: OwnMetrics,
     requests: mpsc::Sender<Request>,
     calls: Arc<Semaphore>,
 }
@@ -123,16 +125,23 @@ impl Web {
         consumer: Consumer,
         service: &'static str,
         guard: Guard,
+        own_metrics: OwnMetrics,
     ) -> (Web, mpsc::Receiver<Request>) {
         let (requests, taken) = mpsc::channel(8);
         let web = Web {
             consumer,
             service,
             guard,
+            own_metrics,
             requests,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
         };
         (web, taken)
+    }
+
+    /// What the service shows of its own, for Prometheus.
+    pub fn own_metrics(&self) -> String {
+        (self.own_metrics)()
     }
 
     /// Who calls.
@@ -183,15 +192,9 @@ async fn around(State(web): State<Web>, request: HttpRequest, next: Next) -> Res
     };
     let mut response = next.run(request).await;
     let gauges = &web.consumer.gauges;
-    // Relaxed, as everywhere with gauges: numbers to look at.
-    let lag = gauges.lag_ms.load(Ordering::Relaxed);
-    let behind = gauges.behind.load(Ordering::Relaxed);
-    response
-        .headers_mut()
-        .insert("cabrank-lag-ms", HeaderValue::from(lag));
-    response
-        .headers_mut()
-        .insert("cabrank-behind", HeaderValue::from(behind));
+    let headers = response.headers_mut();
+    headers.insert("cabrank-lag-ms", HeaderValue::from(gauges.lag_ms(wall())));
+    headers.insert("cabrank-behind", HeaderValue::from(gauges.behind()));
     response
 }
 
@@ -331,5 +334,5 @@ async fn description() -> Response {
 
 /// `GET /metrics`
 async fn metrics(State(web): State<Web>) -> String {
-    web.consumer.gauges.to_prometheus(web.service)
+    web.consumer.gauges.to_prometheus(web.service, wall()) + &web.own_metrics()
 }

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use cabrank_services::forecast;
-use cabrank_services::host::{self, Peers, Place};
+use cabrank_services::host::{self, Hosted, Peers, Place};
 use cabrank_services::openapi::openapi;
 use cabrank_services::order::saga::Policy;
 use cabrank_services::payment::{Config, provider::HttpProvider};
@@ -105,5 +105,15 @@ async fn every_call_that_is_described_answers_where_it_is_said_to() {
             }
         }
     }
+    // The way to the provider is the payment service's alone, and told once: the call of its own is a part of all.
+    let metrics = async |service: &Hosted, path: &str| {
+        let asked = http.get(format!("{}{path}", service.url())).send().await;
+        asked.unwrap().text().await.unwrap()
+    };
+    let own = metrics(&payment, "/metrics/provider").await;
+    assert!(own.contains("\ncabrank_provider_breaker 0\n"), "{own}");
+    assert!(metrics(&payment, "/metrics").await.ends_with(&own));
+    let orders = metrics(&order, "/metrics").await;
+    assert!(!orders.contains("provider"), "{orders}");
     stop.cancel();
 }

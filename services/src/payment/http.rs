@@ -1,7 +1,5 @@
 //! The payment service's calls: what became of a ride's money, and giving it back.
 
-use std::sync::Arc;
-
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -10,18 +8,16 @@ use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{ProviderGauges, load, refund};
+use super::{load, refund};
 use crate::web::{Caller, Refusal, Web};
 
 /// The calls of the payment service.
-pub fn routes(gauges: Arc<ProviderGauges>) -> Router<Web> {
+pub fn routes() -> Router<Web> {
     Router::new()
         .route("/v1/payments/{ride}", get(payment))
         .route("/v1/payments/{ride}/refund", post(give_back))
-        .route(
-            "/metrics/provider",
-            get(move || async move { gauges.to_prometheus() }),
-        )
+        // A part of `/metrics`, for whoever asked here when it was not yet there: a call that was released stays.
+        .route("/metrics/provider", get(provider_metrics))
 }
 
 /// A refund is under way.
@@ -29,6 +25,10 @@ pub fn routes(gauges: Arc<ProviderGauges>) -> Router<Web> {
 pub struct Refunding {
     /// How much is given back, in the currency's minor unit.
     refunding_minor: i64,
+}
+
+async fn provider_metrics(State(web): State<Web>) -> String {
+    web.own_metrics()
 }
 
 async fn payment(

@@ -319,7 +319,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut()
     }
 }
 
-/// Databases to run a story on: always SQLite, and PostgreSQL where a server is installed (said when not).
+/// Databases to run a story on: always SQLite, and PostgreSQL where a server is installed (said when not; CI must have it).
 pub struct Stores {
     dir: tempfile::TempDir,
     postgres: Option<postgres::Server>,
