@@ -431,6 +431,41 @@ async fn rides_go_on_over_mutual_tls_while_the_authority_and_all_papers_are_repl
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_shows_papers_that_others_refuse_knows_it_before_they_tell() {
+    log::listen();
+    let name = "knows-itself.test";
+    let (ours, strangers) = (Authority::new("ours"), Authority::new("strangers"));
+    let city = City::start().await;
+    let papers = Papers::new(name, &ours.issue(name, false), &ours.pem);
+    let tls = papers.tls();
+    let (node, stop) = answering(&city.node, Some(tls.clone())).await;
+    let gateway = Papers::new(name, &ours.issue(name, false), &ours.pem).tls();
+    let becomes = async |is_believed: bool| {
+        until("the papers are read again", async || {
+            ((tls.believed_until() > 0) == is_believed).then_some(())
+        })
+        .await;
+    };
+    for (renewed, remedy) in [
+        (ours.issue("else.test", false), "of cluster.tls.name"),
+        (ours.issue(name, true), "renew it"),
+        (strangers.issue(name, false), "cluster.tls.ca_file belong"),
+    ] {
+        becomes(true).await;
+        assert_eq!(ask(node, Some(&gateway)).await.as_deref(), Ok("n1"));
+        papers.show(&renewed);
+        // What `/metrics` says of the certificate's end: nobody believes it.
+        becomes(false).await;
+        logged(&["WARN", name, "others will refuse our", remedy]).await;
+        ask(node, Some(&gateway)).await.unwrap_err();
+        papers.show(&ours.issue(name, false));
+    }
+    becomes(true).await;
+    stop.cancel();
+    city.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn papers_that_cannot_be_used_are_named_before_a_port_opens() {
     let name = "unusable.test";
     let ours = Authority::new("ours");

@@ -208,9 +208,9 @@ impl Papers {
         let signed =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
         let signed = signed.map_err(|why| unreadable("ca_file", &config.ca_file, &why))?;
-        let until = believed_until(&*signed, &roots, &provider, &chain);
         let name = ServerName::try_from(config.name.clone());
         let name = name.map_err(|why| unreadable("name", &config.name, &why))?;
+        let until = believed_until(&*signed, &roots, &provider, &name, &chain);
         let versions = &[&rustls::version::TLS13];
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
@@ -233,13 +233,16 @@ impl Papers {
     }
 }
 
-/// Until when others with the same authorities believe our certificate; that they do not is told at once.
+/// Until when others with the same authorities and the same name believe our certificate; that they do not is told at once.
 fn believed_until(
     signed: &dyn ClientCertVerifier,
     roots: &RootCertStore,
     provider: &CryptoProvider,
+    name: &ServerName<'static>,
     chain: &[CertificateDer<'static>],
 ) -> u64 {
+    let is_named =
+        ParsedCertificate::try_from(&chain[0]).and_then(|own| verify_server_name(&own, name));
     let holds_at = |seconds: u64| {
         let at = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let (own, between) = (&chain[0], &chain[1..]);
@@ -254,7 +257,7 @@ fn believed_until(
         })
     };
     let now = UnixTime::now().as_secs();
-    match holds_at(now) {
+    match is_named.and_then(|()| holds_at(now)) {
         Ok(()) => {
             let (mut good, mut over) = (now, now + YEARS_AHEAD_S);
             while over - good > 1 {
@@ -267,7 +270,15 @@ fn believed_until(
             good
         }
         Err(why) => {
-            warn!(%why, "cluster.tls: others will refuse our certificate: renew it, or see that it and ca_file belong together");
+            let remedy = match Refusal::of_tls(&why) {
+                Refusal::WrongName => {
+                    "have it issued with the DNS name of cluster.tls.name, or set that name"
+                }
+                Refusal::UnknownAuthority => "see that it and cluster.tls.ca_file belong together",
+                Refusal::NotNow => "renew it, and compare the clocks",
+                _ => "have it issued anew, and look at cluster.tls",
+            };
+            warn!(name = &*name.to_str(), %why, "cluster.tls: others will refuse our certificate: {remedy}");
             0
         }
     }
@@ -408,15 +419,20 @@ impl ClusterTls {
         *seen = Some(files);
     }
 
+    /// Until when others believe the certificate that we show now, in seconds since 1970; 0: they do not.
+    pub fn believed_until(&self) -> u64 {
+        let papers = self.papers.read().unwrap_or_else(PoisonError::into_inner);
+        papers.until
+    }
+
     /// What is counted from the start, again and again, because metrics may be kept only later. A refusal that never came is 0,
     /// not unknown: alerts look at its growth.
     fn measure(&self, side: Side) {
         for refusal in Refusal::ALL {
             handshakes(side, refusal.label()).increment(0);
         }
-        let papers = self.papers.read().unwrap_or_else(PoisonError::into_inner);
         metrics::gauge!("cabrank_cluster_certificate_until_timestamp_seconds")
-            .set(papers.until as f64);
+            .set(self.believed_until() as f64);
     }
 
     fn server(&self) -> Arc<ServerConfig> {

@@ -53,7 +53,8 @@ impl Refusal {
         }
     }
 
-    fn of_tls(error: &Error) -> Refusal {
+    /// What an error of the library means.
+    pub fn of_tls(error: &Error) -> Refusal {
         match error {
             Error::InvalidMessage(InvalidMessage::InvalidContentType) => Refusal::PlainText,
             Error::NoCertificatesPresented => Refusal::NoCertificate,
