@@ -3,7 +3,7 @@ which alert fired when, what the boards showed, and how long after the repair al
 is this program's. Three nodes, two gateways and the services, as pods.py plays them; a load of rides goes on throughout.
 
 Fails if an alert that must fire does not, or one that must not does; if it does not end after the repair; and if at the end
-the audit finds anything. The rates that alerts watch are over minutes, so some stay for a while after all is well: those
+the audit of rides, orders and money finds anything. The rates that alerts watch are over minutes, so some stay for a while after all is well: those
 are named, and not waited for. --shorten divides how long a condition must hold (`for`) and how often it is looked at; what
 rates look back over stays. More than 3 makes CabrankShardNotServed impatient of an ordinary takeover."""
 
@@ -190,10 +190,11 @@ def run(args, work):
     city.load.stop()
     # It waits a minute itself for rides whose end it has not seen, as a killed gateway told nobody; then it reads the log.
     city.load.end(patience=150)
+    city.business.settle()
     for gateway in city.gateways.pods:
         gateway.stop()
     city.nodes.scale(0)
-    city.release.audit()
+    city.business.audit()
 
 
 if __name__ == "__main__":

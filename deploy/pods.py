@@ -213,10 +213,10 @@ class Release:
         if job.process.wait(timeout=120) != 0:
             raise SystemExit(f"the topics job failed: {job.log.read_text()}")
 
-    def audit(self):
+    def audit(self, *more):
         """Nothing is under way any more: a ride that is open is a violation, too."""
         try:
-            print(self.run("audit", "--brokers", self.broker.address, "--complete").stdout.strip())
+            print(self.run("audit", "--brokers", self.broker.address, "--complete", *more).stdout.strip())
         except subprocess.CalledProcessError as found:
             wrong(f"the audit: {found.stdout}{found.stderr}")
 
@@ -501,6 +501,32 @@ class Business:
 
     def targets(self):
         return {name: [self.addresses[name]] for name in self.NAMES}
+
+    def settle(self):
+        """Waits until no ride's money is under way and all that was said is applied: then it can be audited. Needs the
+        gateways: what is not paid for is called off there."""
+        token = {"Authorization": f"Bearer {self.release.run('token', '--role', 'ops').stdout.strip()}"}
+        before, calm_since = None, time.monotonic()
+
+        def is_settled():
+            nonlocal before, calm_since
+            try:
+                sagas = json.loads(get(f"http://{self.addresses['order']}/v1/sagas", **token))
+                applied = [re.search(r"(?m)^cabrank_service_events_applied_total\S* (\d+)$",
+                                     get(f"http://{self.addresses[name]}/metrics").decode())[1] for name in self.NAMES]
+            except OSError:
+                return False
+            under_way = sum(sagas.get(state, 0) for state in ("open", "cancelling", "capturing", "voiding"))
+            if under_way or applied != before:
+                before, calm_since = applied, time.monotonic()
+            return time.monotonic() - calm_since >= 2 and sagas
+
+        sagas = wait_for("all money is settled", is_settled, 90, 0.25)
+        say("all money is settled:", ", ".join(f"{state} {rides}" for state, rides in sagas.items()))
+
+    def audit(self):
+        """Rides, and their orders and money: each held, taken and given back once, to the cent."""
+        self.release.audit("--services", self.release.work)
 
 
 class Prometheus:

@@ -2,7 +2,7 @@
 committed answer for longer than the bound, if a probe that must not fails, if a pod needs its SIGKILL, if the load is not
 well, or if the audit finds anything, an open ride included.
 With Prometheus: order, payment and forecast work beside the city, it scrapes all of them as deploy/prometheus.yaml does, and
-every query of every board and rule must have data."""
+every query of every board and rule must have data; at the end orders and money are audited, too."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def run(args, work):
     gateways = Deployment(release, "scale-gateway", 2)
     gateways.wait_ready()
     doors = [f"http://{gateway.ip}:{gateway.ports['http']}" for gateway in gateways.pods]
-    prometheus = None
+    prometheus = business = None
     if shutil.which("prometheus"):
         business = Business(release, doors[0])
         targets = {"gateway": [door[7:] for door in doors], "matcher": [f"127.0.2.{n}:7001" for n in (1, 2, 3)]}
@@ -66,10 +66,11 @@ def run(args, work):
         ask_everything(prometheus)
         most = prometheus.ask('max by (job) (max_over_time(process_resident_memory_bytes{job=~"gateway|matcher"}[5m]))')
         say("memory at most:", ", ".join(f"{of['metric']['job']} {float(of['value'][1]) / 2**20:.0f} MiB" for of in most))
+        business.settle()
     for gateway in gateways.pods:
         gateway.stop()
     nodes.scale(0)
-    release.audit()
+    (business or release).audit()
 
 
 if __name__ == "__main__":
