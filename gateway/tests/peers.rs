@@ -214,6 +214,12 @@ async fn a_gateway_refuses_nodes_with_wrong_papers_or_in_plain_text_and_says_wha
         assert_eq!(ask(neighbour, Some(&gateway)).await.as_deref(), Ok("n1"));
         stop.cancel();
     }
+    // Somebody takes the connection and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    ask(address, Some(&gateway)).await.unwrap_err();
+    logged(&[name, "side=\"gateway\"", &address.to_string(), "timed_out"]).await;
+
     let (plain, stop) = answering(&city.node, None).await;
     let refusal = ask(plain, Some(&gateway)).await.unwrap_err();
     assert!(refusal.contains("speaks plain text"), "{refusal}");

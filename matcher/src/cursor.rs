@@ -94,8 +94,13 @@ pub(crate) fn read(
     cursor: &EventCursor,
     max: usize,
 ) -> Result<Vec<ReadEvent>, EventsUnreadable> {
-    let shards = usize::from(log.shards());
-    if cursor.ride_events.len() > shards || cursor.person_events.len() > shards {
+    let named = cursor.ride_events.len().max(cursor.person_events.len());
+    let mut shards = usize::from(log.shards());
+    if named > shards {
+        // Of a gateway that has heard of more shards already.
+        shards = usize::from(log.look_for_shards());
+    }
+    if named > shards {
         return Err(EventsUnreadable::Gone);
     }
     // Of before there were more shards: those are read from their beginning.

@@ -108,7 +108,12 @@ impl Elsewhere {
     }
 
     /// Those that may want the same cars as rides at these places, at most so many that wait and as many that do not.
-    pub fn near(&self, places: impl Iterator<Item = Point>, most: usize) -> OtherRides {
+    pub fn near(
+        &self,
+        places: impl Iterator<Item = Point>,
+        waiting_most: usize,
+        going_most: usize,
+    ) -> OtherRides {
         let rides = self.rides();
         let mut others = OtherRides::default();
         if rides.is_empty() {
@@ -118,10 +123,10 @@ impl Elsewhere {
         for (cube, other) in rides.values() {
             if near.contains(cube) {
                 match other {
-                    Other::Waiting(ride) if others.waiting.len() < most => {
+                    Other::Waiting(ride) if others.waiting.len() < waiting_most => {
                         others.waiting.push(ride.clone());
                     }
-                    Other::Going(ride) if others.going.len() < most => {
+                    Other::Going(ride) if others.going.len() < going_most => {
                         others.going.push(ride.clone());
                     }
                     Other::Waiting(_) | Other::Going(_) => {}

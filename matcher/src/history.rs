@@ -1,16 +1,17 @@
 //! What made an entity what it is: its commands and events, read back from the log's end.
 //!
 //! An entity's commands and events lie in the partitions of its own shard, among those of others, so they are looked
-//! for. Bounds: [`WINDOW`] records in memory at once, [`SCAN_MAX`] looked at in each topic; what lies further back is
+//! for; of somebody who came from another shard when the ring grew, there, too. Bounds: [`WINDOW`] records in memory at once, [`SCAN_MAX`] looked at in each topic; what lies further back is
 //! not shown, and the answer says so. A person asks, not a program: this is no way to read a log.
 
+use std::collections::BTreeSet;
+
 use cabrank_eventlog::{EventLog, ReadError, Topic};
-use cabrank_events::Time;
 use cabrank_events::command::EntityId;
-use cabrank_ring::Ring;
+use cabrank_events::{Event, EventRecord, Time};
 
 use crate::api::{EventsUnreadable, History, Past};
-use crate::route;
+use crate::rings::Rings;
 
 /// Records read at once.
 const WINDOW: u64 = 2_048;
@@ -20,7 +21,7 @@ const SCAN_MAX: u64 = 65_536;
 /// The newest `max` commands and events of an entity; see [`Dispatch::history`](crate::api::Dispatch::history).
 pub(crate) fn of(
     log: &dyn EventLog,
-    ring: &Ring,
+    rings: &Rings,
     entity: &EntityId,
     max: usize,
 ) -> Result<History, EventsUnreadable> {
@@ -28,13 +29,20 @@ pub(crate) fn of(
         EntityId::Ride(_) => Topic::RideEvents,
         EntityId::Driver(_) | EntityId::Rider(_) | EntityId::Market => Topic::PersonEvents,
     };
-    let (shard, key) = (route::shard_in(log, ring, entity), entity.to_string());
+    let key = entity.to_string();
     let (mut past, mut is_cut) = (Vec::new(), false);
-    for topic in [Topic::RideCommands, events] {
-        let found = newest(log, topic, shard, key.as_bytes(), max)
-            .map_err(|why| EventsUnreadable::Failed(why.to_string()))?;
-        is_cut |= found.is_cut;
-        past.extend(found.past);
+    let (mut homes, mut read) = (rings.homes(log, entity), BTreeSet::new());
+    while let Some(shard) = homes.pop() {
+        if !read.insert(shard) {
+            continue;
+        }
+        for topic in [Topic::RideCommands, events] {
+            let found = newest(log, topic, shard, key.as_bytes(), max)
+                .map_err(|why| EventsUnreadable::Failed(why.to_string()))?;
+            is_cut |= found.is_cut;
+            homes.extend(found.past.iter().filter_map(came_from));
+            past.extend(found.past);
+        }
     }
     // A command before the events of the same millisecond: it is their cause. The sort keeps a partition's order.
     past.sort_by_key(|entry| (entry.time, !entry.is_command));
@@ -43,6 +51,18 @@ pub(crate) fn of(
         past.drain(..past.len() - max);
     }
     Ok(History { past, is_cut })
+}
+
+/// The shard that has given this person to the one where the event stands.
+fn came_from(past: &Past) -> Option<u16> {
+    if past.is_command {
+        return None;
+    }
+    match EventRecord::from_json(&past.json).ok()?.event {
+        Event::DriverTakenOver(e) => Some(e.from.0),
+        Event::RiderTakenOver(e) => Some(e.from.0),
+        _ => None,
+    }
 }
 
 /// The newest `max` records under `key` of one partition, oldest first.

@@ -542,6 +542,7 @@ impl Sink for Showing<'_> {
         if let Some(market) = &entities.market
             && rings.heed(market)
         {
+            views.begin_moves();
             tracks.look_again();
         }
         let people = entities.drivers.keys().cloned().map(EntityId::Driver);
@@ -578,6 +579,7 @@ impl Sink for Showing<'_> {
         if let (EntityId::Market, Some(market)) = (&entity, &entities.market)
             && self.shared.rings.heed(market)
         {
+            views.begin_moves();
             self.shared.tracks.look_again();
         }
         if views.is_news(&record) {
@@ -782,7 +784,7 @@ impl Dispatch for Remote {
 
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
         let parts = &self.shared.parts;
-        history::of(&*parts.log, &self.shared.rings.now(), entity, max)
+        history::of(&*parts.log, &self.shared.rings, entity, max)
     }
 
     fn listen(&self, listener: Listener) {

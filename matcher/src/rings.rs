@@ -5,7 +5,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cabrank_engine::{Counters, EntityState, Market};
-use cabrank_eventlog::Recovered;
+use cabrank_eventlog::{EventLog, Recovered};
 use cabrank_events::command::{EntityId, Growth, GrowthStep};
 use cabrank_ring::Ring;
 use tracing::{error, info};
@@ -81,7 +81,6 @@ impl Rings {
         if !is_news {
             return false;
         }
-        known.growth = Some((growth, step));
         let made = |shards: u16| Ring::new(shards).map(Arc::new);
         let (Ok(from), Ok(to)) = (made(growth.from), made(growth.to)) else {
             error!(?growth, "these rings are not possible");
@@ -93,7 +92,11 @@ impl Rings {
             to
         };
         let is_other = now.shards() != known.now.shards();
-        (known.before, known.now) = (from, now);
+        *known = Known {
+            before: from,
+            now,
+            growth: Some((growth, step)),
+        };
         info!(?growth, ?step, "the ring grows");
         is_other
     }
@@ -101,6 +104,18 @@ impl Rings {
     /// The entity's home by the newest ring.
     pub fn home(&self, entity: &EntityId) -> u16 {
         route::shard_of(&self.known().now, entity)
+    }
+
+    /// Where the entity lives, and where it lived before the newest growth, of the shards that there are: a ride id from outside may
+    /// name one that never was.
+    pub fn homes(&self, log: &dyn EventLog, entity: &EntityId) -> Vec<u16> {
+        let known = self.known();
+        let rings = [&known.before, &known.now];
+        let mut homes = rings
+            .map(|ring| route::shard_in(log, ring, entity))
+            .to_vec();
+        homes.dedup();
+        homes
     }
 
     /// Whatever ring one goes by: is this shard the entity's only home?

@@ -92,9 +92,7 @@ impl Going {
             lost: ride.redispatches,
         })
     }
-}
 
-impl Going {
     pub fn pickup(&self) -> Point {
         self.asking.pickup
     }

@@ -11,6 +11,7 @@ mod server;
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
@@ -22,6 +23,9 @@ use v1::node_client::NodeClient;
 pub use server::serve;
 
 pub(crate) use link::{LinkConfig, NodeLink};
+
+/// A node that does not take a connection for so long is tried again.
+pub(crate) const CONNECT: Duration = Duration::from_millis(500);
 
 /// The generated messages, client and server.
 #[allow(
@@ -35,13 +39,10 @@ pub mod v1 {
 }
 
 /// A channel to the node at `address` that connects when it is first needed.
-pub(crate) fn channel(
-    endpoint: &Endpoint,
-    address: &str,
-    tls: Option<&Arc<ClusterTls>>,
-) -> Channel {
+pub(crate) fn channel(endpoint: Endpoint, address: &str, tls: Option<&Arc<ClusterTls>>) -> Channel {
     match tls {
-        None => endpoint.connect_lazy(),
+        None => endpoint.connect_timeout(CONNECT).connect_lazy(),
+        // It counts what takes too long.
         Some(tls) => endpoint.connect_with_connector_lazy(Connector::new(address, tls)),
     }
 }
@@ -75,7 +76,7 @@ pub fn connect_lazy(
     tls: Option<&Arc<ClusterTls>>,
 ) -> Result<NodeClient<Channel>, tonic::transport::Error> {
     let endpoint = endpoint(address)?;
-    Ok(NodeClient::new(channel(&endpoint, address, tls)))
+    Ok(NodeClient::new(channel(endpoint, address, tls)))
 }
 
 /// Asks a node, and once more when its connection ended in order before the node had begun with the question: a connection

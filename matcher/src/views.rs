@@ -38,7 +38,8 @@ pub(crate) struct Views {
 }
 
 /// People on their way to another shard, as far as only one of the two shards was heard. They are not read in step: what the new one
-/// says may come before the last words of the old one.
+/// says may come before the last words of the old one. At most the people who move in one growth of the ring: when the next one begins,
+/// those who are left of the last are forgotten.
 #[derive(Default)]
 struct Moves {
     handed_over: BTreeSet<EntityId>,
@@ -92,11 +93,19 @@ impl Views {
         }
     }
 
-    /// Does this event say how somebody is now? Not when another shard has gone on with them.
+    /// Another growth of the ring has begun, so the one before it is over.
+    pub fn begin_moves(&self) {
+        *self.moves.lock().unwrap_or_else(PoisonError::into_inner) = Moves::default();
+    }
+
+    /// Does this event say how somebody is now? Not when another shard has gone on with them, nor when it only answers them.
     pub fn is_news(&self, record: &EventRecord) -> bool {
         let entity = record.event.entity();
         if !matches!(entity, EntityId::Driver(_) | EntityId::Rider(_)) {
             return true;
+        }
+        if matches!(record.event, Event::CommandOutcome(_)) {
+            return false;
         }
         let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
         match &record.event {

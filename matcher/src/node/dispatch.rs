@@ -208,7 +208,7 @@ impl Dispatch for Node {
     }
 
     fn history(&self, entity: &EntityId, max: usize) -> Result<History, EventsUnreadable> {
-        history::of(&*self.shared.log, &self.shared.rings.now(), entity, max)
+        history::of(&*self.shared.log, &self.shared.rings, entity, max)
     }
 
     fn listen(&self, listener: Listener) {

@@ -159,6 +159,8 @@ struct PutOff {
 struct Pending {
     since: Instant,
     next_try: Instant,
+    /// An operator was told that nothing says what it is for.
+    is_told: bool,
 }
 
 /// How a pass through the loop went.
@@ -538,6 +540,10 @@ impl Loop {
         for record in &batch.events {
             metrics::counter!("cabrank_events_total", "type" => record.event.name()).increment(1);
             self.shared.people.hear(&record.event);
+            if let Event::DriverTakenOver(e) = &record.event {
+                // Signs of life went to the shard before: silence is counted from here.
+                self.shared.people.sign_of_life(&e.driver, now);
+            }
         }
         self.shared
             .hungry
@@ -719,10 +725,8 @@ impl Loop {
         let going_to = going.iter().map(Going::pickup);
         let places = rides.iter().map(Asking::pickup).chain(going_to);
         let most = self.shared.config.rides_per_round_max;
-        let mut others = self.shared.elsewhere.near(places, most);
-        if !rematches {
-            others.going.clear();
-        }
+        let going_most = if rematches { most } else { 0 };
+        let others = self.shared.elsewhere.near(places, most, going_most);
         // Who is on the way does not wait, and beside them nobody else need.
         let may_wait = rules.pace.most_ms > 0 && going.is_empty() && !is_late;
         Some(Job {
@@ -824,8 +828,10 @@ impl Loop {
         for (driver, session) in self.shared.people.newly_silent(before) {
             // Signs of life go to the node of the driver's shard, so only that one knows (PROTOCOL 21).
             let home = EntityId::Driver(driver.clone());
-            let home = route::shard_of(&self.shared.rings.now(), &home);
-            if self.host.shard(ShardId(home)).is_none() {
+            let home = ShardId(route::shard_of(&self.shared.rings.now(), &home));
+            // Nor does one to whose shard the driver is still on the way.
+            let lives_here = |shard: &Shard| shard.driver(&driver).is_some();
+            if !self.host.shard(home).is_some_and(lives_here) {
                 continue;
             }
             let command = Command::DriverSilent {

@@ -29,8 +29,6 @@ const BATCHES_UNDER_WAY: usize = 2;
 const RETRY: Duration = Duration::from_millis(100);
 /// After a node refused to speak with this gateway: whoever takes its place is of another release.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
-/// A node that does not take a connection for so long is tried again.
-const CONNECT: Duration = Duration::from_millis(500);
 /// A node whose connection is silent for so long is asked whether it lives, and has as long again to say so.
 const KEEPALIVE: Duration = Duration::from_millis(1_000);
 
@@ -65,7 +63,6 @@ impl NodeLink {
     ) -> Result<Arc<NodeLink>, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .user_agent(versions::user_agent())?
-            .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
@@ -73,12 +70,12 @@ impl NodeLink {
         // Only questions have a deadline: the stream of pings lives long.
         let streaming = endpoint.clone();
         let _inside = runtime.enter();
-        let client = NodeClient::new(channel(&endpoint.timeout(config.answer), address, tls));
+        let client = NodeClient::new(channel(endpoint.timeout(config.answer), address, tls));
         let outbox = Arc::new(Outbox::new(config));
         let stop = CancellationToken::new();
         let pump = pump(
             address.to_owned(),
-            NodeClient::new(channel(&streaming, address, tls)),
+            NodeClient::new(channel(streaming, address, tls)),
             Arc::clone(&outbox),
         );
         let until = stop.clone();

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::{Accept, TlsAcceptor, TlsConnector, client, server};
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
@@ -24,6 +24,7 @@ use tonic::transport::server::Connected;
 
 use super::refusal::Refusal;
 use super::{ClusterTls, Side};
+use crate::rpc::CONNECT;
 
 /// A greeting has so long.
 const GREETING: Duration = Duration::from_secs(5);
@@ -139,11 +140,12 @@ impl AsyncWrite for Caller {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stage {
-            Stage::Greeted(stream) => Pin::new(stream).poll_shutdown(cx),
-            // Who has not greeted needs no goodbye.
-            Stage::Greeting(_) | Stage::Broken => Poll::Ready(Ok(())),
+        // Who has not greeted needs no goodbye.
+        if !matches!(self.stage, Stage::Greeted(_)) {
+            return Poll::Ready(Ok(()));
         }
+        let stream = ready!(self.poll_stream(cx))?;
+        Pin::new(stream).poll_shutdown(cx)
     }
 }
 
@@ -163,9 +165,11 @@ impl Connector {
     }
 
     async fn connect(self) -> io::Result<TokioIo<Called>> {
-        let tcp = TcpStream::connect(&*self.address).await?;
+        let tcp = timeout(CONNECT, TcpStream::connect(&*self.address)).await??;
         tcp.set_nodelay(true)?;
-        let greeted = self.greet(tcp).await.map_err(|why| {
+        let greeting = timeout(GREETING, self.greet(tcp)).await;
+        let greeted = greeting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let greeted = greeted.map_err(|why| {
             let refusal = Refusal::of(&why);
             let remedy = self
                 .tls

@@ -43,6 +43,7 @@ pub struct Cluster {
     pub ring: Arc<Ring>,
     pub nodes: Vec<TestNode>,
     pub gateways: Vec<Remote>,
+    config: NodeConfig,
     commands: u64,
     pings: u32,
 }
@@ -57,6 +58,10 @@ pub fn resolution() -> Resolution {
 
 impl Cluster {
     pub fn start(nodes: usize, gateways: usize) -> Cluster {
+        Cluster::start_with(nodes, gateways, NodeConfig::default())
+    }
+
+    pub fn start_with(nodes: usize, gateways: usize, config: NodeConfig) -> Cluster {
         let clock = DomainClock::wall();
         let mut cluster = Cluster {
             runtime: tokio::runtime::Builder::new_multi_thread()
@@ -69,6 +74,7 @@ impl Cluster {
             ring: Arc::new(Ring::new(SHARDS).unwrap()),
             nodes: Vec::new(),
             gateways: Vec::new(),
+            config,
             commands: 0,
             pings: 0,
         };
@@ -93,7 +99,7 @@ impl Cluster {
             owner: Box::new(seat),
             ring: Arc::clone(&self.ring),
             clock: self.clock.clone(),
-            config: NodeConfig::default(),
+            config: self.config.clone(),
             engine: EngineConfig::default(),
         };
         let node = Node::start(parts, |_| {});

@@ -1,6 +1,9 @@
 //! More shards while everything goes on (PROTOCOL 30): nobody is lost, doubled or left behind.
 
+use cabrank_events::SessionId;
 use cabrank_events::command::{EntityId, Growth, GrowthStep};
+use cabrank_matcher::NodeConfig;
+use cabrank_matcher::api::Past;
 
 use super::*;
 
@@ -13,6 +16,13 @@ struct Operator {
 }
 
 impl Operator {
+    fn new() -> Operator {
+        Operator {
+            said: None,
+            reached: None,
+        }
+    }
+
     fn hear(&mut self, event: &Committed) {
         if let Event::RingGrows(grows) = &event.record.event {
             let growth = Growth {
@@ -57,10 +67,7 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
         let mut rng = SmallRng::seed_from_u64(seed);
         let (mut cluster, drivers, ears) = Cluster::working();
         let places = cluster.places();
-        let mut operator = Operator {
-            said: None,
-            reached: None,
-        };
+        let mut operator = Operator::new();
         let mut rides = Rides::default();
         let mut deadline = Instant::now() + PATIENCE;
         let mut asked = 0;
@@ -137,9 +144,75 @@ fn a_city_gets_more_shards_while_it_works_and_nothing_is_lost_or_doubled() {
             });
             cluster.ping(driver, *at);
         }
+        // Also of what they did before they moved.
+        for (driver, _) in &drivers {
+            let entity = EntityId::Driver(driver.clone());
+            let history = cluster.gateways[0].history(&entity, 10_000).unwrap();
+            let is_begin = |past: &Past| !past.is_command && is_online(&past.json);
+            assert_eq!(history.past.iter().filter(|past| is_begin(past)).count(), 1);
+            assert!(!history.is_cut, "{driver}");
+        }
         cluster.audit(&rides.acknowledged);
         cluster.stop();
     }
+}
+
+fn is_online(json: &[u8]) -> bool {
+    let record = cabrank_events::EventRecord::from_json(json).unwrap();
+    matches!(record.event, Event::DriverOnline(_))
+}
+
+#[test]
+fn nobody_who_gives_signs_of_life_is_silent_because_the_ring_grows() {
+    const SILENT: Duration = Duration::from_millis(3_000);
+    let mut cluster = Cluster::start_with(
+        2,
+        1,
+        NodeConfig {
+            ping_ttl_ms: SILENT.as_millis() as i64,
+            silent_after_ms: SILENT.as_millis() as i64,
+            ..NodeConfig::default()
+        },
+    );
+    let ears = ears(&cluster.gateways[0]);
+    let place = cluster.places()[0];
+    let drivers: Vec<DriverId> = (0..24).map(driver).collect();
+    for driver in &drivers {
+        cluster.online(driver, place);
+    }
+    let mut operator = Operator::new();
+    // They stand still: from now on only their home hears of them, which is another node's shard for half of those who move.
+    let began = Instant::now();
+    let mut next_signs = began;
+    let mut settled_at = None;
+    until(
+        "the ring has grown, and all could have been missed since",
+        || {
+            if Instant::now() >= next_signs {
+                next_signs += SILENT / 2;
+                for driver in &drivers {
+                    cluster.gateways[0].sign_of_life(driver, SessionId(1));
+                }
+            }
+            for event in ears.heard.try_iter() {
+                operator.hear(&event);
+                let left = matches!(event.record.event, Event::DriverOffline(_));
+                assert!(!left, "{:?}", event.record.event);
+            }
+            if began.elapsed() > SILENT * 7 / 4 {
+                operator.go_on(&mut cluster);
+            }
+            if operator.reached == Some(GrowthStep::Settled) {
+                settled_at.get_or_insert_with(Instant::now);
+            }
+            settled_at.filter(|at| at.elapsed() > SILENT)
+        },
+    );
+    assert!(
+        everybody_is_at_home(&cluster) > 0,
+        "people go to new shards"
+    );
+    cluster.stop();
 }
 
 /// How many people live in new shards; all of them, and all others, where the ring says.

@@ -97,8 +97,11 @@ impl Sink for Others<'_> {
                 show_driver(&self.shared.people, driver, self.shared.clock.now());
                 self.shared.wake_rides_for(&id);
             }
-            // Another shard goes on with them.
-            None if matches!(record.event, Event::DriverHandedOver(_)) => {}
+            // Another shard goes on with them, or still has them.
+            None if matches!(
+                record.event,
+                Event::DriverHandedOver(_) | Event::CommandOutcome(_)
+            ) => {}
             None => self.shared.people.forget(&id),
         }
     }

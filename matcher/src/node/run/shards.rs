@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cabrank_engine::{EntityState, Shard};
 use cabrank_eventlog::{RecoverError, Recovered};
@@ -16,6 +16,9 @@ use crate::heart::Heart;
 use crate::node::{Failure, Holding, warm};
 use crate::rings::market_in;
 use crate::versions;
+
+/// The log says what a new shard is for before there is one, but it may be read late.
+const UNNAMED: Duration = Duration::from_secs(10);
 
 impl Loop {
     /// Memory may be ahead of the log: every shard is to be read back.
@@ -45,6 +48,7 @@ impl Loop {
             Pending {
                 since: now,
                 next_try: now,
+                is_told: false,
             },
         );
     }
@@ -163,6 +167,9 @@ impl Loop {
             if number >= self.shared.rings.shards() {
                 // It was added, and the news of what for has not come yet.
                 self.put_off(number);
+                if since.elapsed() > UNNAMED {
+                    self.tell_unnamed(number);
+                }
                 continue;
             }
             match self.owner.recover(number) {
@@ -199,10 +206,20 @@ impl Loop {
     }
 
     fn put_off(&mut self, shard: u16) {
-        let again = Instant::now() + RETRY;
-        self.pending
-            .entry(shard)
-            .and_modify(|pending| pending.next_try = again);
+        if let Some(pending) = self.pending.get_mut(&shard) {
+            pending.next_try = Instant::now() + RETRY;
+        }
+    }
+
+    fn tell_unnamed(&mut self, shard: u16) {
+        if let Some(pending) = self.pending.get_mut(&shard)
+            && !std::mem::replace(&mut pending.is_told, true)
+        {
+            error!(
+                shard,
+                "somebody added partitions of which the city knows nothing: finish that by `cabrank reshard --to N`, N being how many there are"
+            );
+        }
     }
 
     /// PROTOCOL 9: a shard that makes no sense stops, loudly; taking the node down with it would carry the fault to the
