@@ -6,7 +6,7 @@
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -71,8 +71,10 @@ pub struct Buckets<K: Hash + Eq + Clone, C: Clock = MonotonicClock> {
     limiter: Option<Limiter<K, C>>,
     clock: C,
     max: usize,
-    /// When names were forgotten last.
-    swept: Mutex<C::Instant>,
+    begun: C::Instant,
+    /// When it is looked next whether names are to be forgotten, and when that was done last; nanoseconds since it began.
+    look_at: AtomicU64,
+    swept: AtomicU64,
 }
 
 impl<K: Hash + Eq + Clone> Buckets<K> {
@@ -103,12 +105,13 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Buckets<K, C> {
             };
             RateLimiter::new(quota, store, clock.clone())
         });
-        let swept = Mutex::new(clock.now());
         Self {
             limiter,
+            begun: clock.now(),
             clock,
             max,
-            swept,
+            look_at: AtomicU64::new(0),
+            swept: AtomicU64::new(0),
         }
     }
 
@@ -127,20 +130,29 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Buckets<K, C> {
 
     /// Forgets those whose bucket is full, if that was not done lately.
     fn sweep(&self, limiter: &Limiter<K, C>) {
-        let every = if limiter.len() >= self.max {
-            SWEEP_EVERY_WHEN_FULL
-        } else {
-            SWEEP_EVERY
+        let now = self.clock.now().duration_since(self.begun).as_u64();
+        // Relaxed throughout: these numbers say whose turn it is and publish nothing else.
+        let due = self.look_at.load(Ordering::Relaxed);
+        let next = now.saturating_add(nanos(SWEEP_EVERY_WHEN_FULL));
+        let is_mine = || {
+            let order = Ordering::Relaxed;
+            self.look_at
+                .compare_exchange(due, next, order, order)
+                .is_ok()
         };
-        let now = self.clock.now();
-        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        // A neighbour may have swept after `now`: no time since then.
-        if Duration::from(now.duration_since(*swept)) >= every {
-            *swept = now;
-            drop(swept);
+        if now < due || !is_mine() {
+            return;
+        }
+        let since = now.saturating_sub(self.swept.load(Ordering::Relaxed));
+        if since >= nanos(SWEEP_EVERY) || limiter.len() >= self.max {
+            self.swept.store(now, Ordering::Relaxed);
             limiter.retain_recent();
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    Nanos::from(time).as_u64()
 }
 
 #[cfg(test)]

@@ -32,10 +32,24 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Server};
 
-/// Counts refused calls, of all tests of this file together.
+/// What the metrics of this process say: refused calls, and shards that a node has refused. So one test runs at a time.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
+static SHARDS_REFUSED: AtomicU64 = AtomicU64::new(0);
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 struct CountRefusals;
+
+struct ShowRefused;
+
+impl metrics::GaugeFn for ShowRefused {
+    fn increment(&self, _: f64) {}
+
+    fn decrement(&self, _: f64) {}
+
+    fn set(&self, value: f64) {
+        SHARDS_REFUSED.store(value as u64, Ordering::SeqCst);
+    }
+}
 
 impl metrics::CounterFn for CountRefusals {
     fn increment(&self, by: u64) {
@@ -57,8 +71,11 @@ impl metrics::Recorder for CountRefusals {
         }
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        match key.name() {
+            "cabrank_shards_refused" => Gauge::from_arc(Arc::new(ShowRefused)),
+            _ => Gauge::noop(),
+        }
     }
 
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
@@ -66,9 +83,12 @@ impl metrics::Recorder for CountRefusals {
     }
 }
 
-fn count_refusals() {
+/// Nobody else counts until the guard is dropped.
+async fn counting() -> tokio::sync::MutexGuard<'static, ()> {
+    let alone = ALONE.lock().await;
     // The other tests of this file may have done so.
     let _ = metrics::set_global_recorder(CountRefusals);
+    alone
 }
 
 /// A node, and why it ended by itself.
@@ -137,7 +157,7 @@ async fn end(node: Node, stop: CancellationToken) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_two_releases_away_is_refused_by_version_but_may_ask_how_the_node_is() {
-    count_refusals();
+    let _alone = counting().await;
     let (node, address, stop) = city().await;
     let far = format!("cabrank/9.0.0 wire/{}", WIRE_VERSION + 2);
     let mut far = client(&address, &far).await;
@@ -169,6 +189,7 @@ async fn a_gateway_two_releases_away_is_refused_by_version_but_may_ask_how_the_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_of_the_release_before_and_of_the_next_one_are_answered() {
+    let _alone = counting().await;
     let (node, address, stop) = city().await;
     // Before there were versions nobody told one.
     let says = [
@@ -186,7 +207,7 @@ async fn gateways_of_the_release_before_and_of_the_next_one_are_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_refuses_to_speak_is_silent_for_its_gateways_and_counted() {
-    count_refusals();
+    let _alone = counting().await;
     let clock = DomainClock::wall();
     let home = Home::new(1, clock.clone());
     // Knows none of our calls, and says so.
@@ -235,6 +256,7 @@ async fn a_node_that_refuses_to_speak_is_silent_for_its_gateways_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_written_two_releases_ahead_is_refused_and_who_only_looks_on_ends_and_says_why() {
+    let _alone = counting().await;
     let clock = DomainClock::wall();
     let home = Home::new(1, clock.clone());
     let mut newer = home.seat("newer", "");
@@ -254,10 +276,9 @@ async fn a_shard_written_two_releases_ahead_is_refused_and_who_only_looks_on_end
     newer.commit(&written).unwrap();
     home.give(0, "n0");
     let (node, ended) = node(&home, &clock, "n0", "");
-    let has_taken = || home.owners().unwrap().iter().any(|o| o.node == "n0");
-    until("the node has the shard", || has_taken().then_some(()));
-    let kept = home.snapshot(0).unwrap().header.unwrap().engine;
-    assert!(kept.ends_with(br#""all":"is different"}"#), "as it was");
+    until("the node has looked at the shard", || {
+        (SHARDS_REFUSED.load(Ordering::SeqCst) == 1).then_some(())
+    });
     assert!(!node.is_ready());
 
     // Given back, the shard is another's whose drivers are to be followed: nobody can.
@@ -265,4 +286,6 @@ async fn a_shard_written_two_releases_ahead_is_refused_and_who_only_looks_on_end
     let why = tokio::task::spawn_blocking(move || ended.recv_timeout(PATIENCE)).await;
     let why = why.unwrap().expect("the node ends");
     assert!(why.contains(&format!("state version {far}")), "{why}");
+    let kept = home.snapshot(0).unwrap().header.unwrap().engine;
+    assert!(kept.ends_with(br#""all":"is different"}"#), "as it was");
 }

@@ -45,6 +45,10 @@ pub fn run(common: &Common, args: ReshardArgs) -> Result<ExitCode, AnyError> {
     let log = store::kafka(config.clone())?;
     let deadline = Instant::now() + Duration::from_secs(args.patience);
     let mut desk = Desk::open(&log, deadline)?;
+    if let Some((growth, GrowthStep::Settled)) = desk.reached {
+        // The market is through; whether all others are, a run that was killed has not seen.
+        desk.wait_for_all(growth.to)?;
+    }
     let now = match desk.reached {
         None => config.shards,
         Some((growth, GrowthStep::Announced)) => growth.from,

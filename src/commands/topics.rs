@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use cabrank_eventlog::kafka::topics::{check, create, plan};
+use cabrank_eventlog::EventLog;
+use cabrank_eventlog::kafka::topics::{Problem, check, create, plan};
 use cabrank_services::kafka::create_topics as create_service_topics;
 use clap::{Args, Subcommand};
 
 use super::block_on;
-use crate::{AnyError, Brokers, Common};
+use crate::{AnyError, Brokers, Common, store};
 
 /// Flags of `topics`.
 #[derive(Args)]
@@ -40,7 +41,7 @@ pub fn run(common: &Common, args: TopicsArgs) -> Result<ExitCode, AnyError> {
             println!("made {name}");
         }
     }
-    let report = check(&config)?;
+    let mut report = check(&config)?;
     for topic in plan(&config) {
         let settings: Vec<String> = topic
             .settings
@@ -56,6 +57,18 @@ pub fn run(common: &Common, args: TopicsArgs) -> Result<ExitCode, AnyError> {
     }
     for note in &report.notes {
         println!("note: {note}");
+    }
+    let wanted = config.shards;
+    let is_more = |problem: &Problem| matches!(problem, Problem::Partitions { found, .. } if *found > usize::from(wanted));
+    if !report.problems.is_empty() && report.problems.iter().all(is_more) {
+        // That is right where the city's log says so.
+        if let Ok(log) = store::kafka(config) {
+            let shards = log.shards();
+            println!(
+                "note: the city has grown to {shards} shards: set kafka.shards to that number"
+            );
+            report.problems.clear();
+        }
     }
     for problem in &report.problems {
         eprintln!("wrong: {problem}");

@@ -150,7 +150,7 @@ pub enum Problem {
     },
     /// Keys would go to other shards than the nodes think.
     #[error(
-        "topic {name} has {found} partitions, not {wanted}: set kafka.shards to what the city was made with, or make new topics under another kafka.prefix; adding partitions to it by hand would tear people's histories apart (`cabrank reshard` does it)"
+        "topic {name} has {found} partitions, not {wanted}: set kafka.shards to the number the city has, or make new topics under another kafka.prefix; adding partitions to it by hand would tear people's histories apart (`cabrank reshard` does it)"
     )]
     Partitions {
         /// The topic.
@@ -298,7 +298,7 @@ pub(super) fn alter(
 
 /// How many partitions the topics have that have one for each shard: the least and the most.
 pub fn count(config: &KafkaConfig) -> Result<(u16, u16), TopicsError> {
-    let counts = counts(config)?;
+    let counts = counts(&admin(config)?, config)?;
     let counts = counts
         .iter()
         .filter(|(topic, _)| *topic != Topic::ShardOwners);
@@ -308,8 +308,10 @@ pub fn count(config: &KafkaConfig) -> Result<(u16, u16), TopicsError> {
 }
 
 /// The partitions of each topic; 0 where there is no such topic.
-fn counts(config: &KafkaConfig) -> Result<Vec<(Topic, u16)>, TopicsError> {
-    let admin = admin(config)?;
+fn counts(
+    admin: &AdminClient<Words>,
+    config: &KafkaConfig,
+) -> Result<Vec<(Topic, u16)>, TopicsError> {
     let metadata = admin
         .inner()
         .fetch_metadata(None, Duration::from_millis(REQUEST_MS.into()))
@@ -329,6 +331,7 @@ fn counts(config: &KafkaConfig) -> Result<Vec<(Topic, u16)>, TopicsError> {
 /// for is not looked at here: `cabrank reshard` has it in the log before.
 pub fn grow(config: &KafkaConfig, to: u16) -> Result<Vec<String>, TopicsError> {
     config.check()?;
+    let admin = admin(config)?;
     let names = Names::new(&config.prefix);
     let is_last = |topic: Topic| topic == Topic::RideCommands;
     let mut grown = Vec::new();
@@ -336,7 +339,7 @@ pub fn grow(config: &KafkaConfig, to: u16) -> Result<Vec<String>, TopicsError> {
         let lacks = |(topic, count): &(Topic, u16)| {
             *topic != Topic::ShardOwners && is_last(*topic) == last && *count < to
         };
-        let lacking: Vec<Topic> = counts(config)?
+        let lacking: Vec<Topic> = counts(&admin, config)?
             .into_iter()
             .filter(lacks)
             .map(|(topic, _)| topic)
@@ -344,7 +347,6 @@ pub fn grow(config: &KafkaConfig, to: u16) -> Result<Vec<String>, TopicsError> {
         if lacking.is_empty() {
             continue;
         }
-        let admin = admin(config)?;
         let more: Vec<NewPartitions<'_>> = lacking
             .iter()
             .map(|topic| NewPartitions::new(names.of(*topic), usize::from(to)))
@@ -359,7 +361,14 @@ pub fn grow(config: &KafkaConfig, to: u16) -> Result<Vec<String>, TopicsError> {
         }
         // The brokers learn of them one after the other.
         let deadline = Instant::now() + Duration::from_millis(REQUEST_MS.into());
-        while counts(config)?.iter().any(lacks) && Instant::now() < deadline {
+        while let Some((topic, _)) = counts(&admin, config)?.into_iter().find(lacks) {
+            if Instant::now() > deadline {
+                return Err(TopicsError::Refused {
+                    name: names.of(topic).to_owned(),
+                    why: "its new partitions are still not there: run the same command again"
+                        .into(),
+                });
+            }
             std::thread::park_timeout(Duration::from_millis(50));
         }
     }

@@ -37,23 +37,28 @@ impl<Value: Clone> Remembered<Value> {
     }
 
     /// What is known about it.
-    pub fn get(&self, token: &str) -> Option<Value> {
+    pub fn get(&self, token: &str, now: Instant) -> Option<Value> {
         let halves = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = halves.newer.get(token) {
             return Some(known.clone());
         }
         let (token, known) = halves.older.remove(token)?;
-        halves.newer.insert(token, known.clone());
+        drop(halves);
+        self.keep(token, known.clone(), now);
         Some(known)
     }
 
     /// From now on this is known about it.
     pub fn put(&self, token: &str, value: Value, now: Instant) {
-        if token.len() > TOKEN_BYTES_MAX {
-            return;
+        if token.len() <= TOKEN_BYTES_MAX {
+            self.keep(token.into(), value, now);
         }
+    }
+
+    /// Into the newer half, which may become the older one by that.
+    fn keep(&self, token: Box<str>, value: Value, now: Instant) {
         let halves = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        halves.newer.insert(token.into(), value);
+        halves.newer.insert(token, value);
         let is_due = halves.is_due(now);
         drop(halves);
         if is_due {
@@ -100,10 +105,10 @@ mod tests {
         tokens.put("once", 2, now);
         for minute in 0..5 {
             now += HALF_LIFE;
-            assert_eq!(tokens.get("regular"), Some(1), "minute {minute}");
+            assert_eq!(tokens.get("regular", now), Some(1), "minute {minute}");
             tokens.put(&format!("passer-by of minute {minute}"), 3, now);
         }
-        assert_eq!(tokens.get("once"), None);
+        assert_eq!(tokens.get("once", now), None);
         assert!(tokens.len() <= 4, "{} are left", tokens.len());
     }
 
@@ -116,8 +121,24 @@ mod tests {
             assert!(n % 1_000 > 0 || tokens.len() <= TOKENS_MAX);
         }
         let newest = 3 * TOKENS_MAX - 1;
-        assert_eq!(tokens.get(&newest.to_string()), Some(newest));
+        assert_eq!(tokens.get(&newest.to_string(), now), Some(newest));
         tokens.put(&"long".repeat(TOKEN_BYTES_MAX), 0, now);
-        assert_eq!(tokens.get(&"long".repeat(TOKEN_BYTES_MAX)), None);
+        assert_eq!(tokens.get(&"long".repeat(TOKEN_BYTES_MAX), now), None);
+    }
+
+    #[test]
+    fn a_crowd_that_keeps_calling_is_not_remembered_beyond_the_bound() {
+        let now = Instant::now();
+        let tokens = Remembered::new(now);
+        for round in 0..4 {
+            for n in 0..TOKENS_MAX / 2 {
+                tokens.put(&format!("{round}/{n}"), n, now);
+                assert!(n % 1_000 > 0 || tokens.len() <= TOKENS_MAX);
+            }
+            for n in 0..TOKENS_MAX / 2 {
+                tokens.get(&format!("{round}/{n}"), now);
+                assert!(n % 1_000 > 0 || tokens.len() <= TOKENS_MAX);
+            }
+        }
     }
 }
