@@ -168,7 +168,7 @@ def play_fault(city, name):
     except SystemExit as never:
         wrong(str(never))
     green = time.monotonic() - mended
-    boards = {board: prometheus.extremes(expr, began_unix, time.time()) for board, expr in BOARDS.items()}
+    boards = {board: prometheus.extremes(expr, began_unix, time.time()) or (0, 0) for board, expr in BOARDS.items()}
     shown = ", ".join(f"{board} {low:.0f} to {high:.0f}" for board, (low, high) in boards.items() if low != high)
     alerts = ", ".join(f"{alert} after {after:.0f} s" for alert, after in fired.items())
     say(f"{name}: {alerts}; green {green:.0f} s after the repair began ({repaired:.0f} s until what was broken ran); boards: {shown}")
@@ -188,8 +188,7 @@ def run(args, work):
         play_fault(city, name)
         time.sleep(5)
     city.load.stop()
-    # It waits a minute itself for rides whose end it has not seen, as a killed gateway told nobody; then it reads the log.
-    city.load.end(patience=150)
+    city.load.end()
     city.business.settle()
     for gateway in city.gateways.pods:
         gateway.stop()

@@ -5,4 +5,8 @@ set -euo pipefail
 CABRANK="$(realpath "${CABRANK:?the program}")"
 export CABRANK
 . "$(dirname "$0")/pods.sh"
+command -v prometheus >/dev/null || {
+  echo "needs prometheus (Debian: apt-get install prometheus)" >&2
+  exit 1
+}
 exec python3 game_day.py "$@"

@@ -7,6 +7,7 @@ and the city's address leads to the gateways that are ready.
 Used by scale.py (more and fewer nodes), upgrade.py (two releases side by side) and game_day.py (faults and alerts)."""
 
 import asyncio
+import http.client
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -52,7 +54,7 @@ def wait_for(what, found, patience=60.0, every=0.1):
         if got:
             return got
         time.sleep(every)
-    raise SystemExit(f"not within {patience:.0f} s: {what}")
+    raise SystemExit(f"not within {patience:.0f} s: {what() if callable(what) else what}")
 
 
 def spawn(command, log, env=None):
@@ -66,6 +68,12 @@ def spawn(command, log, env=None):
 def get(url, timeout=5.0, **headers):
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
         return answer.read()
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def listens(address):
@@ -126,13 +134,11 @@ class Broker:
     def __init__(self, work, way=None):
         self.dir = work / "kafka"
         self.dir.mkdir()
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
-            self.port, control = a.getsockname()[1], b.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self.address, control = free_address(), free_address()
+        self.port = int(self.address.rpartition(":")[2])
         settings = {
-            "process.roles": "broker,controller", "node.id": 1, "controller.quorum.voters": f"1@127.0.0.1:{control}",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{control}",
+            "process.roles": "broker,controller", "node.id": 1, "controller.quorum.voters": f"1@{control}",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{control}",
             "advertised.listeners": f"PLAINTEXT://{self.address}", "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", "log.dirs": self.dir / "data",
             "auto.create.topics.enable": "false", "group.initial.rebalance.delay.ms": 0,
@@ -141,9 +147,7 @@ class Broker:
             "transaction.state.log.num.partitions": 4, "log.cleaner.dedupe.buffer.size": 33554432,
         }
         if way:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                way.leads_to = free.getsockname()[1]
+            way.leads_to = int(free_address().rpartition(":")[2])
             settings["listeners"] += f",WAY://127.0.0.1:{way.leads_to}"
             settings["advertised.listeners"] += f",WAY://127.0.0.1:{way.port}"
             settings["listener.security.protocol.map"] += ",WAY:PLAINTEXT"
@@ -291,7 +295,7 @@ class Pod:
             time.sleep(0.1)
 
     def wait_ready(self):
-        wait_for(f"{self.name} is ready: {self.log.read_text()[-500:]}", lambda: self.ready, 180)
+        wait_for(lambda: f"{self.name} is ready: {self.log.read_text()[-500:]}", lambda: self.ready, 180)
         say(f"{self.name} is ready after {time.monotonic() - self.began:.1f} s")
 
     def stop(self):
@@ -399,8 +403,9 @@ class Load:
         """No new rides; those under way are called off."""
         self.process.send_signal(signal.SIGTERM)
 
-    def end(self, patience=60.0):
-        """Every ride it was promised has its end, and is in the log as it saw it: it says so itself."""
+    def end(self, patience=150.0):
+        """Every ride it was promised has its end, and is in the log as it saw it: it says so itself. It waits a minute for rides
+        whose end it has not seen, as a killed gateway told nobody, and then reads the log."""
         code = self.process.wait(timeout=patience)
         said = self.log.read_text()
         print("\n".join(f"    {line}" for line in said.splitlines() if not line.startswith(("measuring:", "warming", "ending:"))))
@@ -411,18 +416,20 @@ class Load:
 
 
 class Probers:
-    """Ask all shards for committed answers, ten times a second each, and remember the longest silence of each prober.
-    Reinstating a driver nobody has suspended changes nothing, but it is a command like any other."""
+    """Ask all shards for committed answers, ten times a second each, and remember the longest silence of each prober, one
+    that lasts included. Reinstating a driver nobody has suspended changes nothing, but it is a command like any other."""
 
     def __init__(self, doors, token):
         self.doors, self.token, self.last_refusal = doors, token, "nobody answered"
-        self.lock, self.longest, self.failed, self.answered, self.going = threading.Lock(), {}, 0, 0, True
+        self.lock, self.failed, self.answered, self.going = threading.Lock(), 0, 0, True
+        # By prober: when it was answered last (at first: began), its longest silence, and who was never answered.
+        self.last = dict.fromkeys(range(PROBERS), time.monotonic())
+        self.longest, self.unanswered = {}, set(range(PROBERS))
         self.threads = [threading.Thread(target=self.ask, args=(n,), daemon=True) for n in range(PROBERS)]
         for thread in self.threads:
             thread.start()
 
     def ask(self, number):
-        last = None
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         while self.going:
             door = self.doors[number % len(self.doors)]
@@ -434,25 +441,32 @@ class Probers:
                 with self.lock:
                     now = time.monotonic()
                     self.answered += 1
-                    if last is not None:
-                        self.longest[number] = max(self.longest.get(number, 0.0), now - last)
-                    last = now
+                    self.unanswered.discard(number)
+                    self.longest[number] = max(self.longest.get(number, 0.0), now - self.last[number])
+                    self.last[number] = now
             except urllib.error.HTTPError as refused:
                 with self.lock:
                     self.failed += 1
                     self.last_refusal = f"{refused.code} {refused.read(200)!r}"
-            except OSError as why:
+            except (OSError, http.client.HTTPException) as why:
                 with self.lock:
                     self.failed += 1
-                    self.last_refusal = str(why)
+                    self.last_refusal = repr(why)
             time.sleep(0.1)
 
     def take(self):
         """The longest silence since the last look."""
         with self.lock:
-            worst = max(self.longest.values(), default=0.0)
+            now = time.monotonic()
+            worst = max(max(self.longest.get(number, 0.0), now - last) for number, last in self.last.items())
             self.longest.clear()
             return worst
+
+    def calm(self):
+        """The longest silence while nothing happens; everybody must have been answered by now."""
+        if self.unanswered:
+            wrong(f"probers {sorted(self.unanswered)} get no answers: {self.last_refusal}")
+        return self.take()
 
 
 class Business:
@@ -462,7 +476,7 @@ class Business:
 
     def __init__(self, release, door):
         self.release = release
-        self.addresses = {name: self.free() for name in ("provider", *self.NAMES)}
+        self.addresses = {name: free_address() for name in ("provider", *self.NAMES)}
         log = ["--brokers", release.broker.address]
         self.arguments = {
             "provider": ["provider-sim", "--ledger", release.work / "ledger.jsonl"],
@@ -475,12 +489,6 @@ class Business:
             self.start(name)
         for name in self.NAMES:
             wait_for(f"{name} answers", lambda: self.answers(name))
-
-    @staticmethod
-    def free():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return f"127.0.0.1:{free.getsockname()[1]}"
 
     def answers(self, name):
         try:
@@ -535,9 +543,7 @@ class Prometheus:
     def __init__(self, work, targets, rules=lambda text: text):
         data = work / "prometheus"
         data.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://{free_address()}"
         config = yaml.safe_load((HERE / "prometheus.yaml").read_text())
         config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "2s"}
         (data / "alerts.yaml").write_text(rules(ALERTS.read_text()))
@@ -589,8 +595,13 @@ def ask_everything(prometheus):
 def play(name, run, args):
     """Runs with a directory to work in, ends what was started, says what was wrong."""
     work = pathlib.Path(tempfile.mkdtemp(prefix=f"cabrank-{name.replace(' ', '-')}-"))
+    # Who is asked to end ends what was started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(args, work)
+    except BaseException as why:
+        WRONG.append(repr(why))
+        raise
     finally:
         for process in STARTED:
             if process.poll() is None:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 
-from pods import PROBERS, Broker, Business, Deployment, Load, Probers, Prometheus, Release, StatefulSet, ask_everything, play
+from pods import Broker, Business, Deployment, Load, Probers, Prometheus, Release, StatefulSet, ask_everything, play
 from pods import say, wrong
 
 
@@ -43,6 +43,8 @@ def run(args, work):
         prometheus = Prometheus(work, targets | business.targets())
     else:
         say("no Prometheus here: no query is asked")
+        if os.environ.get("CI") == "true":
+            wrong("CI=true, and Prometheus is missing")
 
     token = release.run("token", "--role", "ops").stdout.strip()
     seconds = 3 * args.phase + 25
@@ -50,9 +52,7 @@ def run(args, work):
     time.sleep(5)
     probers = Probers(doors, token)
     time.sleep(args.phase)
-    if probers.answered < PROBERS:
-        wrong(f"the probers get no answers: {probers.last_refusal}")
-    say(f"one node: longest silence of a shard {probers.take():.2f} s")
+    say(f"one node: longest silence of a shard {probers.calm():.2f} s")
     for count in (3, 2):
         nodes.scale(count)
         time.sleep(args.phase)

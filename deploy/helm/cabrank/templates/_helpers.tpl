@@ -168,7 +168,7 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- $shards := int $v.kafka.shards }}
 {{- range $key, $n := dict "matcher.replicas" (default 0 $v.matcher.replicas) "matcher.autoscaling.maxReplicas" (ternary $v.matcher.autoscaling.maxReplicas 0 $v.matcher.autoscaling.enabled) "matcher.keda.maxReplicas" (ternary $v.matcher.keda.maxReplicas 0 $v.matcher.keda.enabled) }}
 {{- if gt (int $n) $shards }}
-{{- fail (printf "%s is %d, but kafka.shards is %d: a node without a shard does nothing; lower it, or make the city with more shards" $key (int $n) $shards) }}
+{{- fail (printf "%s is %d, but kafka.shards is %d: a node without a shard does nothing; lower it, or give the city more shards (`cabrank reshard`)" $key (int $n) $shards) }}
 {{- end }}
 {{- end }}
 {{- range $key, $of := dict "gateway.autoscaling" $v.gateway.autoscaling "matcher.autoscaling" $v.matcher.autoscaling "matcher.keda" $v.matcher.keda }}
