@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -196,6 +197,7 @@ class Release:
         objects = [o for o in yaml.safe_load_all(pathlib.Path(rendered).read_text()) if o]
         self.objects = {(o["kind"], o["metadata"]["name"]): o for o in objects}
         config = self.objects["ConfigMap", "scale-config"]["data"]["cabrank.toml"]
+        self.shards = tomllib.loads(config)["kafka"]["shards"]
         if plain_text:
             config = re.sub(r"(?s)\[cluster\].*?(?=\n\[(?!cluster))", "", config)
         elif "[cluster.tls]" in config:
@@ -208,8 +210,8 @@ class Release:
     def run(self, *arguments, **settings):
         """A command of this release at the operator's desk."""
         env = os.environ | {"CABRANK_GATEWAY__KEYS__SECRET": SECRET, "CABRANK_KAFKA__PREFIX": "scale."}
-        env |= {"CABRANK_KAFKA__SHARDS": "4", "CABRANK_KAFKA__REPLICATION": "1"}
-        return subprocess.run([self.program, *arguments], env=env, check=True, capture_output=True, text=True, **settings)
+        env |= {"CABRANK_KAFKA__SHARDS": str(self.shards), "CABRANK_KAFKA__REPLICATION": "1"}
+        return subprocess.run([self.program, *arguments], env=env, capture_output=True, text=True, **({"check": True} | settings))
 
     def make_topics(self):
         """The chart's Job before an install or upgrade."""
@@ -454,13 +456,24 @@ class Probers:
                     self.last_refusal = repr(why)
             time.sleep(0.1)
 
-    def take(self):
-        """The longest silence since the last look."""
+    def take_each(self):
+        """The longest silence of each prober since the last look, one that goes on included."""
         with self.lock:
             now = time.monotonic()
-            worst = max(max(self.longest.get(number, 0.0), now - last) for number, last in self.last.items())
+            each = {number: max(self.longest.get(number, 0.0), now - last) for number, last in self.last.items()}
             self.longest.clear()
-            return worst
+            return each
+
+    def take(self):
+        """The longest silence of all since the last look."""
+        return max(self.take_each().values(), default=0.0)
+
+    @staticmethod
+    def homes(release):
+        """The shard that answered each prober last: the log's events are named SHARD-NUMBER."""
+        events = release.run("events", "--brokers", release.broker.address).stdout
+        outcomes = re.finditer(r"^\S+ +(\d+)-\d+ command\.outcome +driver/scale-probe-(\d+) ", events, re.MULTILINE)
+        return {int(found[2]): int(found[1]) for found in outcomes}
 
     def calm(self):
         """The longest silence while nothing happens; everybody must have been answered by now."""

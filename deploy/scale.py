@@ -1,6 +1,7 @@
 """More and fewer nodes: under load their number goes 1, 3, 2, as the chart does it (pods.py). Fails if a shard gives no
 committed answer for longer than the bound, if a probe that must not fails, if a pod needs its SIGKILL, if the load is not
 well, or if the audit finds anything, an open ride included.
+With --reshard three nodes stay, and `cabrank reshard` gives the city so many shards; the bound is that of people who move.
 With Prometheus: order, payment and forecast work beside the city, it scrapes all of them as deploy/prometheus.yaml does, and
 every query of every board and rule must have data; at the end orders and money are audited, too."""
 
@@ -20,8 +21,11 @@ def main():
     flags.add_argument("--pings-per-second", type=float, default=300)
     flags.add_argument("--drivers", type=int, default=300)
     flags.add_argument("--phase", type=float, default=20, help="seconds of load at each number of nodes")
-    flags.add_argument("--pause", type=float, default=1.0, help="longest silence of a shard, seconds")
-    return play("scale", run, flags.parse_args())
+    flags.add_argument("--reshard", type=int, metavar="N", help="not more nodes, but N shards")
+    flags.add_argument("--pause", type=float, help="longest silence of a shard, seconds; 1, and 2 with --reshard")
+    args = flags.parse_args()
+    args.pause = args.pause or (2.0 if args.reshard else 1.0)
+    return play("scale", run, args)
 
 
 def run(args, work):
@@ -32,12 +36,14 @@ def run(args, work):
     say("the topics are made")
 
     nodes = StatefulSet(release, "scale-matcher", 1)
-    nodes.scale(1)
+    nodes.scale(3 if args.reshard else 1)
     gateways = Deployment(release, "scale-gateway", 2)
     gateways.wait_ready()
     doors = [f"http://{gateway.ip}:{gateway.ports['http']}" for gateway in gateways.pods]
     prometheus = business = None
-    if shutil.which("prometheus"):
+    if args.reshard:
+        say("no services and no Prometheus beside it")
+    elif shutil.which("prometheus"):
         business = Business(release, doors[0])
         targets = {"gateway": [door[7:] for door in doors], "matcher": [f"127.0.2.{n}:7001" for n in (1, 2, 3)]}
         prometheus = Prometheus(work, targets | business.targets())
@@ -47,21 +53,20 @@ def run(args, work):
             wrong("CI=true, and Prometheus is missing")
 
     token = release.run("token", "--role", "ops").stdout.strip()
-    seconds = 3 * args.phase + 25
-    load = Load(release, doors, seconds, args.drivers, args.rides_per_second, args.pings_per_second)
+    load = Load(release, doors, 3600, args.drivers, args.rides_per_second, args.pings_per_second)
     time.sleep(5)
     probers = Probers(doors, token)
     time.sleep(args.phase)
-    say(f"one node: longest silence of a shard {probers.calm():.2f} s")
-    for count in (3, 2):
-        nodes.scale(count)
-        time.sleep(args.phase)
-        pause = probers.take()
-        say(f"{count} nodes: longest silence of a shard {pause:.2f} s, {probers.failed} of {probers.answered + probers.failed} commands failed so far")
-        if pause > args.pause:
-            wrong(f"a shard was silent for {pause:.2f} s when the nodes became {count}; at most {args.pause}")
+    say(f"before: longest silence of a shard {probers.calm():.2f} s")
+    if args.reshard:
+        silences = more_shards(args, release, probers)
+    else:
+        more_and_fewer_nodes(args, nodes, probers)
     probers.going = False
-    load.end(seconds + 60)
+    load.stop()
+    load.end()
+    if args.reshard:
+        judge_moves(args, release, silences)
     if prometheus:
         ask_everything(prometheus)
         most = prometheus.ask('max by (job) (max_over_time(process_resident_memory_bytes{job=~"gateway|matcher"}[5m]))')
@@ -71,6 +76,47 @@ def run(args, work):
         gateway.stop()
     nodes.scale(0)
     (business or release).audit()
+
+
+def failures(probers):
+    return f"{probers.failed} of {probers.answered + probers.failed} commands failed so far"
+
+
+def more_and_fewer_nodes(args, nodes, probers):
+    for count in (3, 2):
+        nodes.scale(count)
+        time.sleep(args.phase)
+        pause = probers.take()
+        say(f"{count} nodes: longest silence of a shard {pause:.2f} s, {failures(probers)}")
+        if pause > args.pause:
+            wrong(f"a shard was silent for {pause:.2f} s when the nodes became {count}; at most {args.pause}")
+
+
+def more_shards(args, release, probers):
+    """How long each prober had no answer meanwhile."""
+    began = time.monotonic()
+    grown = release.run("reshard", "--to", str(args.reshard), "--brokers", release.broker.address, check=False)
+    for line in (grown.stdout + grown.stderr).splitlines():
+        say("reshard:", line)
+    if grown.returncode != 0:
+        wrong(f"reshard ended with {grown.returncode}")
+    say(f"reshard took {time.monotonic() - began:.1f} s")
+    time.sleep(args.phase)
+    say(f"{args.reshard} shards: {failures(probers)}" + (f", the last: {probers.last_refusal}" if probers.failed else ""))
+    return probers.take_each()
+
+
+def judge_moves(args, release, silences):
+    homes = Probers.homes(release)
+    for shard in range(args.reshard):
+        of_shard = [silence for number, silence in silences.items() if homes.get(number) == shard]
+        if shard < release.shards:
+            say(f"shard {shard}: {len(of_shard)} probers stayed, longest silence {max(of_shard, default=0.0):.2f} s")
+            continue
+        pause = max(of_shard, default=float("inf"))
+        say(f"shard {shard}: {len(of_shard)} probers moved there, longest silence {pause:.2f} s")
+        if pause > args.pause:
+            wrong(f"those who moved to shard {shard} had no answer for {pause:.2f} s; at most {args.pause}")
 
 
 if __name__ == "__main__":

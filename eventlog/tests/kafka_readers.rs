@@ -8,6 +8,7 @@ use cabrank_eventlog::kafka::{KafkaLog, KafkaOwner};
 use cabrank_eventlog::{
     Append, EventLog, EventTail, Followed, Header, ReadError, ShardOwner, Topic, Transaction,
 };
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -197,4 +198,34 @@ fn kafkas_own_console_consumer_reads_committed_events() {
     );
     assert!(printed.contains("ride:1"), "{printed}");
     assert!(printed.contains("{\"specversion\":\"1.0\"}"), "{printed}");
+}
+
+#[test]
+fn a_node_of_an_older_release_is_found_by_what_it_does_not_say() {
+    let Some(broker) = broker() else { return };
+    let config = broker.city(2);
+    let log = KafkaLog::open(config.clone()).unwrap();
+    let mut owner = owner_of_all(&log);
+    assert_eq!(log.nodes_that_cannot_grow().unwrap(), [""; 0]);
+    // As those joined that said nothing of themselves.
+    let older: BaseConsumer = config
+        .client()
+        .set("group.id", format!("{}{}", config.prefix, config.group))
+        .set("partition.assignment.strategy", "range")
+        .create()
+        .unwrap();
+    let commands = format!("{}ride-commands", config.prefix);
+    older.subscribe(&[&commands]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let found = loop {
+        assert!(Instant::now() < deadline, "it is not found");
+        // Both must ask, or the group does not come together; what they get does not matter here.
+        let _ = owner.poll(Duration::from_millis(20), 1);
+        let _ = older.poll(Duration::ZERO);
+        let found = log.nodes_that_cannot_grow().unwrap();
+        if !found.is_empty() {
+            break found;
+        }
+    };
+    assert_eq!(found, ["1 without name and shards, at 127.0.0.1"]);
 }

@@ -244,7 +244,8 @@ impl Run {
         begun
     }
 
-    /// Waits until the server has counted all pings that were sent, then lets everybody hang up.
+    /// Waits until the server has counted all pings that were sent, and the event stream has brought what it had overtaken (it
+    /// reads a shard's two partitions one after the other), then lets everybody hang up.
     pub async fn end(&mut self) {
         let deadline = Instant::now() + COUNTED_WITHIN;
         while Instant::now() < deadline {
@@ -258,6 +259,9 @@ impl Run {
                     break;
                 }
             }
+            sleep(Duration::from_millis(100)).await;
+        }
+        while self.context.ledger.skipped() > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(100)).await;
         }
         self.phase.send_replace(Phase::Over);

@@ -188,6 +188,9 @@ impl<'a> Desk<'a> {
 
     fn take(&mut self, growth: Growth, config: &KafkaConfig) -> Result<(), AnyError> {
         let Growth { from, to } = growth;
+        if !self.has_reached(growth, GrowthStep::Begun) {
+            self.all_follow()?;
+        }
         if !self.has_reached(growth, GrowthStep::Announced) {
             self.say(growth, GrowthStep::Announced)?;
         }
@@ -197,6 +200,7 @@ impl<'a> Desk<'a> {
             println!("partitions: {} topics have {to} now", grown.len());
             self.wait_for_owners(to)?;
             println!("served: nodes have the new shards, which are empty");
+            self.all_follow()?;
             self.say(growth, GrowthStep::Begun)?;
         }
         println!("begun: people move to their new shards");
@@ -207,6 +211,20 @@ impl<'a> Desk<'a> {
         self.wait_for_all(to)?;
         println!("settled: everybody lives where the new ring says");
         Ok(())
+    }
+
+    /// No node is of a release that would not follow. Gateways are not in the log, so nobody can say it of them.
+    fn all_follow(&self) -> Result<(), AnyError> {
+        let old = self.log.nodes_that_cannot_grow()?;
+        if old.is_empty() {
+            return Ok(());
+        }
+        let why = format!(
+            "nodes of a release before `cabrank reshard` would not follow: {}; nobody has moved yet: upgrade them and all gateways \
+             (which cannot be seen from here), then run the same command again",
+            old.join("; ")
+        );
+        Err(why.into())
     }
 
     /// Somebody serves every shard, and everybody has had the time to hear of the new ones.

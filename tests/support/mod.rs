@@ -90,6 +90,11 @@ impl Demo {
         self.line(&format!("{node}: process ")).parse().unwrap()
     }
 
+    /// Asks it to end, audit and all.
+    pub fn stop(&self) {
+        testing::signal(self.child.id(), "TERM");
+    }
+
     /// Waits until it has ended well; what it said since the city lived.
     pub fn ended(mut self) -> Vec<String> {
         let rest: Vec<String> = self.lines.by_ref().map_while(Result::ok).collect();
@@ -102,7 +107,7 @@ impl Demo {
 impl Drop for Demo {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            testing::signal(self.child.id(), "TERM");
+            self.stop();
             // Nothing depends on how it ends.
             let _ = self.child.wait();
         }

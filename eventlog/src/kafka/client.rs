@@ -3,6 +3,7 @@
 use rdkafka::ClientConfig;
 
 use super::config::{KafkaConfig, SecurityProtocol};
+use super::members;
 
 /// Longest a request may take before it counts as failed, in ms; also the longest a read waits for a broker.
 pub(super) const REQUEST_MS: u32 = 5_000;
@@ -140,10 +141,11 @@ pub(super) fn group(config: &KafkaConfig) -> String {
     format!("{}{}", config.prefix, config.group)
 }
 
-/// For a node: as [`member`], and the group's list says who and where it is, also while it owns nothing.
+/// For a node: as [`member`], and the group's list says who and where it is, also while it owns nothing, and that it follows a city
+/// that gets more shards.
 pub(super) fn named_member(config: &KafkaConfig, node: &str, address: &str) -> ClientConfig {
     let mut client = member(config);
-    client.set("client.id", format!("{node}@{address}"));
+    client.set("client.id", members::client_id(node, address));
     client
 }
 

@@ -15,6 +15,7 @@ use super::client::{self, Isolation};
 use super::config::{BadSetting, KafkaConfig};
 use super::images::Images;
 use super::inbox::{Words, membership};
+use super::members::{self, Member};
 use super::names::Names;
 use super::owner::KafkaOwner;
 use super::polled::Polled;
@@ -190,6 +191,17 @@ impl KafkaLog {
             delivered: tally.done - tally.failed,
             failed: tally.failed,
         }
+    }
+
+    fn group(&self) -> Result<Vec<Member>, ReadError> {
+        let shared = &self.shared;
+        shared.reader.group_members(&client::group(&shared.config))
+    }
+
+    /// The nodes of this city that do not say that they follow one that gets more shards, each in words: those of releases before
+    /// `cabrank reshard` say nothing. Empty also where there is no node. Gateways are in no group, so nobody knows of them.
+    pub fn nodes_that_cannot_grow(&self) -> Result<Vec<String>, ReadError> {
+        Ok(members::that_cannot_grow(&self.group()?, &self.owners()?))
     }
 
     fn check_partition(&self, topic: Topic, partition: u16) -> Result<(), ReadError> {
@@ -404,14 +416,8 @@ impl EventLog for KafkaLog {
     }
 
     fn members(&self) -> Result<Vec<(String, String)>, ReadError> {
-        let shared = &self.shared;
-        let clients = shared
-            .reader
-            .group_clients(&client::group(&shared.config))?;
-        // A node of an older version does not say its name there.
-        let named = clients.iter().filter_map(|client| client.rsplit_once('@'));
-        let owned = named.map(|(node, address)| (node.to_owned(), address.to_owned()));
-        Ok(owned.collect())
+        let members = self.group()?.into_iter();
+        Ok(members.filter_map(|member| member.name).collect())
     }
 
     fn publish(&self, topic: Topic, shard: u16, key: Bytes, value: Bytes) -> bool {

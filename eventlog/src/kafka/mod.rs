@@ -30,6 +30,7 @@ mod images;
 mod inbox;
 mod lease;
 mod log;
+mod members;
 mod names;
 mod owner;
 mod polled;

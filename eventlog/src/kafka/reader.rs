@@ -17,6 +17,7 @@ use tracing::warn;
 use super::client::{self, Isolation, REQUEST_MS};
 use super::config::KafkaConfig;
 use super::inbox::{Inbox, Inward};
+use super::members::Member;
 use super::names::Names;
 use super::producing::retire;
 use crate::{Bounds, ReadError, Topic};
@@ -203,14 +204,14 @@ impl Reader {
         }
     }
 
-    /// What the members of a group call themselves (`client.id`), in no order.
-    pub(super) fn group_clients(&self, group: &str) -> Result<Vec<String>, ReadError> {
+    /// The members of the nodes' group, in no order.
+    pub(super) fn group_members(&self, group: &str) -> Result<Vec<Member>, ReadError> {
         let asker = self.asker(Isolation::Committed);
         let groups = asker.consumer().fetch_group_list(Some(group), request());
         let groups = groups.map_err(unavailable)?;
         let members = groups.groups().iter().flat_map(|group| group.members());
         Ok(members
-            .map(|member| member.client_id().to_owned())
+            .map(|member| Member::read(member.client_id(), member.client_host()))
             .collect())
     }
 

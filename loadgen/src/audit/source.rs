@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::Audit;
 use crate::sse::{EventStream, StreamError};
 
-/// After this long without an event the end is taken to be reached.
-const CAUGHT_UP_AFTER: Duration = Duration::from_millis(1500);
+/// After this long without an event the end is taken to be reached. A gateway that reads a log of before from busy brokers may be
+/// silent for seconds; who ends too early finds promised rides nowhere.
+const CAUGHT_UP_AFTER: Duration = Duration::from_secs(5);
 
 /// Why the log could not be read to its end.
 #[derive(Debug, thiserror::Error)]

@@ -261,6 +261,11 @@ impl Ledger {
             .get_or_insert(end);
     }
 
+    /// Events the stream has overtaken or left out.
+    pub fn skipped(&self) -> u64 {
+        self.book().skipped()
+    }
+
     /// The numbers so far.
     pub fn totals(&self) -> Totals {
         let book = self.book();
