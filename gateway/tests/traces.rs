@@ -3,7 +3,7 @@
 mod support;
 
 use cabrank_gateway::token::Role;
-use cabrank_spans::testing::{Collector, Span, attribute, tree};
+use cabrank_spans::testing::{Collector, PROCESS, Span, attribute, tree};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{City, answered, until};
@@ -65,7 +65,7 @@ POST /v1/rides
         assert_eq!(attribute(span, "ride"), Some(&*ride), "{span:?}");
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
         // Nobody's name but the driver's id, and no place.
-        let known = ["ride", "driver", "attempt", "ended_by", "outcome"];
+        let known = [PROCESS, "ride", "driver", "attempt", "ended_by", "outcome"];
         let mut keys = span.attributes.iter().map(|found| found.key.as_str());
         assert!(keys.all(|key| known.contains(&key)), "{span:?}");
     }

@@ -1,4 +1,5 @@
-//! A collector for tests: it takes what is sent over OTLP/HTTP and draws a trace as a tree.
+//! For tests: a receiver takes what is sent over OTLP/HTTP, a collector has this process send to one, and a trace is drawn as a
+//! tree.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,11 +11,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 pub use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 
 use crate::{Sending, SpansConfig, start};
+
+/// The attribute by which a received span tells which process it is of (`service.name` of its resource).
+pub const PROCESS: &str = "process";
 
 /// What was received.
 #[derive(Clone, Default)]
@@ -32,21 +37,63 @@ async fn take(State(received): State<Received>, headers: HeaderMap, body: Bytes)
         .is_some_and(|kind| kind == "application/x-protobuf");
     match ExportTraceServiceRequest::decode(body) {
         Ok(sent) if is_protobuf => {
-            let scopes = sent
-                .resource_spans
-                .into_iter()
-                .flat_map(|of| of.scope_spans);
-            let spans = scopes.flat_map(|scope| scope.spans);
-            received.spans().extend(spans);
+            for of in sent.resource_spans {
+                let mut told = of.resource.into_iter().flat_map(|told| told.attributes);
+                let name = told.find(|told| told.key == "service.name");
+                let process = KeyValue {
+                    key: PROCESS.to_owned(),
+                    ..name.unwrap_or_default()
+                };
+                let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
+                received.spans().extend(spans.map(|mut span| {
+                    span.attributes.push(process.clone());
+                    span
+                }));
+            }
             StatusCode::OK
         }
         _ => StatusCode::BAD_REQUEST,
     }
 }
 
-/// A collector on a free port, and this process's tracer, which sends to it.
-pub struct Collector {
+/// A receiver on a free port of loopback, as long as its runtime lives.
+#[derive(Clone)]
+pub struct Receiver {
     received: Received,
+    address: SocketAddr,
+}
+
+impl Receiver {
+    /// Starts to listen.
+    ///
+    /// # Panics
+    /// When nothing can be opened on loopback.
+    pub async fn start() -> Receiver {
+        let received = Received::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port on loopback");
+        let address = listener.local_addr().expect("it is bound");
+        let router = Router::new()
+            .route("/v1/traces", post(take))
+            .with_state(received.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Receiver { received, address }
+    }
+
+    /// What `spans.otlp_url` is to be.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What was received and not taken yet.
+    pub fn take(&self) -> Vec<Span> {
+        std::mem::take(&mut *self.received.spans())
+    }
+}
+
+/// A receiver, and this process's tracer, which sends to it.
+pub struct Collector {
+    receiver: Receiver,
     sending: Arc<Sending>,
 }
 
@@ -56,16 +103,9 @@ impl Collector {
     /// # Panics
     /// When the process traces already, or nothing can be opened on loopback.
     pub async fn start(sampled: f64, follow_callers: bool) -> Collector {
-        let received = Received::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a port on loopback");
-        let address: SocketAddr = listener.local_addr().expect("it is bound");
-        let router = Router::new()
-            .route("/v1/traces", post(take))
-            .with_state(received.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let receiver = Receiver::start().await;
         let config = SpansConfig {
-            otlp_url: format!("http://{address}"),
+            otlp_url: receiver.url(),
             sampled,
             follow_callers,
         };
@@ -74,7 +114,7 @@ impl Collector {
         let sending = started.await.expect("it does not panic");
         let sending = sending.expect("the configuration is good");
         Collector {
-            received,
+            receiver,
             sending: Arc::new(sending.expect("nobody else traces in this process")),
         }
     }
@@ -87,7 +127,7 @@ impl Collector {
         let sending = Arc::clone(&self.sending);
         let flushed = tokio::task::spawn_blocking(move || sending.flush());
         flushed.await.expect("it does not panic");
-        std::mem::take(&mut *self.received.spans())
+        self.receiver.take()
     }
 
     /// Sends no more.
