@@ -33,7 +33,7 @@ const GROWN: u16 = 8;
 /// Between two questions to a shard.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// The longest a shard may be silent here: what is asked of a city on machines of its own is 2 s, and this one is shared.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// What became of the questions to the drivers who move to one new shard.
 #[derive(Debug, Default)]
@@ -116,6 +116,8 @@ fn probe(config: KafkaConfig, is_over: &AtomicBool) -> BTreeMap<u16, Answers> {
                 continue;
             };
             let Some((shard, asked)) = open.remove(&outcome.command) else {
+                let is_ours = outcome.command.as_str().starts_with("probe/");
+                assert!(!is_ours, "{} is answered twice", outcome.command);
                 continue;
             };
             assert_eq!(outcome.outcome, Outcome::Done, "{}", outcome.command);
@@ -269,7 +271,7 @@ fn a_city_under_load_gets_more_shards_although_the_command_is_killed_at_each_ste
     demo.ended();
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     let acknowledged = report["rides"]["acknowledged"].as_u64();
-    assert!(acknowledged > Some(10), "{acknowledged:?} rides");
+    assert!(acknowledged > Some(100), "{acknowledged:?} rides");
 }
 
 /// A node that the test may kill.
