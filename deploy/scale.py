@@ -1,7 +1,7 @@
-"""More and fewer nodes: under load their number goes 1, 3, 2, as the chart does it (pods.py). Fails if a shard gives no
-committed answer for longer than the bound, if a probe that must not fails, if a pod needs its SIGKILL, if the load is not
-well, or if the audit finds anything, an open ride included.
-With --reshard three nodes stay, and `cabrank reshard` gives the city so many shards; the bound is that of people who move.
+"""More and fewer nodes: under load their number goes 1, 3, 2, as the chart does it (pods.py); then, with --reshard,
+`cabrank reshard` gives the city more shards. Fails if a shard gives no committed answer for longer than the bound, or people
+who move do not, if a probe that must not fails, if a pod needs its SIGKILL, if the load is not well, or if the audit finds
+anything, an open ride included.
 With Prometheus: order, payment and forecast work beside the city, it scrapes all of them as deploy/prometheus.yaml does, and
 every query of every board and rule must have data; at the end orders and money are audited, too."""
 
@@ -21,11 +21,10 @@ def main():
     flags.add_argument("--pings-per-second", type=float, default=300)
     flags.add_argument("--drivers", type=int, default=300)
     flags.add_argument("--phase", type=float, default=20, help="seconds of load at each number of nodes")
-    flags.add_argument("--reshard", type=int, metavar="N", help="not more nodes, but N shards")
-    flags.add_argument("--pause", type=float, help="longest silence of a shard, seconds; 1, and 2 with --reshard")
-    args = flags.parse_args()
-    args.pause = args.pause or (2.0 if args.reshard else 1.0)
-    return play("scale", run, args)
+    flags.add_argument("--nodes", default=[1, 3, 2], type=lambda counts: [int(n) for n in counts.split(",")], help="how many, in turn")
+    flags.add_argument("--reshard", type=int, metavar="N", help="then N shards")
+    flags.add_argument("--pause", type=float, help="longest silence, seconds; by default 1 of a shard, 2 of people who move")
+    return play("scale", run, flags.parse_args())
 
 
 def run(args, work):
@@ -36,16 +35,14 @@ def run(args, work):
     say("the topics are made")
 
     nodes = StatefulSet(release, "scale-matcher", 1)
-    nodes.scale(3 if args.reshard else 1)
+    nodes.scale(args.nodes[0])
     gateways = Deployment(release, "scale-gateway", 2)
     gateways.wait_ready()
     doors = [f"http://{gateway.ip}:{gateway.ports['http']}" for gateway in gateways.pods]
     prometheus = business = None
-    if args.reshard:
-        say("no services and no Prometheus beside it")
-    elif shutil.which("prometheus"):
+    if shutil.which("prometheus"):
         business = Business(release, doors[0])
-        targets = {"gateway": [door[7:] for door in doors], "matcher": [f"127.0.2.{n}:7001" for n in (1, 2, 3)]}
+        targets = {"gateway": [door[7:] for door in doors], "matcher": [f"127.0.2.{n + 1}:7001" for n in range(max(args.nodes))]}
         prometheus = Prometheus(work, targets | business.targets())
     else:
         say("no Prometheus here: no query is asked")
@@ -57,11 +54,11 @@ def run(args, work):
     time.sleep(5)
     probers = Probers(doors, token)
     time.sleep(args.phase)
-    say(f"before: longest silence of a shard {probers.calm():.2f} s")
+    say(f"{len(nodes.pods)} nodes: longest silence of a shard {probers.calm():.2f} s")
+    for count in args.nodes[1:]:
+        more_or_fewer_nodes(args, nodes, probers, count)
     if args.reshard:
         silences = more_shards(args, release, probers)
-    else:
-        more_and_fewer_nodes(args, nodes, probers)
     probers.going = False
     load.stop()
     load.end()
@@ -82,14 +79,13 @@ def failures(probers):
     return f"{probers.failed} of {probers.answered + probers.failed} commands failed so far"
 
 
-def more_and_fewer_nodes(args, nodes, probers):
-    for count in (3, 2):
-        nodes.scale(count)
-        time.sleep(args.phase)
-        pause = probers.take()
-        say(f"{count} nodes: longest silence of a shard {pause:.2f} s, {failures(probers)}")
-        if pause > args.pause:
-            wrong(f"a shard was silent for {pause:.2f} s when the nodes became {count}; at most {args.pause}")
+def more_or_fewer_nodes(args, nodes, probers, count):
+    nodes.scale(count)
+    time.sleep(args.phase)
+    pause, bound = probers.take(), args.pause or 1.0
+    say(f"{count} nodes: longest silence of a shard {pause:.2f} s, {failures(probers)}")
+    if pause > bound:
+        wrong(f"a shard was silent for {pause:.2f} s when the nodes became {count}; at most {bound}")
 
 
 def more_shards(args, release, probers):
@@ -115,8 +111,9 @@ def judge_moves(args, release, silences):
             continue
         pause = max(of_shard, default=float("inf"))
         say(f"shard {shard}: {len(of_shard)} probers moved there, longest silence {pause:.2f} s")
-        if pause > args.pause:
-            wrong(f"those who moved to shard {shard} had no answer for {pause:.2f} s; at most {args.pause}")
+        bound = args.pause or 2.0
+        if pause > bound:
+            wrong(f"those who moved to shard {shard} had no answer for {pause:.2f} s; at most {bound}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does the number of nodes change under load without loss? `CABRANK=target/release/cabrank deploy/scale.sh [flags]` plays what
+# Do nodes, and with --reshard shards, change their number under load without loss? `CABRANK=target/release/cabrank deploy/scale.sh [flags]` plays what
 # the chart deploys with processes over a real broker: see deploy/scale.py. With Prometheus also every panel and rule is
 # asked.
 set -euo pipefail

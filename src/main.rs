@@ -163,8 +163,8 @@ enum Command {
     /// Raise the number of shards of a running city over Kafka.
     ///
     /// Every node and gateway must run a release that knows this command. While a node does not, it is refused with exit code 2
-    /// and the nodes' names. Gateways leave no trace in the log, so they cannot be seen: the phones of an older one are not told
-    /// any more what becomes of people and rides in the new shards. Nothing is lost or done twice by that.
+    /// and the nodes' names. Gateways leave no trace in the log, so they cannot be seen: an older one ends, with exit code 1, at
+    /// the announcement, which it cannot read. Nothing is lost or done twice by that, but its phones have to go elsewhere.
     Reshard(commands::reshard::ReshardArgs),
     /// Look at a running cluster.
     Cluster(commands::cluster::ClusterArgs),
