@@ -5,10 +5,9 @@ process of its own, prints how far behind each is through and at the end, then a
   CABRANK=target/release/cabrank python3 deploy/services_load.py --rides-per-second 500 --seconds 60
 
 How far behind: as the services say at /metrics (the age of the oldest event that waits, or how late the last was applied). A
-service keeps up if that is never above --lag-ms-max, and if all its work is done within
---settle-s of the last ride. The run counts only if the generator was on time and what was offered was let in: else it says
-NOT VALID and why, because a server that refuses rides spares the services. Exit code: 0 valid and all keep up, 1 not, 2 not
-valid. Needs Python 3 and nothing else."""
+service keeps up if that is never above --lag-ms-max, and if all its work is done within --settle-s of the last ride. The run
+counts only if the generator was on time and what was offered was let in: else it says NOT VALID and why, because a server
+that refuses rides spares the services. Exit code: 0 valid and all keep up, 1 not, 2 not valid. Needs Python 3 and nothing else."""
 
 import argparse
 import json
