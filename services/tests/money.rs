@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,11 +41,24 @@ fn token() -> Token {
     Arc::new(|| "service".to_owned())
 }
 
-fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+/// Where a service answers. The port stays this test's while the service is away: nobody else gets it meanwhile.
+#[derive(Clone)]
+struct Door(Arc<std::net::TcpListener>);
+
+impl Door {
+    fn new() -> Door {
+        let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        bound.set_nonblocking(true).unwrap();
+        Door(Arc::new(bound))
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.0.local_addr().unwrap())
+    }
+
+    fn listener(&self) -> TcpListener {
+        TcpListener::from_std(self.0.try_clone().unwrap()).unwrap()
+    }
 }
 
 async fn provider(sim: &ProviderSim) -> String {
@@ -88,8 +100,8 @@ async fn gateway() -> (Peer, Cancels) {
 /// Where the two services are.
 #[derive(Clone)]
 struct Town {
-    order: SocketAddr,
-    payment: SocketAddr,
+    order: Door,
+    payment: Door,
     databases: (String, String),
     policy: Policy,
     config: Config,
@@ -98,8 +110,8 @@ struct Town {
 impl Town {
     fn new(order: String, payment: String) -> Town {
         Town {
-            order: free_address(),
-            payment: free_address(),
+            order: Door::new(),
+            payment: Door::new(),
             databases: (order, payment),
             policy: Policy {
                 settle_within_ms: 2_000,
@@ -121,21 +133,21 @@ impl Town {
         provider: &str,
         stop: &CancellationToken,
     ) -> (Hosted, Hosted) {
-        let place = async |database: &str, at: SocketAddr| Place {
+        let place = |database: &str, at: &Door| Place {
             database: database.to_owned(),
-            listener: TcpListener::bind(at).await.unwrap(),
+            listener: at.listener(),
             guard: guard(),
             brokers: None,
             stop: stop.clone(),
         };
-        let feed = |name: &str, at: SocketAddr| -> Arc<dyn Source> {
-            Arc::new(FeedSource::new(name, &format!("http://{at}"), token()))
+        let feed = |name: &str, at: &Door| -> Arc<dyn Source> {
+            Arc::new(FeedSource::new(name, &at.url(), token()))
         };
         let sources = vec![
             Arc::new(rides.clone()) as Arc<dyn Source>,
-            feed("payment", self.payment),
+            feed("payment", &self.payment),
         ];
-        let order = place(&self.databases.0, self.order).await;
+        let order = place(&self.databases.0, &self.order);
         let order = host::start_order(
             order,
             self.policy.clone(),
@@ -150,12 +162,12 @@ impl Town {
         .unwrap();
         let patience = Duration::from_millis(self.config.timeout_ms);
         let provider = Arc::new(HttpProvider::new(provider, patience).unwrap());
-        let payment = place(&self.databases.1, self.payment).await;
+        let payment = place(&self.databases.1, &self.payment);
         let (payment, _) = host::start_payment(
             payment,
             self.config.clone(),
             provider,
-            vec![feed("order", self.order)],
+            vec![feed("order", &self.order)],
         )
         .await
         .unwrap();
@@ -411,7 +423,7 @@ async fn the_rebuilt_read_model_equals_the_live_one_and_asks_for_no_money_again(
     payment.ended().await.unwrap();
 
     let stop = CancellationToken::new();
-    let listener = TcpListener::bind(town.order).await.unwrap();
+    let listener = town.order.listener();
     let place = Place {
         database: town.databases.0.clone(),
         listener,
