@@ -10,7 +10,7 @@ use std::process::Output;
 use cabrank_eventlog::kafka::testing;
 use serde_json::Value;
 
-use support::{Demo, cabrank, until};
+use support::{Demo, cabrank, quiet, until};
 
 fn status(city: &[&str]) -> Output {
     let status = ["cluster", "status", "--json"];
@@ -37,7 +37,16 @@ fn of_three_nodes_one_is_killed_and_one_drained_during_the_demo_and_the_audit_fi
     let report = report.to_str().unwrap();
     let demo = ["--nodes", "3", "--drivers", "60", "--seconds", "30"];
     let requests = ["--requests-per-minute", "120", "--report", report];
-    let demo = Demo::start(broker.bootstrap(), &[&demo[..], &requests].concat());
+    // Nodes and gateways are its children and log where it does.
+    let log = dir.path().join("log");
+    let mut logging = cabrank();
+    logging.env("CABRANK_LOG", "info");
+    logging.stderr(std::fs::File::create(&log).unwrap());
+    let demo = Demo::by(
+        logging,
+        broker.bootstrap(),
+        &[&demo[..], &requests].concat(),
+    );
     let city = demo.city();
     until("a shard of node-1", || {
         owners(&city)?.contains(&"node-1".to_owned()).then_some(())
@@ -73,6 +82,12 @@ fn of_three_nodes_one_is_killed_and_one_drained_during_the_demo_and_the_audit_fi
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     let acknowledged = report["rides"]["acknowledged"].as_u64();
     assert!(acknowledged > Some(10), "{acknowledged:?} rides");
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(
+        log.lines().count() > 20,
+        "hardly anything was logged: {log}"
+    );
+    quiet::names_nobody(&log);
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! `cabrank simulate` as a person calls it: its flags, its report and its page, on an invented evening.
+//! `cabrank simulate` as a person calls it: its flags, its report and its page, on an invented evening. And films, of a
+//! simulation and of a replay, and how they are shown.
 
 use std::fmt::Write;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -52,20 +54,28 @@ fn evening(dir: &Path) -> (String, String) {
     (write("trips.csv", &trips), write("gps.csv", &gps))
 }
 
-/// Tells of a film: the time of each drawing, and how many drivers and rides are on it.
-fn drawings(film: &[u8]) -> Vec<(i64, u32, u32)> {
+/// The drawings of a film, one after another.
+fn each_drawing(film: &[u8]) -> Vec<&[u8]> {
     let mut rest = film.strip_prefix(b"CABFILM1").unwrap();
     let mut drawings = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let (drawing, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        drawings.push(drawing);
+        rest = after;
+    }
+    drawings
+}
+
+/// Tells of a film: the time of each drawing, and how many drivers and rides are on it.
+fn drawings(film: &[u8]) -> Vec<(i64, u32, u32)> {
+    let of = |drawing: &[u8]| {
         let number = |at: usize| u32::from_le_bytes(drawing[at..at + 4].try_into().unwrap());
         let time = i64::from_le_bytes(drawing[8..16].try_into().unwrap());
         // Counts stand behind layout, number, time and bounds: five of drivers, the silent ones, five of rides.
         let sum = |from: usize| (from..from + 5).map(|n| number(32 + 4 * n)).sum();
-        drawings.push((time, sum(0), sum(6)));
-        rest = after;
-    }
-    drawings
+        (time, sum(0), sum(6))
+    };
+    each_drawing(film).into_iter().map(of).collect()
 }
 
 #[test]
@@ -90,6 +100,133 @@ fn a_film_shows_the_evening_at_its_pace_and_changes_nothing_of_it() {
         "{rides} open rides in the middle"
     );
     assert!(drawings.last().unwrap().2 <= 3, "nearly none at the end");
+}
+
+/// The cars of a drawing: latitude and longitude.
+fn cars(drawing: &[u8]) -> Vec<(f64, f64)> {
+    let u16_at = |at: usize| u16::from_le_bytes(drawing[at..at + 2].try_into().unwrap());
+    let u32_at = |at: usize| u32::from_le_bytes(drawing[at..at + 4].try_into().unwrap()) as usize;
+    let (mut at, mut cars) = (80, Vec::new());
+    for _ in 0..u32_at(76) {
+        let side = |at: usize| f64::from(u16_at(at) as i16) * 0.02;
+        let (south, west, count) = (side(at), side(at + 2), u32_at(at + 4));
+        at += 8;
+        for _ in 0..count {
+            let inside = |at: usize| f64::from(u16_at(at)) / 65_536.0 * 0.02;
+            cars.push((south + inside(at + 4), west + inside(at + 6)));
+            at += 9;
+        }
+    }
+    cars
+}
+
+/// A process that ends with the test.
+struct Shown(Child);
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        // It has ended already where the test ended it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_replay_is_filmed_with_every_cars_place_and_the_film_is_shown() {
+    const MINUTES: u64 = 8;
+    let dir = tempfile::tempdir().unwrap();
+    // Each cab has a latitude of its own and drives east, 44 m a minute; every other one has stood still.
+    let mut gps = String::from("vehicle_id,time,lat,lon,occupied\n");
+    let lat_of = |cab: u64| 37.75 + cab as f64 / 1_000.0;
+    let east = |cab: u64, minute: u64| (cab % 2 * minute) as f64 * 0.0005;
+    for minute in 0..=MINUTES {
+        for cab in 0..CABS {
+            let (lat, lon) = (lat_of(cab), -122.45 + east(cab, minute));
+            let time = BEGINS_S + 60 * minute;
+            writeln!(gps, "cab{cab:02},{time},{lat:.5},{lon:.5},0").unwrap();
+        }
+    }
+    let (trips, _) = evening(dir.path());
+    let files = ["gps.csv", "film", "report.json"].map(|name| dir.path().join(name));
+    let [gps_file, film, report] = files.map(|file| file.display().to_string());
+    std::fs::write(&gps_file, gps).unwrap();
+    let (from, to) = (BEGINS_S, BEGINS_S + 60 * MINUTES + 1);
+    let done = Command::new(env!("CARGO_BIN_EXE_cabrank"))
+        .args(["replay", "--trips", &trips, "--gps", &gps_file])
+        .args(["--from", &from.to_string(), "--to", &to.to_string()])
+        .args(["--speed", "60", "--report", &report])
+        .args(["--film", &film, "--film-every-s", "20"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{told}");
+    assert!(told.contains(&format!("cabrank watch {film}")), "{told}");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+    assert!(number(&report, "/rides/completed") > 5.0);
+    // Each rider asked for a quote first, and each pickup is held against it.
+    let quotes = |field: &str| number(&report, &format!("/quotes/{field}"));
+    assert!(quotes("asked") > 20.0 && quotes("pickups") > 5.0);
+    let told = ["within", "sooner", "later"].map(quotes);
+    assert_eq!(told.iter().sum::<f64>(), quotes("pickups"));
+
+    let bytes = std::fs::read(&film).unwrap();
+    let told = drawings(&bytes);
+    // Some have to wait for the server at the begin and on a busy machine.
+    assert!(
+        told.len() as u64 > MINUTES * 3 / 2,
+        "{} drawings",
+        told.len()
+    );
+    assert!(told.windows(2).all(|two| two[1].0 - two[0].0 >= 15_000));
+    let is_within = |time: i64| time >= from as i64 * 1_000;
+    assert!(is_within(told[0].0) && !is_within(told[0].0 - 60_000));
+    assert!(
+        told.iter()
+            .any(|(_, drivers, rides)| u64::from(*drivers) == CABS && *rides > 5)
+    );
+    // Each cab that was ever drawn was where the trace has it, never between two latitudes; and those that drove have moved.
+    let (mut seen, mut moved) = (0, 0.0_f64);
+    for drawing in each_drawing(&bytes) {
+        for (lat, lon) in cars(drawing) {
+            let cab = ((lat - 37.75) * 1_000.0).round() as u64;
+            assert!(cab < CABS && (lat - lat_of(cab)).abs() < 1e-5, "{lat}");
+            let driven = lon + 122.45;
+            let may = (0..=MINUTES).map(|minute| east(cab, minute));
+            assert!(
+                may.into_iter().any(|east| (driven - east).abs() < 1e-5),
+                "{lon}"
+            );
+            (seen, moved) = (seen + 1, moved.max(driven));
+        }
+    }
+    assert!(seen as u64 > 10 * CABS, "{seen} cars on all drawings");
+    assert!(
+        moved > 0.0019,
+        "{moved}: four minutes and more are on the film"
+    );
+
+    let mut shown = Command::new(env!("CARGO_BIN_EXE_cabrank"))
+        .args(["watch", &film])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let out = shown.stdout.take().unwrap();
+    let mut shown = Shown(shown);
+    BufReader::new(out).read_line(&mut line).unwrap();
+    let (count, url) = line.trim().split_once(" drawings: ").unwrap();
+    assert_eq!(count, told.len().to_string());
+    let get = |path: &str| reqwest::blocking::get(format!("{url}{path}")).unwrap();
+    let page = get("").text().unwrap();
+    assert!(page.contains("map.js") && page.contains("/film"), "{page}");
+    assert_eq!(get("film").bytes().unwrap(), bytes, "the film as it is");
+    let elsewhere = reqwest::blocking::Client::new().get(format!("{url}film"));
+    let refused = elsewhere.header("host", "evil.example").send().unwrap();
+    assert_eq!(refused.status(), 403, "a page of elsewhere reads no film");
+    let pid = shown.0.id().to_string();
+    let ended = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(ended.unwrap().success());
+    assert!(shown.0.wait().unwrap().success());
 }
 
 #[test]

@@ -157,6 +157,26 @@ fn events(data_dir: &str) -> Vec<Value> {
     found
 }
 
+/// What a run logged at INFO names nobody, no ride and no place of which its events tell.
+fn names_nobody_of(log: &str, events: &[Value]) {
+    assert!(log.lines().count() >= 3, "nothing was logged: {log}");
+    support::quiet::names_nobody(log);
+    let mut looked_for = std::collections::BTreeSet::new();
+    for event in events {
+        // As `driver/driver-17`, `ride/3-5-1042`.
+        let (_, id) = event["subject"].as_str().unwrap().split_once('/').unwrap();
+        looked_for.insert(id.to_owned());
+        if let Some(lat) = event["data"]["pickup"]["lat"].as_f64() {
+            looked_for.insert(format!("{lat:.4}"));
+        }
+    }
+    assert!(looked_for.len() > 150, "{}", looked_for.len());
+    for id in looked_for.iter().filter(|id| id.len() > 4) {
+        let line = log.lines().find(|line| line.contains(id));
+        assert_eq!(line, None, "{id} is named in the log");
+    }
+}
+
 #[test]
 fn a_small_city_lives_and_its_log_passes_the_audit() {
     let dir = tempfile::tempdir().unwrap();
@@ -177,11 +197,17 @@ fn a_small_city_lives_and_its_log_passes_the_audit() {
         "--report",
         report,
     ];
-    let said = expect(&run(&arguments), 0);
+    let demo = cabrank()
+        .args(arguments)
+        .env("CABRANK_LOG", "info")
+        .output()
+        .unwrap();
+    let said = expect(&demo, 0);
     assert!(
         said.starts_with("http://127.0.0.1:") && said.contains("0 violations"),
         "{said}"
     );
+    names_nobody_of(&text(&demo.stderr), &events(data));
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
     assert_eq!(report["schema"], "cabrank.report/1");
     assert_eq!(report["valid"], true);

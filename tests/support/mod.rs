@@ -1,5 +1,7 @@
 //! The program as these tests run it.
 
+pub mod quiet;
+
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -42,7 +44,12 @@ pub struct Demo {
 impl Demo {
     /// Starts one over these brokers and waits until its city lives.
     pub fn start(brokers: &str, arguments: &[&str]) -> Demo {
-        let mut child = cabrank()
+        Self::by(cabrank(), brokers, arguments)
+    }
+
+    /// The same by a command that says where its log goes.
+    pub fn by(mut command: Command, brokers: &str, arguments: &[&str]) -> Demo {
+        let mut child = command
             .args(["demo", "--brokers", brokers, "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -3,7 +3,8 @@
 //! The consumer's queue is read here and not through `BaseConsumer::poll`, for two reasons: only the event itself says
 //! at which offset a partition's end was seen, which PROTOCOL 15 needs (a commit marker keeps the position below it);
 //! and assignments come as values to the loop that owns the shards, not as callbacks in the middle of something.
-//! Everything unsafe of this crate is in this file: rdkafka has no safe way to a queue's events.
+//! Everything unsafe of this crate is in this file: rdkafka has no safe way to a queue's events, nor to a member's generation
+//! and id (`membership`); ARCHITECTURE.md, "Known limits", says what of its safe API was looked at.
 
 use std::ffi::{CStr, CString};
 use std::mem::ManuallyDrop;

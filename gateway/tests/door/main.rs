@@ -5,6 +5,7 @@
 mod support;
 
 mod abuse;
+mod neighbour;
 mod quiet;
 mod tls;
 mod tokens;
