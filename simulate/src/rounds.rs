@@ -169,14 +169,17 @@ impl Look<'_> {
         let on_the_way = self.on_the_way(going, promises, &mut cars);
         let movers: HashSet<DriverKey> = cars.places.keys().copied().collect();
         let crowds = self.crowds(rides, going, &movers);
-        let mut look = |ride: &Ride| self.cars_near(ride, &movers, crowds.as_ref(), &mut cars);
+        let mut look = |ride: &Ride| {
+            let mut near = self.cars_near(ride, &movers, crowds.as_ref(), &mut cars);
+            near.retain(|car| self.may_come(ride, car.key));
+            near
+        };
         let near: Vec<Vec<CarNear>> = rides.iter().map(|ride| look(ride)).collect();
         let on_the_way: Vec<OnTheWay> = on_the_way
             .into_iter()
             .map(|(ride, mut on_the_way)| {
                 let near = look(ride);
-                let near = near.iter().filter(|car| self.may_come(ride, car.key));
-                let drive = near.map(|car| Candidate {
+                let drive = near.iter().map(|car| Candidate {
                     driver: car.driver,
                     cost: car.drive_ms,
                 });
@@ -253,8 +256,7 @@ impl Look<'_> {
 
     /// What each of these cars costs this ride; those that are not to be are left out.
     fn priced(&self, ride: &Ride, near: &[CarNear], is_scarce: bool) -> Vec<Candidate> {
-        let near = near.iter().filter(|car| self.may_come(ride, car.key));
-        let priced = near.filter_map(|car| {
+        let priced = near.iter().filter_map(|car| {
             let hint = &self.hints[car.key.0 as usize];
             let cost = self.prices.cost_ms(&Facts {
                 drive_ms: car.drive_ms,
