@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use cabrank_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaOpenError};
+use cabrank_eventlog::kafka::{self, KafkaConfig, KafkaLog, KafkaOpenError};
 use cabrank_eventlog::{EmbeddedLog, EventLog, READ_MAX, Topic};
 use cabrank_events::command::GrowthStep;
 use cabrank_matcher::market_in;
 
 use crate::{AnyError, Common};
+
+// Else a ring could begin to grow to shards that the log cannot have, and neither finish nor go back.
+const _: () = assert!(cabrank_ring::SHARDS_MAX == kafka::SHARDS_MAX);
 
 /// Opens the store in `dir` for reading. A directory without one is an error, not a new store.
 pub fn open(dir: &Path) -> Result<EmbeddedLog, AnyError> {

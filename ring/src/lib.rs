@@ -15,9 +15,9 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use hashring::HashRing;
 use siphasher::sip::SipHasher13;
 
-/// The most shards a ring can have. A shard is a partition of the log's topics, and brokers slow down long
-/// before this; a ring this large takes 4 MiB.
-pub const SHARDS_MAX: u16 = 1_024;
+/// The most shards a ring, and so a city, can have; the log over Kafka has the same bound. A shard is a partition of the
+/// log's topics, and a ring this large takes 1 MiB.
+pub const SHARDS_MAX: u16 = 256;
 
 /// Counts the changes of hasher, keys, encoding or points per shard. Any such change moves keys between old
 /// shards, so it needs a migration of the log, not just a new number.
