@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::homes::{Home, Life, arrived, first_new, movers, person_of};
 use super::{Audit, AuditReport, Findings, Name, Names, Step, What, across, state};
 
 /// Where a ride is in its life, as far as the events tell.
@@ -117,6 +118,10 @@ pub(super) struct Folds {
     pub truncated: HashSet<u16>,
     /// The log was read while it was written, one partition after the other.
     pub reads_late: bool,
+    /// The least shard that a growth has made: people move from any shard to this one or those after it, and nowhere else.
+    pub first_new: Option<u16>,
+    /// Those whom the log says to have gone from shard to shard, and whether each is a driver.
+    pub moved: HashSet<(bool, Name)>,
 }
 
 impl Folds {
@@ -135,7 +140,8 @@ pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
         state::preload(&mut folds, &mut audit.names, shard, &state);
     }
     let shards = std::mem::take(&mut audit.shards);
-    let moved = movers(&shards);
+    folds.moved = movers(&shards);
+    folds.first_new = first_new(&shards, &audit.states);
     let mut of_movers: Vec<(u16, Step)> = Vec::new();
     for (shard, mut steps) in shards {
         steps.sort_by_key(|step| (step.seq, step.offset));
@@ -146,7 +152,8 @@ pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
         for step in &steps {
             let is_new = step.seq != last;
             last = step.seq;
-            if is_new && person_of(step, &audit.names).is_some_and(|one| moved.contains(&one)) {
+            let person = person_of(step, &audit.names);
+            if is_new && person.is_some_and(|one| folds.moved.contains(&one)) {
                 of_movers.push((shard, step.clone()));
             } else if is_new {
                 folds.take(shard, step, &audit.names, &mut audit.findings);
@@ -171,42 +178,6 @@ pub(super) fn judge(audit: &mut Audit, report: &mut AuditReport) {
         } else {
             report.open += 1;
         }
-    }
-}
-
-/// The person a step is about, and whether that is a driver.
-fn person_of(step: &Step, names: &Names) -> Option<(bool, Name)> {
-    match names.text(step.name).split('.').next() {
-        Some("driver") => step.driver.map(|id| (true, id)),
-        Some("rider") => step.rider.map(|id| (false, id)),
-        _ => None,
-    }
-}
-
-/// Those who have gone from shard to shard.
-fn movers(shards: &BTreeMap<u16, Vec<Step>>) -> HashSet<(bool, Name)> {
-    let steps = shards.values().flatten();
-    let moves = steps.filter(|step| matches!(step.what, What::HandedOver | What::TakenOver));
-    moves
-        .flat_map(|step| {
-            let driver = step.driver.map(|id| (true, id));
-            driver.or_else(|| step.rider.map(|id| (false, id)))
-        })
-        .collect()
-}
-
-/// In a log that is complete nobody is on the way.
-fn arrived(folds: &Folds, audit: &mut Audit) {
-    if !audit.options.complete {
-        return;
-    }
-    let drivers = folds.drivers.iter().filter(|(_, driver)| driver.is_away);
-    let riders = folds.riders.iter().filter(|(_, rider)| rider.is_away);
-    let away = drivers.map(|(name, driver)| (name, driver.shard));
-    let away = away.chain(riders.map(|(name, rider)| (name, rider.shard)));
-    for (name, shard) in away {
-        let what = format!("{} was handed over and never came", audit.names.text(*name));
-        drop(audit.findings.add(5, what).shard(shard));
     }
 }
 
@@ -275,10 +246,10 @@ fn sequence(shard: u16, steps: &[Step], names: &Names, findings: &mut Findings) 
 }
 
 /// Where a step stands, for violations.
-struct Here<'a> {
-    shard: u16,
-    step: &'a Step,
-    names: &'a Names,
+pub(super) struct Here<'a> {
+    pub shard: u16,
+    pub step: &'a Step,
+    pub names: &'a Names,
     truncated: bool,
 }
 
@@ -287,11 +258,11 @@ impl Here<'_> {
         at(self.names, self.shard, self.step)
     }
 
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.names.text(self.step.name)
     }
 
-    fn bad(&self, findings: &mut Findings, invariant: u8, what: String) {
+    pub(super) fn bad(&self, findings: &mut Findings, invariant: u8, what: String) {
         let mut finding = findings
             .add(invariant, what)
             .shard(self.shard)
@@ -311,31 +282,6 @@ impl Here<'_> {
             let what = format!("{}: {of}_seq is {found}, expected {expected}", self.name());
             self.bad(findings, 3, what);
         }
-    }
-
-    /// Does a person live in this shard? `home`: where the steps before say, whether they are on the way from there, and forgotten.
-    fn lives_here(
-        &self,
-        findings: &mut Findings,
-        of: &str,
-        home: Option<(u16, bool, bool)>,
-        excused: bool,
-    ) -> bool {
-        let comes = self.step.what == What::TakenOver;
-        let name = self.name();
-        let what = match home {
-            Some((_, true, _)) if comes => return true,
-            Some((shard, false, false)) if !comes && shard == self.shard => return true,
-            // Forgotten where they were; whoever comes back begins where they belong now.
-            Some((_, false, true)) | None if !comes => return true,
-            // What was before is not kept, or was not read yet.
-            _ if excused => return true,
-            Some((_, true, _)) => format!("{name} of a {of} who is on the way to another shard"),
-            _ if comes => format!("{name} of a {of} whom nobody has handed over"),
-            _ => format!("{name} stands in another shard than the {of}"),
-        };
-        self.bad(findings, 3, what);
-        false
     }
 
     /// People's numbers go on from the shard's when they are first seen: never back.
@@ -438,17 +384,20 @@ impl Folds {
     fn take_driver(&mut self, here: &Here<'_>, findings: &mut Findings) {
         let step = here.step;
         let Some(id) = step.driver else { return };
-        let known = self
-            .drivers
-            .get(&id)
-            .map(|driver| (driver.seq, driver.is_forgotten));
-        let home = self.drivers.get(&id);
-        let home = home.map(|driver| (driver.shard, driver.is_away, driver.is_forgotten));
-        let excused = self.reads_late || !self.truncated.is_empty();
-        if !here.lives_here(findings, "driver", home, excused) {
-            return;
+        let home = self.drivers.get(&id).map(|driver| Home {
+            shard: driver.shard,
+            is_away: driver.is_away,
+            is_forgotten: driver.is_forgotten,
+        });
+        let life = self.life(here, findings, home);
+        match life {
+            Life::GoesOn => {}
+            Life::Anew => drop(self.drivers.remove(&id)),
+            Life::Elsewhere => return,
         }
-        let is_late = known.is_none() && step.what == What::TakenOver;
+        let known = self.drivers.get(&id);
+        let known = known.map(|driver| (driver.seq, driver.is_forgotten));
+        let is_late = life == Life::Anew;
         let driver = self.drivers.entry(id).or_insert_with(|| Driver {
             shard: here.shard,
             seq: 0,
@@ -464,8 +413,14 @@ impl Folds {
             holds: (!here.truncated && !is_late).then_some(0),
             last_at: String::new(),
         });
-        if let (true, Some(ride)) = (is_late, step.ride) {
-            driver.hold = Some((ride, step.attempt, step.number));
+        if step.what == What::TakenOver {
+            let hold = step.ride.map(|ride| (ride, step.attempt, step.number));
+            let believed = is_late || driver.hold.is_none() && driver.holds.is_none();
+            if !believed && driver.hold != hold {
+                let what = "the driver comes with another hold than they went with".to_owned();
+                here.bad(findings, 1, what);
+            }
+            driver.hold = hold;
         }
         here.person_gapless(findings, "driver", known);
         driver.shard = here.shard;
@@ -494,23 +449,29 @@ impl Folds {
     fn take_rider(&mut self, here: &Here<'_>, findings: &mut Findings) {
         let step = here.step;
         let Some(id) = step.rider else { return };
-        let known = self
-            .riders
-            .get(&id)
-            .map(|rider| (rider.seq, rider.is_forgotten));
-        let home = self.riders.get(&id);
-        let home = home.map(|rider| (rider.shard, rider.is_away, rider.is_forgotten));
-        let excused = self.reads_late || !self.truncated.is_empty();
-        if !here.lives_here(findings, "rider", home, excused) {
-            return;
+        let home = self.riders.get(&id).map(|rider| Home {
+            shard: rider.shard,
+            is_away: rider.is_away,
+            is_forgotten: rider.is_forgotten,
+        });
+        let life = self.life(here, findings, home);
+        match life {
+            Life::GoesOn => {}
+            Life::Anew => drop(self.riders.remove(&id)),
+            Life::Elsewhere => return,
         }
+        let known = self.riders.get(&id);
+        let known = known.map(|rider| (rider.seq, rider.is_forgotten));
+        let is_late = life == Life::Anew;
+        // Before the first event seen the rider may have had a ride.
+        let had = step
+            .ride
+            .filter(|_| (here.truncated || is_late) && step.what != What::Busy);
+        let is_cut = !self.truncated.is_empty();
         let rider = self.riders.entry(id).or_insert_with(|| Rider {
             shard: here.shard,
             seq: 0,
-            // Before the first event seen the rider may have had a ride.
-            ride: step.ride.filter(|_| {
-                here.truncated && step.what != What::Busy || step.what == What::TakenOver
-            }),
+            ride: had,
             is_forgotten: false,
             is_away: false,
         });
@@ -534,6 +495,14 @@ impl Folds {
                     5,
                     format!("{} names another ride than the rider's", here.name()),
                 );
+            }
+            What::TakenOver => {
+                // In a log that is cut the rider may have had a ride before the first event seen.
+                if stray && !(is_cut && rider.ride.is_none()) {
+                    let what = "the rider comes with another ride than they went with".to_owned();
+                    here.bad(findings, 5, what);
+                }
+                rider.ride = step.ride;
             }
             What::Opened => self
                 .promised

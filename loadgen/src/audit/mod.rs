@@ -20,6 +20,7 @@
 
 mod across;
 mod fold;
+mod homes;
 mod source;
 mod state;
 #[cfg(test)]
@@ -318,6 +319,8 @@ enum What {
     HandedOver,
     /// And has come there.
     TakenOver,
+    /// There are to be more shards, or there are.
+    RingGrows,
     /// A wish of a driver or of the desk: nothing is promised by it.
     Wished,
     Unknown,
@@ -372,8 +375,8 @@ impl What {
             | "driver.queued"
             | "driver.unqueued"
             | "market.dispatch_set"
-            | "market.drain_asked"
-            | "market.ring_grows" => What::Wished,
+            | "market.drain_asked" => What::Wished,
+            "market.ring_grows" => What::RingGrows,
             _ => What::Unknown,
         }
     }
@@ -396,7 +399,7 @@ struct Step {
     attempt: u64,
     /// `ride.hold_asked`: the hold (ride, attempt) that the car may go to.
     by: Option<(Name, u64)>,
-    /// The hold number; on driver.online and offline the session; on an outcome 1 if it says done.
+    /// The hold number; on driver.online and offline the session; on an outcome 1 if it says done; of a growth the shards before.
     number: u64,
     /// `rider.free`: how the ride ended, by name. `rider.busy` and its followers: the key.
     text: Option<Name>,
@@ -567,8 +570,10 @@ impl Audit {
             "rider" => rider,
             _ => None,
         };
-        if !matches!(what, What::Outcome | What::Wished | What::Unknown)
-            && (entity.is_none() || own_seq == 0)
+        if !matches!(
+            what,
+            What::Outcome | What::Wished | What::RingGrows | What::Unknown
+        ) && (entity.is_none() || own_seq == 0)
         {
             return Err(format!("{name} lacks its {prefix} or {prefix}_seq"));
         }
@@ -580,6 +585,7 @@ impl Audit {
             What::Outcome => u64::from(data["outcome"]["result"] == "done"),
             What::Online | What::Offline | What::Leaving => data["session"].as_u64().unwrap_or(0),
             What::TakenOver => held["number"].as_u64().unwrap_or(0),
+            What::RingGrows => data["growth"]["from"].as_u64().unwrap_or(0),
             _ => data["hold_number"].as_u64().unwrap_or(0),
         };
         let attempt = match what {

@@ -378,6 +378,110 @@ fn nobody_lives_in_two_shards_or_comes_from_nowhere_or_is_lost_on_the_way() {
     log.fails(5, "was handed over and never came");
 }
 
+/// Live: shards are read one after the other, so what stands in one may miss its counterpart in another. That excuses who moves,
+/// and nobody else.
+#[test]
+fn an_event_in_the_wrong_shard_is_found_also_while_the_city_runs() {
+    let live = |mut log: Log| {
+        log = log.no_states();
+        log.options = AuditOptions {
+            live: true,
+            ..AuditOptions::default()
+        };
+        log
+    };
+    let heads = |driver: &str, seq: u64| json!({ "driver": driver, "driver_seq": seq });
+    let stray =
+        |log: Log, shard| log.then("person-events", shard, "driver.heading_set", heads("E", 8));
+    stray(live(right()), 3).fails(3, "stands in another shard than the driver");
+    let rider = json!({ "rider": "r1", "rider_seq": 4, "key": "k1", "why": "too_old" });
+    live(right())
+        .then("person-events", 3, "rider.request_refused", rider)
+        .fails(3, "stands in another shard than the rider");
+    // From four shards to five: people go to the new one only.
+    let growth = json!({ "market_seq": 1, "growth": { "from": 4, "to": 5 }, "step": "begun" });
+    let grows = || live(right()).then("person-events", 0, "market.ring_grows", growth.clone());
+    stray(grows(), 3).fails(3, "stands in another shard than the driver");
+    stray(grows(), 1).fails(3, "stands in another shard than the driver");
+    let report = stray(grows(), 4).audit();
+    assert!(report.is_clean(), "forgotten there, unread: {report}");
+}
+
+#[test]
+fn a_growth_under_way_is_no_finding_in_a_log_that_is_read_meanwhile() {
+    // What shard 2 said last was written after it had been read: E's release and handover, or only the handover.
+    for unread in [1, 2] {
+        let mut log = grown();
+        log.options = AuditOptions {
+            live: true,
+            ..AuditOptions::default()
+        };
+        let newest = |log: &Log| log.events.iter().filter(|e| e.1 == 2).map(|e| e.2).max();
+        for _ in 0..unread {
+            let newest = newest(&log);
+            log.events.retain(|e| e.1 != 2 || Some(e.2) != newest);
+        }
+        let report = log.clone().audit();
+        assert!(report.is_clean(), "{unread} unread: {report}");
+        log.options.live = false;
+        log.fails(3, "of a driver whom nobody has handed over");
+    }
+}
+
+/// Rider r1 moves, too: from shard 1 to shard 3.
+fn grown_with_rider() -> Log {
+    let rider = |seq: u64, more: Value| {
+        let mut data = json!({ "rider": "r1", "rider_seq": seq });
+        data.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        data
+    };
+    let state = json!({ "entity": "rider", "id": "r1", "seq": 4, "active": null });
+    let people = "person-events";
+    let comes = json!({ "from": 1, "state": state });
+    grown()
+        .then(people, 1, "rider.handed_over", rider(4, json!({ "to": 3 })))
+        .then(people, 3, "rider.taken_over", rider(5, comes))
+}
+
+#[test]
+fn who_moves_keeps_their_hold_and_their_ride() {
+    let log = grown_with_rider();
+    let report = log.audit();
+    assert!(report.is_clean(), "{report}");
+    let place = |log: &Log, name: &str| log.events.iter().position(|e| e.3 == name).unwrap();
+    let (driver, rider) = (
+        place(&log, "driver.taken_over"),
+        place(&log, "rider.taken_over"),
+    );
+    // Somebody gives E a hold on the way.
+    let mut wrong = log.clone();
+    let hold = json!({ "hold": { "ride": "1-1-10", "attempt": 2 }, "number": 6 });
+    wrong.events[driver].4["state"]["held"] = hold;
+    wrong.fails(1, "comes with another hold");
+    // It takes E's hold away: the release is still to come when E goes.
+    let mut wrong = log.clone();
+    let released = place(&log, "driver.handed_over") - 1;
+    let released = (0..=released)
+        .rfind(|at| log.events[*at].3 == "driver.released")
+        .unwrap();
+    assert_eq!(log.events[released].4["driver"], "E");
+    wrong.events[released].3 = "driver.heading_set";
+    wrong.fails(1, "comes with another hold");
+    let mut wrong = log.clone();
+    wrong.events[rider].4["state"]["active"] = json!("1-1-10");
+    wrong.fails(5, "comes with another ride");
+    let mut wrong = log.clone();
+    let free = place(&log, "rider.free");
+    wrong.events[free].3 = "rider.request_refused";
+    wrong.fails(5, "comes with another ride");
+    // And comes from somewhere.
+    let mut wrong = log.clone();
+    wrong.events.remove(place(&log, "rider.handed_over"));
+    wrong.fails(3, "of a rider whom nobody has handed over");
+}
+
 #[test]
 fn a_dropped_event_is_found() {
     let mut log = right();
