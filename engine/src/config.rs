@@ -7,6 +7,9 @@ use crate::matching::pace::PaceRules;
 use crate::matching::price::Prices;
 use crate::queues::QueueRules;
 
+/// The most of `moving_kib_max`: half of a record of the log (1 MiB), so that a header that is full fits into one.
+pub(crate) const MOVING_KIB_MOST: usize = 512;
+
 /// Settings of one market. All times are domain milliseconds, all distances metres.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -60,9 +63,10 @@ pub struct EngineConfig {
     /// Drivers of one shard who are suspended or kept apart from somebody: they are never forgotten. Beyond it
     /// suspensions and blocks of further drivers are refused with 503.
     pub marked_drivers_max: usize,
-    /// While the number of shards grows: commands of one shard that wait for people who are on their way to it. Beyond it they are refused with
-    /// 503, and messages between shards take the way by the old shard. They are part of the shard's header.
-    pub moving_max: usize,
+    /// While the number of shards grows: KiB that commands take which wait in one shard for people who are on their way to it. They
+    /// are part of the shard's header, which is one record. People's commands may use half of it and are refused with 503 beyond
+    /// it; messages between shards may use all, and take the way by the old shard beyond it.
+    pub moving_kib_max: usize,
     /// When rides whose drivers are on the way may change them; for the policy `rematch`.
     pub swaps: SwapRules,
     /// Are drivers whose ride goes to another one told of it, or asked before?
@@ -120,7 +124,7 @@ impl Default for EngineConfig {
             rides_max: 100_000,
             blocks_max: 256,
             marked_drivers_max: 20_000,
-            moving_max: 256,
+            moving_kib_max: MOVING_KIB_MOST,
             swaps: SwapRules::default(),
             swap_consent: SwapConsent::default(),
             swap_answer_ms: 15_000,
@@ -241,7 +245,11 @@ impl EngineConfig {
                 self.marked_drivers_max,
                 10_000_000,
             ),
-            ("engine.moving_max", self.moving_max, 500),
+            (
+                "engine.moving_kib_max",
+                self.moving_kib_max,
+                MOVING_KIB_MOST,
+            ),
             (
                 "engine.queues.drivers_max",
                 self.queues.drivers_max,

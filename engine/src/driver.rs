@@ -17,6 +17,7 @@ use cabrank_events::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::fold::parse_state;
 use crate::recent::Recent;
 use crate::ride::Bounds;
 
@@ -93,11 +94,9 @@ impl Driver {
 
     /// As another shard has given the driver to this one (PROTOCOL 30).
     pub fn taken_over(event: &DriverTakenOver) -> Driver {
-        let state = serde_json::from_value(event.state.clone());
         Driver {
             seq: event.driver_seq,
-            // PROTOCOL 9: what cannot be read stops the shard loudly; a shard of this program wrote it.
-            ..state.expect("a driver's state is as it was given")
+            ..parse_state(&event.state)
         }
     }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use cabrank_events::command::EntityId;
 use cabrank_events::{DriverId, Event, EventRecord, RideId, RiderId, Time};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::config::EngineConfig;
 use crate::driver::Driver;
@@ -75,6 +77,12 @@ impl Entities {
             .map(|(id, _)| id)
             .collect()
     }
+}
+
+/// What a shard has given to another one (PROTOCOL 30), or a part of it.
+pub(crate) fn parse_state<'a, T: Deserialize<'a>>(stored: &'a Value) -> T {
+    // PROTOCOL 9: what cannot be read stops the shard loudly; a shard of this program wrote it.
+    T::deserialize(stored).expect("a state is as it was given")
 }
 
 /// Folds one event into its entity.

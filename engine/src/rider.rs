@@ -9,6 +9,8 @@ use cabrank_events::event::{EndOfRide, RiderTakenOver};
 use cabrank_events::{CommandId, Event, IdempotencyKey, PickupPoint, RideId, RiderId, Time};
 use serde::{Deserialize, Serialize};
 
+use crate::fold::parse_state;
+
 /// What became of one wish.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "wish", rename_all = "snake_case")]
@@ -66,11 +68,9 @@ impl Rider {
 
     /// As another shard has given the rider to this one (PROTOCOL 30).
     pub fn taken_over(event: &RiderTakenOver) -> Rider {
-        let state = serde_json::from_value(event.state.clone());
         Rider {
             seq: event.rider_seq,
-            // PROTOCOL 9: what cannot be read stops the shard loudly; a shard of this program wrote it.
-            ..state.expect("a rider's state is as it was given")
+            ..parse_state(&event.state)
         }
     }
 

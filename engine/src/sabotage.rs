@@ -106,6 +106,10 @@ pub enum Sabotage {
     GiveEarly,
     /// Commands that waited for people are forgotten when they come.
     ForgetWaiting,
+    /// Commands that waited for people are handled twice when they come.
+    HandleWaitingTwice,
+    /// Once the ring has grown, people's commands are answered twice.
+    AnswerTwiceOnceGrown,
     /// People whom a new shard has never heard of begin with small numbers.
     BeginSmall,
     /// Messages hop while people move.

@@ -336,6 +336,15 @@ impl Shard {
         }
     }
 
+    fn has(&self, entity: &EntityId) -> bool {
+        match entity {
+            EntityId::Ride(id) => self.rides.contains_key(id),
+            EntityId::Driver(id) => self.drivers.contains_key(id),
+            EntityId::Rider(id) => self.riders.contains_key(id),
+            EntityId::Market => self.market.is_some(),
+        }
+    }
+
     /// When a timer fires next.
     pub fn poll_deadline(&self) -> Option<(Time, &EntityId)> {
         self.due.first().map(|(due, entity)| (*due, entity))
@@ -470,8 +479,12 @@ impl Shard {
             &record,
             &self.bounds,
         );
+        // An answer changes nobody who does not live here: that would be the end of a state that others hold.
+        let is_change = !matches!(record.event, Event::CommandOutcome(_)) || self.has(&entity);
         self.effects.events.push(record);
-        if !(self.broken(Sabotage::ForgetToSave) && matches!(entity, EntityId::Driver(_))) {
+        if is_change
+            && !(self.broken(Sabotage::ForgetToSave) && matches!(entity, EntityId::Driver(_)))
+        {
             self.effects.changed.insert(entity);
         }
     }
@@ -503,7 +516,7 @@ impl Shard {
             EntityId::Rider(id) => (None, None, Some(id.clone())),
             EntityId::Market => (None, None, None),
         };
-        self.emit(CommandOutcome {
+        let outcome = CommandOutcome {
             command: command.clone(),
             outcome,
             ride,
@@ -511,7 +524,14 @@ impl Shard {
             asked_driver,
             asked_rider,
             pickup_point,
-        });
+        };
+        let is_twice = self.broken(Sabotage::AnswerTwiceOnceGrown)
+            && self.counters.ring.is_some()
+            && matches!(asked, EntityId::Driver(_) | EntityId::Rider(_));
+        if is_twice {
+            self.emit(outcome.clone());
+        }
+        self.emit(outcome);
     }
 
     fn send(&mut self, command: Command) {

@@ -209,6 +209,8 @@ finds! {
     give_unmarked: Fault::Engine(Sabotage::GiveUnmarked);
     give_early: Fault::Engine(Sabotage::GiveEarly);
     forget_waiting: Fault::Engine(Sabotage::ForgetWaiting);
+    handle_waiting_twice: Fault::Engine(Sabotage::HandleWaitingTwice);
+    answer_twice_once_grown: Fault::Engine(Sabotage::AnswerTwiceOnceGrown);
     begin_small: Fault::Engine(Sabotage::BeginSmall);
     hop_while_moving: Fault::Engine(Sabotage::HopWhileMoving);
     ask_and_send: Fault::Engine(Sabotage::AskAndSend);

@@ -2,6 +2,7 @@
 
 mod airports;
 mod drivers;
+mod growth;
 mod holds;
 mod language;
 mod life;

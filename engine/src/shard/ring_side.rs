@@ -24,17 +24,15 @@ use cabrank_events::command::{
 use cabrank_events::event::{
     DriverHandedOver, DriverTakenOver, RiderHandedOver, RiderTakenOver, RingGrows,
 };
-use cabrank_events::{Command, CommandRecord, ShardId};
+use cabrank_events::{Command, CommandRecord, DriverId, RiderId, ShardId};
 use cabrank_ring::{Kind, Ring};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{EntityState, Message, Shard};
+use crate::fold::parse_state;
 use crate::sabotage::Sabotage;
 
-/// Messages of shards that wait for people on their way, for each command of a person that may. A message that does not wait
-/// here goes by the old shard, and a later one may overtake it (PROTOCOL 1), which settles nothing wrongly but is no rule.
-const MESSAGES_WAIT: usize = 8;
 /// People given away in one step: so much is one transaction.
 const GIVEN_AT_ONCE: usize = 1_000;
 /// People in one message, and what their states may take there, in bytes: a record has a bound.
@@ -58,10 +56,9 @@ pub struct Growing {
     /// Old shards that have given everybody.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     finished: BTreeSet<u16>,
-    /// Commands for people who are on their way here, in order; at most `engine.moving_max` of people, and with messages of shards
-    /// [`MESSAGES_WAIT`] times as many.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    waiting: Vec<Waiting>,
+    /// Commands for people who are on their way here, in order.
+    #[serde(default, skip_serializing_if = "WaitingRoom::is_empty")]
+    waiting: WaitingRoom,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -89,6 +86,58 @@ struct Waiting {
     record: CommandRecord,
 }
 
+/// What waits, and what it takes in the header, which is one record and has a bound: so this has one in bytes, too.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(from = "Vec<Waiting>")]
+struct WaitingRoom {
+    waiting: Vec<Waiting>,
+    bytes: usize,
+}
+
+impl Serialize for WaitingRoom {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.waiting.serialize(serializer)
+    }
+}
+
+impl From<Vec<Waiting>> for WaitingRoom {
+    fn from(waiting: Vec<Waiting>) -> WaitingRoom {
+        let bytes = waiting.iter().map(encoded_bytes).sum();
+        WaitingRoom { waiting, bytes }
+    }
+}
+
+impl WaitingRoom {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Lets somebody in unless all would take more than `most` bytes then.
+    fn has_let_in(&mut self, one: Waiting, most: usize) -> bool {
+        let bytes = self.bytes + encoded_bytes(&one);
+        let fits = bytes <= most;
+        if fits {
+            self.bytes = bytes;
+            self.waiting.push(one);
+        }
+        fits
+    }
+}
+
+/// What `value` takes as JSON, with a comma.
+fn encoded_bytes(value: &impl Serialize) -> usize {
+    let json = serde_json::to_vec(value).expect("commands and states hold only JSON's own kinds");
+    json.len() + 1
+}
+
+/// Who has come from another shard: what is to be known of a state before it is folded in.
+#[derive(Deserialize)]
+#[serde(tag = "entity", rename_all = "snake_case")]
+enum Comes {
+    Driver { id: DriverId, seq: u64 },
+    Rider { id: RiderId, seq: u64 },
+}
+
 impl Growing {
     pub(super) fn new(growth: Growth) -> Growing {
         Growing {
@@ -97,13 +146,13 @@ impl Growing {
             giving: BTreeMap::new(),
             taking: BTreeMap::new(),
             finished: BTreeSet::new(),
-            waiting: Vec::new(),
+            waiting: WaitingRoom::default(),
         }
     }
 
     /// What waits for people who are on their way, in order.
     pub fn waiting(&self) -> impl Iterator<Item = &CommandRecord> {
-        self.waiting.iter().map(|waiting| &waiting.record)
+        self.waiting.waiting.iter().map(|one| &one.record)
     }
 
     /// Old shards that have given everybody.
@@ -163,22 +212,26 @@ impl Shard {
         self.effects.messages.push(Message { to, record });
     }
 
-    /// Puts a command aside until the people of `old` have come. When as many wait as allowed, people are told to try again; what
-    /// shards say waits still, up to a bound of its own, beyond which it takes the way by `old`, who sends it back after them.
+    /// Puts a command aside until the people of `old` have come. What waits takes `engine.moving_kib_max` at most, and only
+    /// messages of shards the second half of that. Beyond it people are told to try again; a message takes the way by `old`, who
+    /// sends it back after them. A later one may overtake it then (PROTOCOL 1), which settles nothing wrongly but is no rule.
     pub(super) fn put_aside(&mut self, offset: Option<u64>, record: &CommandRecord, old: ShardId) {
+        let room = self.config.moving_kib_max * 1024;
         let most = match record.id {
-            Some(_) => self.config.moving_max,
-            None => self.config.moving_max.saturating_mul(MESSAGES_WAIT),
+            Some(_) => room / 2,
+            None => room,
         };
         let Some(growing) = &mut self.counters.growing else {
             return;
         };
-        if growing.waiting.len() < most {
-            growing.waiting.push(Waiting {
-                offset,
-                record: record.clone(),
-            });
-        } else if record.id.is_some() {
+        let one = Waiting {
+            offset,
+            record: record.clone(),
+        };
+        if growing.waiting.has_let_in(one, most) {
+            return;
+        }
+        if record.id.is_some() {
             let why = RefusedBecause::ShardFull;
             let asked = record.command.entity();
             self.answer(record.id.as_ref(), &asked, Outcome::Refused { why }, None);
@@ -354,8 +407,7 @@ impl Shard {
         next.truncate(GIVEN_AT_ONCE);
         let (mut people, mut bytes) = (Vec::new(), 0);
         for entity in next {
-            let state = self.give_away(&entity, to);
-            let state_bytes = state.to_string().len();
+            let (state, state_bytes) = self.give_away(&entity, to);
             if people.len() >= PART_PEOPLE || bytes + state_bytes > PART_BYTES {
                 self.send_part(growth, to, std::mem::take(&mut people));
                 bytes = 0;
@@ -402,8 +454,8 @@ impl Shard {
         self.say(to, growth, RingWord::People { part, people });
     }
 
-    /// Somebody who lives here leaves for another shard, with this state.
-    fn give_away(&mut self, entity: &EntityId, to: ShardId) -> Value {
+    /// Somebody who lives here leaves for another shard, with this state; and what it takes, in bytes.
+    fn give_away(&mut self, entity: &EntityId, to: ShardId) -> (Value, usize) {
         let mut state = self.state_of(entity);
         match &mut state {
             Some(EntityState::Driver(driver)) => {
@@ -425,37 +477,32 @@ impl Shard {
             Some(EntityState::Ride(_) | EntityState::Market(_)) | None => {}
         }
         self.reindex(entity);
-        serde_json::to_value(&state).expect("states hold only JSON's own kinds")
+        let stored = serde_json::to_value(&state).expect("states hold only JSON's own kinds");
+        (stored, encoded_bytes(&state))
     }
 
     /// Somebody has come from another shard.
     fn take_in(&mut self, from: ShardId, stored: &Value) {
-        // PROTOCOL 9: what cannot be read stops the shard loudly.
-        let state: EntityState =
-            serde_json::from_value(stored.clone()).expect("a state is as it was given");
-        match state {
-            EntityState::Driver(driver) if !self.drivers.contains_key(&driver.id) => {
+        match parse_state(stored) {
+            Comes::Driver { id, seq } if !self.drivers.contains_key(&id) => {
                 self.mark(DriverTakenOver {
-                    driver: driver.id.clone(),
-                    driver_seq: driver.seq + 1,
+                    driver: id.clone(),
+                    driver_seq: seq + 1,
                     from,
                     state: stored.clone(),
                 });
-                self.reindex(&EntityId::Driver(driver.id));
+                self.reindex(&EntityId::Driver(id));
             }
-            EntityState::Rider(rider) if !self.riders.contains_key(&rider.id) => {
+            Comes::Rider { id, seq } if !self.riders.contains_key(&id) => {
                 self.emit(RiderTakenOver {
-                    rider: rider.id.clone(),
-                    rider_seq: rider.seq + 1,
+                    rider: id.clone(),
+                    rider_seq: seq + 1,
                     from,
                     state: stored.clone(),
                 });
-                self.reindex(&EntityId::Rider(rider.id));
+                self.reindex(&EntityId::Rider(id));
             }
-            EntityState::Driver(_)
-            | EntityState::Rider(_)
-            | EntityState::Ride(_)
-            | EntityState::Market(_) => {}
+            Comes::Driver { .. } | Comes::Rider { .. } => {}
         }
     }
 
@@ -470,8 +517,11 @@ impl Shard {
         // What waits for people of other shards is put aside again, in the same order.
         let waited = std::mem::take(&mut growing.waiting);
         if !self.broken(Sabotage::ForgetWaiting) {
-            for waiting in waited {
-                self.dispatch(waiting.offset, &waiting.record);
+            for one in waited.waiting {
+                self.dispatch(one.offset, &one.record);
+                if self.broken(Sabotage::HandleWaitingTwice) {
+                    self.dispatch(one.offset, &one.record);
+                }
             }
         }
         self.if_settled();

@@ -30,14 +30,17 @@ pub(super) struct Growths {
     step: Option<GrowthStep>,
     /// The ring of before, and until when some gateways go by it.
     stale: Option<(Arc<Ring>, Time)>,
-    pub(super) has_begun: bool,
-    /// Commands of people that took a way of their own, or may have: their outcomes are not counted one by one.
-    pub(super) detoured: BTreeSet<CommandId>,
+    /// The one the city began with: whom it and the newest send home to different shards moves, or has moved.
+    first: Arc<Ring>,
+    has_begun: bool,
+    /// Commands of those who move that the input which brought them did not answer, and how many copies of each are still to be
+    /// answered at most.
+    pub(super) detoured: BTreeMap<CommandId, u32>,
     pub(super) answered: BTreeSet<CommandId>,
 }
 
 impl Growths {
-    pub(super) fn new(seed: u64) -> Growths {
+    pub(super) fn new(seed: u64, first: Arc<Ring>) -> Growths {
         let mut rng = SmallRng::seed_from_u64(!seed);
         let grows = (seed / 2).is_multiple_of(3);
         let at = grows.then(|| rng.random_range(5..120));
@@ -48,8 +51,9 @@ impl Growths {
             to: 0,
             step: None,
             stale: None,
+            first,
             has_begun: false,
-            detoured: BTreeSet::new(),
+            detoured: BTreeMap::new(),
             answered: BTreeSet::new(),
         }
     }
@@ -143,11 +147,15 @@ impl World {
         Arc::clone(&self.ring)
     }
 
-    /// While people move, or where they did, a command may be answered by a later input: then how often is not counted, but that it
-    /// is answered.
+    /// While people move, or where they did, a command of one of them may be answered by a later input. Who never moves is
+    /// answered as if nothing grew.
     pub(super) fn may_be_elsewhere(&self, command: &Command) -> bool {
-        let is_a_persons = matches!(command.entity(), EntityId::Driver(_) | EntityId::Rider(_));
-        self.growths.has_begun && is_a_persons
+        let home = |ring: &Ring| match command.entity() {
+            EntityId::Driver(id) => ring.shard_of_person(Kind::Driver, id.as_str()),
+            EntityId::Rider(id) => ring.shard_of_person(Kind::Rider, id.as_str()),
+            EntityId::Ride(_) | EntityId::Market => 0,
+        };
+        home(&self.growths.first) != home(&self.ring)
     }
 
     /// A shard whose room for those who wait is full remembers nothing of whom it refused.
@@ -191,7 +199,7 @@ impl World {
             .iter()
             .filter_map(|id| wish(&self.issued[id]))
             .collect();
-        let lost = self.growths.detoured.iter().find(|id| {
+        let lost = self.growths.detoured.keys().find(|id| {
             let resolved = wish(&self.issued[*id]).is_some_and(|wish| answered.contains(&wish));
             !self.growths.answered.contains(*id) && !resolved
         });

@@ -126,6 +126,12 @@ pub struct DriverFacts {
     pub away: bool,
 }
 
+impl DriverFacts {
+    fn is_marked(&self) -> bool {
+        self.suspended || !self.blocked.is_empty()
+    }
+}
+
 /// What became of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WishFacts {
@@ -150,8 +156,8 @@ pub struct Model {
     taken_up: BTreeSet<(RiderId, IdempotencyKey)>,
     /// Where riders live, and whether they are on the way there.
     riders: BTreeMap<RiderId, (ShardId, bool)>,
-    /// Has a ring grown?
-    has_grown: bool,
+    /// Shards that marked drivers have come to from other ones.
+    marks_came_to: BTreeSet<ShardId>,
     holds: BTreeMap<(DriverId, u64), HoldId>,
     last_seq: BTreeMap<DriverId, u64>,
     unknown: BTreeSet<RideId>,
@@ -182,7 +188,7 @@ impl Model {
             wishes: BTreeMap::new(),
             taken_up: BTreeSet::new(),
             riders: BTreeMap::new(),
-            has_grown: false,
+            marks_came_to: BTreeSet::new(),
             holds: BTreeMap::new(),
             last_seq: BTreeMap::new(),
             unknown: BTreeSet::new(),
@@ -719,8 +725,11 @@ impl Model {
             Event::DriverForgotten(e) => {
                 let driver = self.driver_step(&e.driver, e.driver_seq)?;
                 demand!(driver.online.is_none(), "{} is forgotten at work", e.driver);
-                let marked = driver.suspended || !driver.blocked.is_empty();
-                demand!(!marked, "{} is forgotten although marked", e.driver);
+                demand!(
+                    !driver.is_marked(),
+                    "{} is forgotten although marked",
+                    e.driver
+                );
                 self.drivers.remove(&e.driver);
             }
             Event::RiderBusy(e) => {
@@ -799,6 +808,9 @@ impl Model {
                 let comes = driver.away && driver.shard == taking;
                 demand!(comes, "{} is taken and was not given", e.driver);
                 driver.away = false;
+                if driver.is_marked() {
+                    self.marks_came_to.insert(taking);
+                }
                 self.driver_step(&e.driver, e.driver_seq)?;
             }
             Event::RiderHandedOver(_) | Event::RiderTakenOver(_) => {}
@@ -807,7 +819,6 @@ impl Model {
                 demand!(is_next, "the market's {} after {}", e.market_seq, self.set);
                 demand!(e.growth.from < e.growth.to, "{:?} is no growth", e.growth);
                 self.set += 1;
-                self.has_grown = true;
             }
             Event::RiderForgotten(e) => {
                 demand!(
@@ -919,13 +930,14 @@ impl Model {
 
     /// No shard keeps the marks of more drivers than allowed, unless a growth has brought them there.
     fn marks_fit(&self, last: &DriverId) -> Result<(), String> {
-        if self.has_grown {
+        let Some(shard) = self.drivers.get(last).map(|d| d.shard) else {
+            return Ok(());
+        };
+        if self.marks_came_to.contains(&shard) {
             return Ok(());
         }
-        let shard = self.drivers.get(last).map(|d| d.shard);
-        let marked = |d: &&DriverFacts| d.suspended || !d.blocked.is_empty();
-        let there = self.drivers.values().filter(|d| Some(d.shard) == shard);
-        let count = there.filter(marked).count();
+        let marked = |d: &&DriverFacts| d.shard == shard && !d.away && d.is_marked();
+        let count = self.drivers.values().filter(marked).count();
         let most = self.config.marked_drivers_max;
         demand!(count <= most, "{count} drivers of a shard are marked");
         Ok(())

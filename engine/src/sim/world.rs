@@ -161,7 +161,7 @@ impl World {
             rides_max: if tight && !busy { FULL } else { 1_000 },
             blocks_max: if tight { 1 } else { 8 },
             marked_drivers_max: if tight { 1 } else { 100 },
-            moving_max: if tight { 1 } else { 256 },
+            moving_kib_max: if tight { 1 } else { 512 },
             swaps: SwapRules {
                 swaps_max: rng.random_range(1..4),
                 gain_min_ms: [0, 0, 60_000][rng.random_range(0..3)],
@@ -237,8 +237,8 @@ impl World {
             rng,
             config,
             base_ring: Arc::clone(&ring),
+            growths: Growths::new(seed, Arc::clone(&ring)),
             ring,
-            growths: Growths::new(seed),
         };
         world.hosts = (0..hosts).map(|host| world.load(host)).collect();
         world
@@ -692,12 +692,12 @@ impl World {
             );
             let is_detoured = elsewhere && answers == 0;
             if is_detoured {
-                self.growths.detoured.insert(id.clone());
+                *self.growths.detoured.entry(id.clone()).or_insert(0) += 1;
             }
             let new = match waits {
                 true => answers.saturating_sub(1) as i32,
-                // Also by a shard that knows of no wish, because the rider is elsewhere.
-                false if elsewhere => answers as i32,
+                // At once, also by a shard that knows of no wish because the rider is elsewhere; or on its detour.
+                false if elsewhere => i32::from(!is_detoured),
                 false => i32::from(!resolved_later),
             };
             *self.outcomes.owed.entry(id.clone()).or_insert(0) += new;
@@ -746,7 +746,12 @@ impl World {
         let owed = self.outcomes.owed.entry(id.clone()).or_insert(0);
         *owed -= 1;
         self.growths.answered.insert(id.clone());
-        if *owed < 0 && self.growths.detoured.contains(id) {
+        if *owed < 0
+            && let Some(left) = self.growths.detoured.get_mut(id)
+            // On a detour between shards the log may have doubled it.
+            && (*left > 0 || !self.clean)
+        {
+            *left = left.saturating_sub(1);
             *owed = 0;
         }
         if *owed < 0 {
