@@ -1,12 +1,12 @@
 // What do many open maps cost the server? Asks as that many pages do, and says how much processor time the server took beside them.
 //
-//   node test/maps.mjs 'http://127.0.0.1:8080/#token=...' <process id of the server> [maps] [seconds]
+//   node test/maps.mjs 'http://127.0.0.1:8080/#token=...' <process id of the server> [maps] [seconds] [cores at most]
 //
-// First as long without any map, so that what the city itself costs can be taken off. Linux only: reads /proc.
+// Before and after as long without any map, so that what the city itself costs can be taken off. Linux only: reads /proc.
 import { readFileSync } from "node:fs";
 import { Agent, get } from "node:http";
 
-const [address, pid, maps = "50", seconds = "20"] = process.argv.slice(2);
+const [address, pid, maps = "50", seconds = "20", most = "Infinity"] = process.argv.slice(2);
 const { origin, hash } = new URL(address);
 const headers = { Authorization: `Bearer ${new URLSearchParams(hash.slice(1)).get("token")}` };
 const TICKS_PER_SECOND = 100;
@@ -63,9 +63,18 @@ async function measure(count) {
   return (cpu() - before) / ((Date.now() - began) / 1_000);
 }
 
-const without = await measure(0);
+const before = await measure(0);
 const beside = await measure(Number(maps));
+const without = (before + (await measure(0))) / 2;
 console.log(
   `${maps} maps: ${(beside - without).toFixed(3)} cores (${beside.toFixed(3)} with them, ${without.toFixed(3)} without), ` +
     `${(asked / Number(seconds)).toFixed(0)} answers and ${(bytes / Number(seconds) / 1e6).toFixed(2)} MB a second`,
 );
+if (asked < Number(maps) * Number(seconds)) {
+  console.error(`${maps} maps ask twice a second each: ${asked} answers are too few to say anything`);
+  process.exit(1);
+}
+if (beside - without > Number(most)) {
+  console.error(`more than ${most} cores`);
+  process.exit(1);
+}
