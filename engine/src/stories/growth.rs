@@ -86,14 +86,14 @@ impl City {
     fn says(&mut self, shard: ShardId, command: Command) -> (Option<Outcome>, Effects) {
         let id = CommandId::new(&format!("c{}", self.offset)).expect("a good id");
         let effects = self.hears(shard, &CommandRecord::external(id, NOW, command));
-        let answers = effects
+        let mut answers = effects
             .events
             .iter()
             .filter_map(|record| match &record.event {
                 Event::CommandOutcome(answer) => Some(answer.outcome.clone()),
                 _ => None,
             });
-        (answers.last(), effects)
+        (answers.next_back(), effects)
     }
 
     fn grow(&mut self, to: u16, step: GrowthStep) -> Outcome {
