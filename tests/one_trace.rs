@@ -1,10 +1,11 @@
-//! A ride is one trace through real processes: gateway, node, order and payment service over a real Apache Kafka, a driver's phone
-//! and a rider's call; what they send over OTLP is received here.
+//! A ride is one trace through real processes: gateway, two nodes, order and payment service over a real Apache Kafka, a driver's
+//! phone and a rider's call; what they send over OTLP is received here.
 //!
 //! With `CABRANK_OTELCOL`, an OpenTelemetry Collector, they send to that one, which reads `deploy/otel.yaml` and passes on to us
 //! what it takes (`deploy/collector.sh`). Without a JDK and Maven it says so in one line and counts as not run; with `CI=true`
 //! that is a failure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,11 +14,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use cabrank_eventlog::kafka::testing;
+use cabrank_ring::{Kind, Ring};
 use cabrank_spans::testing::{PROCESS, Receiver as Spans, Span, tree};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const SHARDS: &str = "4";
+const SHARDS: u16 = 4;
 
 /// A process and what it says, line by line; killed when dropped.
 struct Process {
@@ -184,6 +186,59 @@ fn drawn(spans: &[Span]) -> String {
     tree(&spans, &[PROCESS])
 }
 
+/// A ride's steps without what its shards write each other by the log, which depends on who owns which; and how much that was.
+/// What came of such a message hangs under what the message came of.
+fn without_messages(spans: &[Span]) -> (Vec<Span>, usize) {
+    let by_id: BTreeMap<&[u8], &Span> = spans.iter().map(|of| (&*of.span_id, of)).collect();
+    let is_message = |span: &Span| {
+        let parent = by_id.get(&*span.parent_span_id);
+        let is_asked = parent.is_some_and(|parent| parent.name.starts_with("gateway "));
+        span.name.starts_with("node ") && !is_asked
+    };
+    let kept: Vec<Span> = spans
+        .iter()
+        .filter(|span| !is_message(span))
+        .map(|span| {
+            let mut span = span.clone();
+            while let Some(parent) = by_id.get(&*span.parent_span_id)
+                && is_message(parent)
+            {
+                span.parent_span_id = parent.parent_span_id.clone();
+            }
+            span
+        })
+        .collect();
+    let messages = spans.len() - kept.len();
+    (kept, messages)
+}
+
+/// The steps of each trace.
+fn traces(spans: &[Span]) -> BTreeMap<Vec<u8>, Vec<Span>> {
+    let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
+    for span in spans {
+        let trace = traces.entry(span.trace_id.clone()).or_default();
+        trace.push(span.clone());
+    }
+    traces
+}
+
+/// How many steps hang under one that has not come, or under none.
+fn parents_missing(spans: &[Span]) -> usize {
+    let here: BTreeSet<&[u8]> = spans.iter().map(|of| &*of.span_id).collect();
+    let is_lost = |span: &&Span| !here.contains(&*span.parent_span_id);
+    spans.iter().filter(is_lost).count()
+}
+
+/// A rider of each shard.
+fn riders() -> Vec<String> {
+    let ring = Ring::new(SHARDS).expect("a ring");
+    let of_shard = |shard| {
+        let mut names = (0..).map(|n| format!("rider-{n}"));
+        names.find(|name| ring.shard_of_person(Kind::Rider, name) == shard)
+    };
+    (0..SHARDS).filter_map(of_shard).collect()
+}
+
 #[test]
 fn over_kafka_a_ride_is_one_trace_through_gateway_node_phone_and_services() {
     let Some(broker) = testing::broker() else {
@@ -206,7 +261,7 @@ fn over_kafka_a_ride_is_one_trace_through_gateway_node_phone_and_services() {
             .args(arguments)
             .env("CABRANK_LOG", "warn")
             .env("CABRANK_KAFKA__PREFIX", &prefix)
-            .env("CABRANK_KAFKA__SHARDS", SHARDS)
+            .env("CABRANK_KAFKA__SHARDS", SHARDS.to_string())
             .env("CABRANK_KAFKA__REPLICATION", "1")
             .env("CABRANK_SPANS__OTLP_URL", &otlp_url)
             .env("CABRANK_SPANS__SAMPLED", "1.0");
@@ -218,8 +273,19 @@ fn over_kafka_a_ride_is_one_trace_through_gateway_node_phone_and_services() {
     assert!(topics.status.success(), "{topics:?}");
     let database = |name: &str| format!("--database={}", dir.path().join(name).display());
 
-    let mut node = Process::start(&mut command(&["matcher", "--name=n1", &brokers]));
-    node.says("answers gateways");
+    let mut nodes = ["--name=n1", "--name=n2"]
+        .map(|name| Process::start(&mut command(&["matcher", name, &brokers])));
+    for node in &mut nodes {
+        node.says("answers gateways");
+    }
+    until("each node serving its part of the shards", || {
+        let said = command(&["cluster", "status", "--json", &brokers]).output();
+        let said: Value = serde_json::from_slice(&said.ok()?.stdout).ok()?;
+        let owners = said["shards"].as_array()?.iter();
+        let owners: Vec<&str> = owners.filter_map(|of| of["node"].as_str()).collect();
+        let all = owners.len() == usize::from(SHARDS);
+        (all && owners.contains(&"n1") && owners.contains(&"n2")).then_some(())
+    });
     let mut gateway = Process::start(&mut command(&["gateway", "--listen=127.0.0.1:0", &brokers]));
     let url = gateway.says("http://");
     let mut provider = Process::start(&mut command(&["provider-sim"]));
@@ -235,48 +301,59 @@ fn over_kafka_a_ride_is_one_trace_through_gateway_node_phone_and_services() {
     let mut driver = Process::start(&mut command(&phone));
     driver.says("connected as driver d1");
     driver.does("online economy", "online: done");
-    let token = |role: &str| {
-        let token = command(&["token", "--role", role, "--subject=ann"]).output();
+    let token = |role: &str, subject: &str| {
+        let token = command(&["token", "--role", role, "--subject", subject]).output();
         String::from_utf8(token.expect("a token").stdout).expect("text")
     };
-    let (rider, operator) = (token("rider"), token("ops"));
+    let operator = token("ops", "operator");
     let client = reqwest::blocking::Client::new();
-    until("the car is seen", || {
-        let near = format!("{url}/v1/nearby?lat=37.7749&lon=-122.4194");
-        let near = client.get(near).bearer_auth(operator.trim()).send().ok()?;
-        near.text().ok()?.contains("distance_m").then_some(())
-    });
-    let call = client
-        .post(format!("{url}/v1/rides"))
-        .bearer_auth(rider.trim())
-        .header("Idempotency-Key", "k1")
-        .json(&json!({"pickup":{"lat":37.7749,"lon":-122.4194},"dropoff":{"lat":37.79,"lon":-122.40}}));
-    let opened = call.send().expect("an answer");
-    assert_eq!(opened.status(), 201, "{opened:?}");
-    driver.says("offer: ride ");
-    driver.does("accept", "accept: done");
-    driver.does("arrived", "arrived: done");
-    driver.does("started", "started: done");
-    let mut spans: Vec<Span> = Vec::new();
-    let mut told = |name: &str| {
-        until(name, || {
-            spans.extend(received.take());
-            spans.iter().any(|span| span.name == name).then_some(())
+    let (mut spans, mut rides): (Vec<Span>, usize) = (Vec::new(), 0);
+    for rider in riders() {
+        until("the car is seen, and free", || {
+            let near = format!("{url}/v1/nearby?lat=37.7749&lon=-122.4194");
+            let near = client.get(near).bearer_auth(operator.trim()).send().ok()?;
+            near.text().ok()?.contains("distance_m").then_some(())
         });
-    };
-    // The money is held before the ride ends.
-    told("order payment.authorised");
-    driver.does("completed", "completed: done");
-    told("payment order.receipt");
-    until("every step has come", || {
-        spans.extend(received.take());
-        (spans.len() >= STEPS.lines().count()).then_some(())
-    });
-    assert_eq!(drawn(&spans), STEPS);
-    let trace = &spans[0].trace_id;
-    assert!(
-        spans.iter().all(|span| span.trace_id == *trace),
-        "{spans:?}"
+        let wish =
+            json!({"pickup":{"lat":37.7749,"lon":-122.4194},"dropoff":{"lat":37.79,"lon":-122.40}});
+        let call = client
+            .post(format!("{url}/v1/rides"))
+            .bearer_auth(token("rider", &rider).trim())
+            .header("Idempotency-Key", "k1")
+            .json(&wish);
+        let opened = call.send().expect("an answer");
+        assert_eq!(opened.status(), 201, "{opened:?}");
+        driver.says("offer: ride ");
+        driver.does("accept", "accept: done");
+        driver.does("arrived", "arrived: done");
+        driver.does("started", "started: done");
+        until("the money is held before the ride ends", || {
+            spans.extend(received.take());
+            let held = |of: &Vec<Span>| of.iter().any(|of| of.name == "order payment.authorised");
+            (traces(&spans).values().filter(|of| held(of)).count() > rides).then_some(())
+        });
+        driver.does("completed", "completed: done");
+        rides += 1;
+        until("every step has come", || {
+            spans.extend(received.take());
+            let traces = traces(&spans);
+            let is_whole = |of: &Vec<Span>| {
+                without_messages(of).0.len() >= STEPS.lines().count() && parents_missing(of) == 1
+            };
+            (traces.len() == rides && traces.values().all(is_whole)).then_some(())
+        });
+    }
+    let mut messages = 0;
+    for (_, ride) in traces(&spans) {
+        let (kept, beside) = without_messages(&ride);
+        assert_eq!(drawn(&kept), STEPS, "{}", drawn(&ride));
+        messages += beside;
+    }
+    // A rider of each shard: some live on another node than the ride, and what the two write each other is in the trace.
+    assert!(messages > 0);
+    println!(
+        "{} steps of {rides} rides, {messages} between shards by the log",
+        spans.len()
     );
     if let Some(collector) = collector {
         // Where compose's Prometheus asks.
@@ -285,6 +362,6 @@ fn over_kafka_a_ride_is_one_trace_through_gateway_node_phone_and_services() {
             counted.contains("otelcol_receiver_accepted_spans"),
             "{counted}"
         );
-        println!("by way of a real collector: {} steps", spans.len());
+        println!("by way of a real collector");
     }
 }
