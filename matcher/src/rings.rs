@@ -77,7 +77,7 @@ impl Rings {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let is_news = known
             .growth
-            .is_none_or(|(before, reached)| (growth.to, rank(step)) > (before.to, rank(reached)));
+            .is_none_or(|(before, reached)| (growth.to, step) > (before.to, reached));
         if !is_news {
             return false;
         }
@@ -124,14 +124,6 @@ impl Rings {
         let is_home = |ring: &Ring| route::shard_of(ring, entity) == shard;
         let moves = matches!(known.growth, Some((_, GrowthStep::Begun)));
         is_home(&known.now) && (!moves || is_home(&known.before))
-    }
-}
-
-fn rank(step: GrowthStep) -> u8 {
-    match step {
-        GrowthStep::Announced => 0,
-        GrowthStep::Begun => 1,
-        GrowthStep::Settled => 2,
     }
 }
 

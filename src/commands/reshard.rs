@@ -119,13 +119,8 @@ impl<'a> Desk<'a> {
     }
 
     fn has_reached(&self, growth: Growth, step: GrowthStep) -> bool {
-        let at = |step: GrowthStep| match step {
-            GrowthStep::Announced => 0,
-            GrowthStep::Begun => 1,
-            GrowthStep::Settled => 2,
-        };
         self.reached
-            .is_some_and(|(known, reached)| known == growth && at(reached) >= at(step))
+            .is_some_and(|(known, reached)| known == growth && reached >= step)
     }
 
     fn in_time(&self, what: &str) -> Result<(), AnyError> {

@@ -9,7 +9,7 @@ use cabrank_events::{
     Command, CommandId, CommandRecord, DriverId, Event, HoldId, Reason, RideId, RiderId, ShardId,
     Time, VehicleClass,
 };
-use cabrank_ring::{Kind, Ring, SHARDS_MAX};
+use cabrank_ring::{Kind, Ring};
 
 use crate::EngineConfig;
 use crate::shard::{Counters, Effects, Message, Shard};
@@ -245,6 +245,6 @@ fn a_ring_grows_to_its_bound_and_not_beyond() {
     let refused = Outcome::Refused {
         why: RefusedBecause::BadSettings,
     };
-    assert_eq!(city.grow(SHARDS_MAX + 1, GrowthStep::Announced), refused);
+    assert_eq!(city.grow(257, GrowthStep::Announced), refused);
     assert_eq!(city.grow(256, GrowthStep::Announced), Outcome::Done);
 }
