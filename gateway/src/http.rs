@@ -140,7 +140,7 @@ async fn count(
     request: Request,
     next: Next,
 ) -> Response {
-    conn.touch();
+    conn.begins();
     let caller = edge.addresses.caller(conn.peer(), request.headers());
     let Some(address) = caller else {
         return next.run(request).await;

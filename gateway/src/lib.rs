@@ -206,7 +206,8 @@ impl Gateway {
         let idle = Duration::from_millis(edge.config.timing.http_idle_ms);
         let (addresses, tls) = (edge.addresses.clone(), edge.tls.clone());
         let most = limits.connections().1;
-        let listener = BoundedListener::new(listener, most, addresses, tls, idle);
+        let body_max = limits.frame_bytes_max;
+        let listener = BoundedListener::new(listener, most, addresses, tls, idle, body_max);
         Ok(Self {
             edge,
             listener,

@@ -1,7 +1,8 @@
 //! How many connections, and for how long without a request, or with an answer that is not read?
 //!
 //! A connection that asks for nothing (none yet, half a header, or idle between two requests) is cut after a while. One
-//! that is being answered, streamed to, or is a socket, lives by its own rules. When as many are open as files allow,
+//! that is being answered, streamed to, or is a socket, lives by its own rules. One that sends more than a request's head
+//! and a body may have, and no request comes of it, is cut, too: hyper alone would gather and look through six times as much. When as many are open as files allow,
 //! new ones wait in the system's backlog; whoever has as many open as one address may is cut at once.
 
 use std::io;
@@ -26,9 +27,13 @@ use crate::tls::{Stream, Tls};
 /// After the system refuses to accept (no files left), the next try waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a request's line and headers may take, in bytes.
+const HEAD_MAX: usize = 64 * 1024;
+
 /// A TCP listener with a bound on what is open.
 pub struct BoundedListener {
     listener: TcpListener,
+    body_max: usize,
     open: Arc<Semaphore>,
     addresses: Arc<Addresses>,
     tls: Option<Arc<Tls>>,
@@ -42,9 +47,11 @@ impl BoundedListener {
         addresses: Arc<Addresses>,
         tls: Option<Arc<Tls>>,
         idle: Duration,
+        body_max: usize,
     ) -> Self {
         Self {
             listener,
+            body_max,
             open: Arc::new(Semaphore::new(connections_max)),
             addresses,
             tls,
@@ -83,6 +90,8 @@ impl Listener for BoundedListener {
                         conn,
                         idle: self.idle,
                         idle_at,
+                        body_max: self.body_max,
+                        unanswered: (0, 0),
                         stuck_until: None,
                         place,
                     };
@@ -114,6 +123,8 @@ struct ConnState {
     long_lived: AtomicUsize,
     /// When the last request began, in ms after birth.
     requested_ms: AtomicU64,
+    /// How many have begun.
+    requests: AtomicU64,
 }
 
 impl Connected<IncomingStream<'_, BoundedListener>> for Conn {
@@ -134,6 +145,7 @@ impl Conn {
             born,
             long_lived: AtomicUsize::new(0),
             requested_ms: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         }))
     }
 
@@ -143,7 +155,12 @@ impl Conn {
     }
 
     /// A request began.
-    pub fn touch(&self) {
+    pub fn begins(&self) {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn touch(&self) {
         let ms = self.0.born.elapsed().as_millis() as u64;
         self.0.requested_ms.store(ms, Ordering::Relaxed);
     }
@@ -177,6 +194,9 @@ pub struct BoundedIo {
     idle: Duration,
     /// When to look whether it is idle.
     idle_at: Pin<Box<Sleep>>,
+    body_max: usize,
+    /// How many requests there were, and what was read since the last of them began.
+    unanswered: (u64, usize),
     /// Until when what is written now must go on its way: the client does not read.
     stuck_until: Option<Pin<Box<Sleep>>>,
     place: Place,
@@ -225,7 +245,19 @@ impl AsyncRead for BoundedIo {
             }
             this.idle_at.as_mut().reset(idle_at);
         }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let requests = this.conn.0.requests.load(Ordering::Relaxed);
+        if this.unanswered.0 != requests {
+            this.unanswered = (requests, 0);
+        }
+        this.unanswered.1 += buf.filled().len() - before;
+        // The last request's body comes before the next one's head.
+        let body_max = if requests > 0 { this.body_max } else { 0 };
+        if this.unanswered.1 > HEAD_MAX + body_max {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        read
     }
 }
 
