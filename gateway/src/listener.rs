@@ -2,7 +2,7 @@
 //!
 //! A connection that asks for nothing (none yet, half a header, or idle between two requests) is cut after a while. One
 //! that is being answered, streamed to, or is a socket, lives by its own rules. One that sends more than a request's head
-//! and a body may have, and no request comes of it, is cut, too: hyper alone would gather and look through six times as much. When as many are open as files allow,
+//! and a body may have, and no request comes of it, is cut, too: hyper alone would gather and look through 400 KiB. When as many are open as files allow,
 //! new ones wait in the system's backlog; whoever has as many open as one address may is cut at once.
 
 use std::io;
@@ -27,8 +27,8 @@ use crate::tls::{Stream, Tls};
 /// After the system refuses to accept (no files left), the next try waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a request's line and headers may take, in bytes.
-const HEAD_MAX: usize = 64 * 1024;
+/// What a request's line and headers may take, in bytes; as much as Node.js lets them.
+const HEAD_MAX: usize = 16 * 1024;
 
 /// A TCP listener with a bound on what is open.
 pub struct BoundedListener {
