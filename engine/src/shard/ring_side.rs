@@ -179,6 +179,10 @@ impl Shard {
             EntityId::Rider(id) => (Kind::Rider, id.as_str(), self.riders.contains_key(id)),
             EntityId::Ride(_) | EntityId::Market => return Goes::Here,
         };
+        // Nobody is on the way: who is here lives here.
+        if is_here && self.counters.growing.is_none() {
+            return Goes::Here;
+        }
         let home = self.ring.shard_of_person(kind, id);
         let old = self.old_ring.as_ref();
         let old = old.map_or(home, |ring| ring.shard_of_person(kind, id));
