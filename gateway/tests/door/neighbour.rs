@@ -38,7 +38,7 @@ const EVERY: Duration = Duration::from_millis(2);
 const WORDS: u32 = 400;
 /// At least and at most so many turns of calm and abuse.
 const TURNS_MIN: usize = 4;
-const TURNS_MAX: usize = 15;
+const TURNS_MAX: usize = 30;
 /// This process may grow so much by an abuse: server, abuser and neighbour together.
 const MEMORY_MAX: u64 = 48 << 20;
 /// Where strangers come from.
