@@ -4,7 +4,7 @@ twice. What a cluster gives is played: each pod has an address of its own (of 12
 0.0.0.0), probes are asked as often as it says, a pod that goes hears its hook and SIGTERM and, after its grace, SIGKILL,
 and the city's address leads to the gateways that are ready.
 
-Used by scale.py (more and fewer nodes), upgrade.py (two releases side by side) and game_day.py (faults and alerts)."""
+Used by scale.py (more and fewer nodes), upgrade.py (two releases side by side), game_day.py (faults and alerts) and cost.py (what rides and positions cost)."""
 
 import asyncio
 import http.client
