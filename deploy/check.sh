@@ -147,17 +147,17 @@ fi
 
 # The image's root, as the Dockerfile makes it, from a program that is here.
 if [ -n "${CABRANK:-}" ] && [ "$(id -u)" = 0 ]; then
-  ./rootfs.sh "$CABRANK" "$work/root"
-  chroot --userspec=65532:65532 "$work/root" /usr/local/bin/cabrank --version >"$work/said" 2>&1 ||
+  ./rootfs.sh "$CABRANK" "$work/image"
+  chroot --userspec=65532:65532 "$work/image" /usr/local/bin/cabrank --version >"$work/said" 2>&1 ||
     bad "the program does not run in the image's root: $(cat "$work/said")"
-  [ -z "$(find "$work/root" -name 'sh' -o -name 'bash' -o -name 'busybox')" ] || bad "a shell in the image's root"
+  [ -z "$(find "$work/image" -name 'sh' -o -name 'bash' -o -name 'busybox')" ] || bad "a shell in the image's root"
   if command -v dpkg >/dev/null; then
-    for library in $(find "$work/root" -name '*.so*' -printf '/%P\n'); do
+    for library in $(find "$work/image" -name '*.so*' -printf '/%P\n'); do
       package="$({ dpkg -S "$library" || dpkg -S "/usr$library"; } 2>/dev/null | sed -n '1s/[:,].*//p')"
-      [ -s "$work/root/usr/share/doc/${package:-$library}/copyright" ] || bad "$library is in the image's root without its notice"
+      [ -s "$work/image/usr/share/doc/${package:-$library}/copyright" ] || bad "$library is in the image's root without its notice"
     done
   fi
-  say "image: $(cat "$work/said") runs in its root of $(du -sm "$work/root" | cut -f1) MiB, without a shell, as 65532"
+  say "image: $(cat "$work/said") runs in its root of $(du -sm "$work/image" | cut -f1) MiB, without a shell, as 65532"
 else
   say "not run: the image's root (CABRANK names no binary, or not root)"
 fi
